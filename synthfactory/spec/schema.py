@@ -1,0 +1,349 @@
+"""The spec as frozen pydantic models: every field with its unit, default and an example; unknown keys are refused.
+
+Checks that span several fields raise `Problems`, which keeps the path of each fault for load.py to turn into file:line:column.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.names import class_name_problem, slug_collisions
+from synthfactory.spec.places import lies_inside, nested, place_problem
+from synthfactory.spec.sampler import FrozenModel, Sampler, SamplerOverride, UnitFloat, merged_sampler
+from synthfactory.spec.source import Problems, Source
+
+MAX_TILES = 10**12
+
+
+class ClassSpec(FrozenModel):
+    """How many tiles of one class, and what differs in drawing them; in YAML a bare integer is short for {count: it}."""
+
+    count: int | None = Field(default=None, ge=1, le=MAX_TILES, description="Tiles of this class.", examples=[40])
+    fraction: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="Share of `total`, above 0; all classes sum to 1.", examples=[0.5]
+    )
+    sampler: SamplerOverride | None = Field(
+        default=None, description="What differs from the spec's sampler for this class."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        if type(data) is float:
+            raise ValueError(f"{data:g} is no count; write an integer, or {{fraction: {data:g}}} together with total")
+        return {"count": data} if type(data) is int else data
+
+    @model_validator(mode="after")
+    def _one_size(self) -> ClassSpec:
+        if self.count is not None and self.fraction is not None:
+            raise ValueError("has both count and fraction; keep one of them")
+        if self.count is None and self.fraction is None:
+            raise ValueError("has neither count nor fraction; write for example {count: 40}")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        full = handler.resolve_ref_schema(handler(core))
+        short = {"type": "integer", "minimum": 1, "maximum": MAX_TILES, "description": "Tiles of this class."}
+        return {
+            "anyOf": [short, full],
+            "description": full.pop("description", ""),
+            "title": full.pop("title", "ClassSpec"),
+        }
+
+
+class Embeddings(FrozenModel):
+    """Where the conditioning embeddings come from: a parquet bank, or a folder of real tiles to embed (one of the two)."""
+
+    bank: str | None = Field(
+        default=None, description="Parquet bank of embeddings (path or URL).", examples=["specs/phantom-bank.parquet"]
+    )
+    tiles: str | None = Field(
+        default=None, description="Folder with one sub-folder of tiles per class.", examples=["./tiles"]
+    )
+    label_level: Literal["slide", "region", "tile"] | None = Field(
+        default=None,
+        description="With tiles: what the class of a folder was given to (a slide, a region or each tile).",
+        examples=["tile"],
+    )
+    metadata: str | None = Field(
+        default=None,
+        description="With tiles: CSV with patient and slide of each tile; without it patients are unknown.",
+        examples=["tiles.csv"],
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Embeddings:
+        if (self.bank is None) == (self.tiles is None):
+            raise ValueError("needs exactly one of bank (a parquet file) and tiles (a folder of class folders)")
+        found = []
+        if self.bank is not None:
+            for key in ("label_level", "metadata"):
+                if getattr(self, key) is not None:
+                    found.append((key, "goes with tiles only; a bank carries this itself, so leave the key out"))
+        elif self.label_level is None:
+            found.append(("label_level", "is missing; say what the labels were given to: slide, region or tile"))
+        for key in ("bank", "tiles", "metadata"):
+            problem = place_problem(getattr(self, key) or "-")
+            if problem:
+                found.append((key, problem))
+        if found:
+            raise Problems(found)
+        return self
+
+
+class TissueScreen(FrozenModel):
+    """Drops tiles with too little tissue."""
+
+    min_fraction: UnitFloat = Field(
+        0.1, description="Least share of tissue pixels, 0 to 1. Default 0.1.", examples=[0.1]
+    )
+
+
+class BlurScreen(FrozenModel):
+    """Drops blurred tiles."""
+
+    min_sharpness: float = Field(
+        default=0.01, ge=0.0, description="Least sharpness, 0 and up. Default 0.01.", examples=[0.01]
+    )
+
+
+class AgreementScreen(FrozenModel):
+    """Drops tiles whose embedding is too far from its condition, or so near that the tile may be a copy."""
+
+    min: float = Field(
+        0.3, ge=-1.0, le=1.0, description="Least cosine similarity to the condition. Default 0.3.", examples=[0.3]
+    )
+    max: float = Field(
+        0.999, ge=-1.0, le=1.0, description="Greatest cosine similarity. Default 0.999.", examples=[0.999]
+    )
+
+    @model_validator(mode="after")
+    def _interval(self) -> AgreementScreen:
+        if self.min >= self.max:
+            raise Problems([("min", f"{self.min:g} is not below max = {self.max:g}; min < max is needed")])
+        return self
+
+
+class Screen(FrozenModel):
+    """Which tiles are kept; a screen that is left out or null is off. Dropped tiles are drawn again."""
+
+    tissue: TissueScreen | None = Field(default=None, description="Tissue screen; null = off (default).")
+    blur: BlurScreen | None = Field(default=None, description="Blur screen; null = off (default).")
+    agreement: AgreementScreen | None = Field(
+        default=None, description="Screen of agreement with the condition; null = off (default)."
+    )
+
+
+class Output(FrozenModel):
+    """Where the tile set goes (may be published) and in which form."""
+
+    path: str = Field(description="Folder or fsspec URL of the tile set.", examples=["out/demo"])
+    shard_size: int = Field(
+        1000, ge=1, le=100_000, description="Tiles per shard, a target. Default 1000.", examples=[1000]
+    )
+    format: Literal["png", "webp", "jpeg"] = Field(
+        default="png",
+        description="png or webp (both lossless); jpeg is lossy and warned about. Default png.",
+        examples=["png"],
+    )
+
+
+class Budget(FrozenModel):
+    """What the build may spend; a plan that cannot fit is refused before anything is drawn."""
+
+    max_attempts: int = Field(
+        4, ge=1, le=100, description="Draws per tile before it counts as a shortfall. Default 4.", examples=[4]
+    )
+    network_calls: int | None = Field(
+        default=None, ge=1, description="Most calls of the network; null = no limit.", examples=[1_000_000]
+    )
+    device_hours: float | None = Field(
+        default=None, gt=0.0, description="Most hours of one device; null = no limit.", examples=[8.0]
+    )
+
+
+class Execution(FrozenModel):
+    """How the machine computes; fixed by the first build into an output, since it decides the last bits of pixels."""
+
+    batch_size: int | None = Field(
+        default=None, ge=1, le=4096, description="Tiles per batch; null = chosen at the first build.", examples=[16]
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Number format of the network. Default float32.", examples=["float32"]
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads per worker; null = chosen at the first build.",
+        examples=[2],
+    )
+    strict: bool = Field(
+        False, description="true = refuse to mix kinds of hardware or software. Default false.", examples=[True]
+    )
+
+
+class Spec(FrozenModel):
+    """A labelled synthetic tile set: which model, which classes, from which embeddings, drawn how, to where."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,47}$",
+        description="Prefix of every tile's key: a-z, 0-9 and '-', at most 48.",
+        examples=["demo"],
+    )
+    model: str = Field(
+        min_length=1,
+        description="phantom (ships with the package) or a folder exported by training.",
+        examples=["phantom"],
+    )
+    total: int | None = Field(
+        default=None, ge=1, le=MAX_TILES, description="Tiles of all classes; only with fractions.", examples=[120]
+    )
+    classes: dict[str, ClassSpec] = Field(
+        min_length=1,
+        description="Class name (the bank's label) to its number of tiles, or to {count or fraction, sampler}.",
+        examples=[{"phantom-gland": 40, "phantom-keratin": {"count": 20, "sampler": {"steps": 20}}}],
+    )
+    embeddings: Embeddings = Field(
+        description="Source of the conditioning embeddings.", examples=[{"bank": "bank.parquet"}]
+    )
+    sampler: Sampler = Field(default=Sampler(), description="How tiles are drawn.")
+    screen: Screen = Field(default=Screen(), description="Which tiles are kept.")
+    output: Output = Field(description="Where the tile set goes.", examples=[{"path": "out/demo"}])
+    lineage: str = Field(
+        description="Folder or URL for what must not be published (secret key, bank rows, rejects); apart from output.path.",
+        examples=["out/demo-lineage"],
+    )
+    seed: int | Literal["secret"] = Field(
+        default="secret",
+        description="Integer >= 0 (anyone can repeat the set) or secret (default; for banks of real patients).",
+        examples=["secret", 20261123],
+    )
+    budget: Budget = Field(default=Budget(), description="Limits checked before and during the build.")
+    execution: Execution = Field(default=Execution(), description="Batch, number format and threads.")
+
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seed(cls, value: Any) -> Any:
+        if value == "secret" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**128):
+            return value
+        raise ValueError("must be an integer from 0 to 2**128 - 1, or the word secret")
+
+    @model_validator(mode="after")
+    def _across(self) -> Spec:
+        found = [*self._class_problems(), *self._size_problems(), *self._sampler_problems(), *self._place_problems()]
+        if found:
+            raise Problems(found)
+        return self
+
+    def _class_problems(self) -> list[tuple[str, str]]:
+        found = [(f"classes.{name}", problem) for name in self.classes if (problem := class_name_problem(name))]
+        found += [
+            (
+                f"classes.{later}",
+                f"gives the same keys as class '{earlier}' (case and punctuation do not count); rename one",
+            )
+            for later, earlier in slug_collisions([name for name in self.classes if not class_name_problem(name)])
+        ]
+        return found
+
+    def _size_problems(self) -> list[tuple[str, str]]:
+        shares = {name: item.fraction for name, item in self.classes.items() if item.fraction is not None}
+        if not shares:
+            return (
+                []
+                if self.total is None
+                else [("total", "goes with fractions only; the classes have counts, so leave it out")]
+            )
+        if len(shares) < len(self.classes):
+            counted = next(name for name in self.classes if name not in shares)
+            return [(f"classes.{counted}", "has a count while other classes have fractions; use one kind for all")]
+        found = []
+        if self.total is None:
+            found.append(
+                ("total", "is missing; classes with fractions need the total number of tiles, for example total: 120")
+            )
+        summed = math.fsum(shares.values())
+        if abs(summed - 1.0) > 1e-6:
+            found.append(("classes", f"the fractions sum to {summed:.8g}; they must sum to 1"))
+        return found
+
+    def _sampler_problems(self) -> list[tuple[str, str]]:
+        found = []
+        for name, item in self.classes.items():
+            if item.sampler is None:
+                continue
+            try:
+                self.sampler_for(name)
+            except ValueError as error:  # pydantic's: the merged values do not go together
+                for detail in getattr(error, "errors", list)():
+                    cause = detail.get("ctx", {}).get("error")
+                    below = ".".join(str(part) for part in detail["loc"])
+                    for path, message in cause.found if isinstance(cause, Problems) else [("", detail["msg"])]:
+                        found.append((".".join(filter(None, ("classes", name, "sampler", below, path))), message))
+        return found
+
+    def _place_problems(self) -> list[tuple[str, str]]:
+        named = (("output.path", self.output.path), ("lineage", self.lineage), ("model", self.model))
+        found = [(path, problem) for path, place in named if (problem := place_problem(place))]
+        return found or self.nesting_problems()
+
+    def nesting_problems(self, **resolve: Any) -> list[tuple[str, str]]:
+        """(spec path, fault) where lineage or real data and output.path lie inside one another; `resolve` as in places.nested."""
+        output, found = self.output.path, []
+        if nested(self.lineage, output, **resolve):
+            found.append(
+                (
+                    "lineage",
+                    "and output.path lie inside one another; lineage is never published, so give it a folder of its own",
+                )
+            )
+        if self.embeddings.tiles and nested(self.embeddings.tiles, output, **resolve):
+            found.append(
+                (
+                    "embeddings.tiles",
+                    "and output.path lie inside one another; keep real tiles apart from what is published",
+                )
+            )
+        for key in ("bank", "metadata"):
+            place = getattr(self.embeddings, key)
+            if place and lies_inside(place, output, **resolve):
+                found.append(
+                    (f"embeddings.{key}", "lies inside output.path; keep real data apart from what is published")
+                )
+        return found
+
+    def sampler_for(self, class_name: str) -> Sampler:
+        """The spec's sampler with this class's overrides; a method without a solver takes that method's default solver."""
+        override = self.classes[class_name].sampler
+        return self.sampler if override is None else merged_sampler(self.sampler, override)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but should be known before building; one sentence each."""
+        if self.output.format != "jpeg":
+            return ()
+        return ("output.format: jpeg loses detail and shifts models and metrics; png or webp are lossless",)
+
+    def locate(self, path: str) -> str:
+        """'file:line:column' of a dotted spec path (or its nearest written ancestor); '' where the spec came from no file."""
+        return self._source.locate(path)
+
+    def error(self, path: str, message: str) -> InputError:
+        """An InputError for the caller to raise: 'file:line:column: path: message'. For checks made after loading."""
+        return self._source.error(path, message)
+
+    def with_source(self, source: Source) -> Spec:
+        """The same spec, knowing where it was written."""
+        copy = self.model_copy()
+        copy._source = source
+        return copy
