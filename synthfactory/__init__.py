@@ -1,0 +1,1 @@
+"""synthfactory: labelled synthetic H&E tile sets from one YAML spec."""
