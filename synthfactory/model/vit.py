@@ -1,0 +1,176 @@
+"""A compact ViT encoder of H0-mini's form (arXiv 2501.16239), with timm's state-dict names.
+
+Packed SwiGLU, layer scale, one class token and register tokens in front of the patch tokens. H0-mini is the default size:
+ViT-B/14, 4 registers, 85.7M parameters, output (N, 261, 768) at 224 px.
+
+Shapes: B batch, H W pixels, T = 1 + registers + patches tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class ViTConfig(BaseModel):
+    """Size, form and input statistics of an encoder; the defaults are H0-mini's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_hidden: int = Field(default=4096, description="rows of fc1: twice the width of the gated product")
+    registers: int = 4
+    layer_scale: float | None = 1e-5
+    norm_eps: float = 1e-6
+    mean: tuple[float, float, float] = (0.707223, 0.578729, 0.703617)
+    std: tuple[float, float, float] = (0.211883, 0.230117, 0.177517)
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned factor."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class PackedSwiGLU(nn.Module):
+    """fc1 gives gate and value in one matrix; the gate passes through SiLU (timm's SwiGLUPacked)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden // 2, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through torch's SDPA."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        batch, tokens, width = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        width, start = config.width, config.layer_scale
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.attn = Attention(width, config.heads)
+        self.ls1 = nn.Identity() if start is None else LayerScale(width, start)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = PackedSwiGLU(width, config.mlp_hidden)
+        self.ls2 = nn.Identity() if start is None else LayerScale(width, start)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.ls1(self.attn(self.norm1(x_BTD)))
+        return x_BTD + self.ls2(self.mlp(self.norm2(x_BTD)))  # type: ignore[no-any-return]
+
+
+class PatchEmbed(nn.Module):
+    """Pixels to patch tokens."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        return self.proj(x_B3HW).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def images_to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3), 0-255 -> float32 (B, 3, H, W) in [0, 1]."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}")
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255.0
+
+
+class ViT(nn.Module):
+    """The encoder: pixels -> tokens; the class token is the embedding that conditions SiT."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = config.image_size // config.patch_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2, config.width))  # patches only, as timm with registers
+        self.patch_embed = PatchEmbed(config.width, config.patch_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.register_buffer("_mean", torch.tensor(config.mean).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(config.std).reshape(1, 3, 1, 1), persistent=False)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """timm's initial weights (normal 0.02, zero biases), drawn from `generator` alone."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.weight.data.normal_(0.0, 0.02, generator=generator)
+                if module.bias is not None:
+                    module.bias.data.zero_()
+        for token in (self.cls_token, self.reg_token, self.pos_embed):
+            token.data.normal_(0.0, 0.02, generator=generator)
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """float (B, 3, H, W) in [0, 1] -> normalised tokens (B, T, D): class, registers, patches in row order."""
+        x = self.patch_embed((pixels_B3HW - self._mean) / self._std) + self.pos_embed
+        batch = x.shape[0]
+        x = torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def class_token(self, tokens_BTD: Tensor) -> Tensor:
+        """The raw class token (B, D)."""
+        return tokens_BTD[:, 0]
+
+    def patch_tokens(self, tokens_BTD: Tensor) -> Tensor:
+        """The patch tokens (B, grid*grid, D), without class token and registers."""
+        return tokens_BTD[:, 1 + self.config.registers :]
+
+    @torch.no_grad()
+    def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """uint8 (N, H, W, 3) -> class tokens, float32 (N, D). Raises ValueError on another shape or dtype."""
+        found = [
+            self.class_token(self(images_to_tensor(images[start : start + batch_size]).to(self.pos_embed.device)))
+            for start in range(0, len(images), batch_size)
+        ]
+        if not found:
+            return np.zeros((0, self.config.width), np.float32)
+        return torch.cat(found).float().cpu().numpy()
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of weights, fixed ones (positions) included."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def vit_from_dict(values: dict[str, Any]) -> ViT:
+    """A ViT with uninitialised weights from the `encoder` part of a model folder's config.json."""
+    return ViT(ViTConfig.model_validate(values))
