@@ -1,0 +1,63 @@
+"""synthfactory-train: run a training config, export the result as a model folder, measure it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import yaml
+
+from synthfactory.spec.errors import InputError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="synthfactory")
+def cli() -> None:
+    """Train the models that synthfactory runs, from WebDataset shards."""
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--run", "run_folder", required=True, help="Run folder; the same command again resumes.")
+@click.option("--cache", default=None, help="Folder for decoded tiles and latents (default: RUN/../cache).")
+@click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override one field of the config.")
+def run(config: str, run_folder: str, cache: str | None, settings: tuple[str, ...]) -> None:
+    """Train as CONFIG.yaml says, or go on where an interrupted run stopped."""
+    from train.config import load_config
+    from train.loop import train
+
+    overrides = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting}: write it as PATH=VALUE, for example optimiser.steps=200")
+        overrides[path] = yaml.safe_load(value)
+    checked = load_config(config, overrides)
+    folder = Path(run_folder)
+    done = train(checked, folder, Path(cache) if cache else folder.parent / "cache")
+    click.echo(f"{folder}: {checked.optimiser.steps} steps done ({done} of them now)")
+
+
+def main() -> None:
+    """Entry point: bad input ends with one message and status 2, an interruption with 130."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("interrupted; the same command resumes", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command resumes", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except InputError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Exponential moving average of weights: averaged <- d averaged + (1 - d) current, with a decay that warms up.
+
+The decay of step s is min(d, (1 + s) / (10 + s)), so that a short run is not dominated by its first weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Averaged float weights and copied buffers of a module."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Moves the average towards the module's weights after optimiser step `step` (0-based)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        parameters = dict(module.named_parameters())
+        for name, value in module.state_dict().items():
+            if name in parameters:
+                self.state[name].lerp_(value, 1 - decay)
+            else:
+                self.state[name].copy_(value)  # statistics and counters are what they are

@@ -1,0 +1,42 @@
+"""Losses as functions of tensors: reconstruction, KL, alignment (networks live in synthfactory.model)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _gradients(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    return x_BCHW[..., :, 1:] - x_BCHW[..., :, :-1], x_BCHW[..., 1:, :] - x_BCHW[..., :-1, :]
+
+
+def gradient_l1(found_BCHW: Tensor, wanted_BCHW: Tensor) -> Tensor:
+    """Mean absolute difference of horizontal and vertical differences, at full and at half resolution."""
+    total = found_BCHW.new_zeros(())
+    for scale in (1, 2):
+        a = found_BCHW if scale == 1 else F.avg_pool2d(found_BCHW, scale)
+        b = wanted_BCHW if scale == 1 else F.avg_pool2d(wanted_BCHW, scale)
+        for ga, gb in zip(_gradients(a), _gradients(b), strict=True):
+            total = total + (ga - gb).abs().mean() / 4
+    return total
+
+
+def kl_to_unit(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL divergence of N(mean, exp(log_variance)) to N(0, 1), averaged over all elements (nats per latent element)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+
+
+def alignment(projection_BNP: Tensor, tokens_BTP: Tensor) -> Tensor:
+    """REPA: mean negative cosine similarity; the encoder's token grid is resampled (bilinear) to the SiT's where they differ."""
+    side, source = int(projection_BNP.shape[1] ** 0.5), int(tokens_BTP.shape[1] ** 0.5)
+    if side != source:
+        grid = tokens_BTP.transpose(1, 2).reshape(tokens_BTP.shape[0], -1, source, source)
+        grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
+        tokens_BTP = grid.flatten(2).transpose(1, 2)
+    return -F.cosine_similarity(projection_BNP, tokens_BTP, dim=-1).mean()
+
+
+def logit_normal(normal_B: Tensor) -> Tensor:
+    """Standard normal -> times in (0, 1) by the logistic function (arXiv 2403.03206)."""
+    return torch.sigmoid(normal_B)
