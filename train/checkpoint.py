@@ -47,7 +47,9 @@ def save(
     temporary = folder / f".tmp-{secrets.token_hex(6)}"
     temporary.mkdir()
     tensors, scalars = _flat_optimiser(optimiser)
-    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary / "weights.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary / "weights.safetensors"
+    )
     save_file({k: v.cpu().contiguous() for k, v in average.items()}, temporary / "average.safetensors")
     save_file(tensors, temporary / "optimiser.safetensors")
     (temporary / "state.json").write_text(json.dumps({"step": step, "optimiser": scalars}, sort_keys=True))

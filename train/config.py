@@ -43,7 +43,9 @@ class EncoderLosses(_Closed):
     attributes: float = 1.0
     grid: float = 1.0
     label_smoothing: float = 0.05
-    photometric: float = Field(default=0.08, description="spread of random gain and offset per channel, in [0, 1] units")
+    photometric: float = Field(
+        default=0.08, description="spread of random gain and offset per channel, in [0, 1] units"
+    )
 
 
 class VAELosses(_Closed):
@@ -95,7 +97,9 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> TrainConf
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; name a training config such as train/configs/phantom-sit.yaml") from None
+        raise InputError(
+            f"{path}: no such file; name a training config such as train/configs/phantom-sit.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):

@@ -144,7 +144,7 @@ def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return stream(seed, "epoch", epoch).permutation(count)
+    return np.asarray(stream(seed, "epoch", epoch).permutation(count))
 
 
 def batch_rows(seed: int, step: int, batch: int, count: int) -> np.ndarray:
@@ -157,7 +157,7 @@ def symmetry_of(seed: int, step: int, batch: int, enabled: bool) -> np.ndarray:
     """One of the eight symmetries per row, 0-7 (B,): quarter turns k = s % 4, then a left-right flip where s >= 4."""
     if not enabled:
         return np.zeros(batch, np.int64)
-    return stream(seed, "symmetry", step).integers(0, 8, batch)
+    return np.asarray(stream(seed, "symmetry", step).integers(0, 8, batch))
 
 
 def transformed(array: np.ndarray, symmetry: int, rows: int = 0) -> np.ndarray:

@@ -62,7 +62,9 @@ def train(config: TrainConfig, run: Path, cache: Path) -> int:
     ema = Ema(work.module, plan.ema)
     first = checkpoint.restore(run, work.module, ema.state, optimiser)
     (run / "extra.json").write_text(
-        json.dumps({**work.extra(), "tiles": len(tiles), "classes": tiles.classes, "data_sha256": tiles.digest}, indent=1)
+        json.dumps(
+            {**work.extra(), "tiles": len(tiles), "classes": tiles.classes, "data_sha256": tiles.digest}, indent=1
+        )
     )
     bar = tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc=config.mode, mininterval=5.0)
     began, busy = time.monotonic(), _seconds_before(run)
@@ -72,7 +74,9 @@ def train(config: TrainConfig, run: Path, cache: Path) -> int:
             group["lr"] = rate_at(plan, step)
         loss, figures = work.loss(step)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"step {step}: the loss is {loss.item()}; last good checkpoint: {checkpoint.steps(run)[-1:]}")
+            raise FloatingPointError(
+                f"step {step}: the loss is {loss.item()}; last good checkpoint: {checkpoint.steps(run)[-1:]}"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         figures["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, plan.clip))

@@ -28,7 +28,8 @@ Figures = dict[str, float]
 class Step(Protocol):
     """What the loop needs of a mode."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def loss(self, step: int) -> tuple[Tensor, Figures]: ...
 
@@ -70,7 +71,8 @@ class EncoderStep:
             head.weight.data.normal_(0.0, 0.02, generator=generator)
             head.bias.data.zero_()
         self.attribute_mean, self.attribute_std = _standard(tiles.attributes, (0,))
-        self.grid_mean, self.grid_std = _standard(tiles.grid, (0, 1, 2)) if tiles.grid_channels else (None, None)
+        if tiles.grid_channels:
+            self.grid_mean, self.grid_std = _standard(tiles.grid, (0, 1, 2))
 
     def extra(self) -> dict[str, Any]:
         return {}
@@ -181,7 +183,7 @@ class DiffusionStep:
         self.encoder = encoder.vit.eval().requires_grad_(False)
         at_vae, self.latents, statistics = self._latents(cache)
         with torch.no_grad():
-            embeddings = self.encoder.embed(np.asarray(tiles.images[: min(512, len(tiles))]))
+            embeddings = self.encoder.embed(np.array(tiles.images[: min(512, len(tiles))]))
         network = {
             **config.network,
             "condition_width": self.encoder.config.width,

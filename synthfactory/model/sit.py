@@ -69,7 +69,8 @@ class TimeEmbedder(nn.Module):
         half = self.frequencies // 2
         rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
         angles = t_B.float()[:, None] * rates[None]
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))  # type: ignore[no-any-return]
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))  # type: ignore[no-any-return]
 
 
 class ConditionEmbedder(nn.Module):
@@ -133,7 +134,7 @@ class Block(nn.Module):
     def forward(self, x_BND: Tensor, c_BD: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, dim=-1)
         x_BND = x_BND + gate1.unsqueeze(1) * self.attn(_modulate(self.norm1(x_BND), shift1, scale1))
-        return x_BND + gate2.unsqueeze(1) * self.mlp(_modulate(self.norm2(x_BND), shift2, scale2))
+        return x_BND + gate2.unsqueeze(1) * self.mlp(_modulate(self.norm2(x_BND), shift2, scale2))  # type: ignore[no-any-return]
 
 
 class FinalLayer(nn.Module):

@@ -73,7 +73,7 @@ class VAE(nn.Module):
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Latents -> pixels in about [-1, 1], (B, 3, H, W)."""
         x = self.kl.decode(latents_BCHW).sample
-        return F.pixel_shuffle(x, self.config.unshuffle) if self.config.unshuffle > 1 else x  # type: ignore[no-any-return]
+        return F.pixel_shuffle(x, self.config.unshuffle) if self.config.unshuffle > 1 else x
 
 
 def vae_from_dict(values: dict[str, Any]) -> VAE:

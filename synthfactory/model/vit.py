@@ -114,13 +114,18 @@ def images_to_tensor(images: np.ndarray) -> Tensor:
 class ViT(nn.Module):
     """The encoder: pixels -> tokens; the class token is the embedding that conditions SiT."""
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
         self.grid = config.image_size // config.patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2, config.width))  # patches only, as timm with registers
+        self.pos_embed = nn.Parameter(
+            torch.zeros(1, self.grid**2, config.width)
+        )  # patches only, as timm with registers
         self.patch_embed = PatchEmbed(config.width, config.patch_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)

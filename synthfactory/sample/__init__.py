@@ -1,0 +1,1 @@
+"""From conditions and noise to tiles: noise per candidate, solvers, guidance, decoding."""
