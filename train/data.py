@@ -163,7 +163,7 @@ def symmetry_of(seed: int, step: int, batch: int, enabled: bool) -> np.ndarray:
 def transformed(array: np.ndarray, symmetry: int, rows: int = 0) -> np.ndarray:
     """`array` with axes (rows, rows+1) turned and flipped by a symmetry number."""
     turned = np.rot90(array, symmetry % 4, axes=(rows, rows + 1))
-    return np.flip(turned, axis=rows + 1) if symmetry >= 4 else turned
+    return np.asarray(np.flip(turned, axis=rows + 1) if symmetry >= 4 else turned)
 
 
 def transformed_grid(grid: np.ndarray, symmetry: int, channels: tuple[str, ...]) -> np.ndarray:

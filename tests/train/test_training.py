@@ -1,0 +1,188 @@
+"""Training: exact resume, data that follows its symmetries, losses with known values."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+
+from synthfactory.spec.errors import InputError
+from train.cli import cli
+from train.config import load_config
+from train.data import batch_rows, open_tiles, transformed, transformed_grid
+from train.losses import alignment, kl_to_unit
+from train.loop import train
+
+NETWORK = {
+    "image_size": 224,
+    "patch_size": 28,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "mlp_hidden": 32,
+    "registers": 1,
+    "layer_scale": None,
+}
+
+
+def write_shard(folder: Path, tiles: int = 12) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    with tarfile.open(folder / "000000.tar", "w") as tar:
+        for number in range(tiles):
+            pixels = random.integers(0, 255, (224, 224, 3), dtype=np.uint8)
+            picture = io.BytesIO()
+            Image.fromarray(pixels).save(picture, "PNG", compress_level=0)
+            grid = random.integers(0, 255, (8, 8, 2), dtype=np.uint8)
+            record = {
+                "label": f"class-{number % 3}", "patient_id": f"p{number % 4}", "attributes": {"density": number / 7},
+                "grid": base64.b64encode(grid.tobytes()).decode(), "grid_channels": ["orient_cos2", "orient_sin2"],
+                "grid_scale": [1 / 255, 1 / 255], "grid_min": [0.0, 0.0],
+            }  # fmt: skip
+            for extension, data in (("png", picture.getvalue()), ("json", json.dumps(record).encode())):
+                member = tarfile.TarInfo(f"tile-{number:04d}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def write_config(tmp_path: Path, **changes) -> str:
+    values = {
+        "mode": "encoder", "data": {"shards": str(tmp_path / "shards")}, "network": NETWORK, "threads": 1,
+        "optimiser": {"steps": 6, "batch": 4, "rate": 1e-3, "warmup": 2}, "checkpoint_every": 2, "log_every": 2, **changes,
+    }  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def averages(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((run / "checkpoints").iterdir())[-1] / "average.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["encoder", "vae", "diffusion"])
+def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path, mode, monkeypatch):
+    write_shard(tmp_path / "shards")
+    changes = {}
+    if mode != "encoder":
+        changes["network"] = {
+            "unshuffle": 4,
+            "channels": [8, 16],
+            "layers_per_block": 1,
+            "norm_groups": 4,
+            "mid_attention": False,
+        }
+        changes["vae"] = {"crop": 64}
+    if mode == "diffusion":
+        train(load_config(write_config(tmp_path)), tmp_path / "encoder", tmp_path / "cache")
+        train(load_config(write_config(tmp_path, mode="vae", **changes)), tmp_path / "vae", tmp_path / "cache")
+        changes = {
+            "network": {"width": 16, "depth": 1, "heads": 2, "projection_depth": 1, "projection_hidden": 8},
+            "encoder_run": str(tmp_path / "encoder"), "vae_run": str(tmp_path / "vae"),
+        }  # fmt: skip
+    config = load_config(write_config(tmp_path, mode=mode, **changes))
+    train(config, tmp_path / "whole", tmp_path / "cache")
+
+    from train import checkpoint
+
+    real, saves = checkpoint.save, []
+
+    def dies_after_second_save(*arguments, **named):
+        saves.append(real(*arguments, **named))
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+        return saves[-1]
+
+    monkeypatch.setattr("train.loop.checkpoint.save", dies_after_second_save)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", tmp_path / "cache")
+    monkeypatch.setattr("train.loop.checkpoint.save", real)
+    assert train(config, tmp_path / "cut", tmp_path / "cache") == 2
+    whole, cut = averages(tmp_path / "whole"), averages(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert train(config, tmp_path / "cut", tmp_path / "cache") == 0
+
+
+def test_another_config_into_the_same_run_is_refused(tmp_path):
+    write_shard(tmp_path / "shards")
+    train(
+        load_config(write_config(tmp_path, optimiser={"steps": 1, "batch": 2, "rate": 1e-3})),
+        tmp_path / "run",
+        tmp_path / "cache",
+    )
+    with pytest.raises(InputError, match="seed differ"):
+        train(
+            load_config(write_config(tmp_path, seed=5, optimiser={"steps": 1, "batch": 2, "rate": 1e-3})),
+            tmp_path / "run",
+            tmp_path / "cache",
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "gan"}, "mode: Input should be"),
+        ({"mode": "diffusion"}, "needs encoder_run and vae_run"),
+        ({"stpes": 3}, "stpes: Extra inputs"),
+        ({"optimiser": {"steps": 0, "batch": 1, "rate": 1e-3}}, "optimiser.steps"),
+    ],
+)
+def test_wrong_configs_end_with_one_message_and_status_2(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        load_config(write_config(tmp_path, **change))
+
+
+def test_the_command_trains_and_says_so(tmp_path):
+    write_shard(tmp_path / "shards")
+    result = CliRunner().invoke(
+        cli, ["run", write_config(tmp_path), "--run", str(tmp_path / "run"), "--set", "optimiser.steps=2"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 steps done (2 of them now)" in result.output
+
+
+def test_batches_cover_every_tile_once_an_epoch_and_depend_on_the_step_alone():
+    rows = np.concatenate([batch_rows(3, step, 4, 10) for step in range(5)])
+    assert sorted(rows[:10]) == list(range(10))
+    assert sorted(rows[10:]) == list(range(10))
+    assert np.array_equal(batch_rows(3, 4, 4, 10), rows[16:20])
+
+
+def test_orientation_turns_with_the_picture():
+    """Stripes at an angle: the grid's angle after a symmetry is the angle measured on the turned picture."""
+    y, x = np.mgrid[0:64, 0:64]
+    for degrees in (10, 35, 80, 120):
+        a = np.deg2rad(degrees)
+        picture = np.sin(0.5 * (x * np.sin(a) - y * np.cos(a)))  # stripes along direction a (x right, y down)
+        grid = np.zeros((1, 1, 2), np.float32)
+        grid[..., 0], grid[..., 1] = np.cos(2 * a), np.sin(2 * a)
+        for symmetry in range(8):
+            turned = transformed(picture, symmetry)
+            gy, gx = np.gradient(turned)
+            along = 0.5 * np.arctan2(2 * (gx * gy).sum(), (gx * gx - gy * gy).sum()) + np.pi / 2
+            expected = transformed_grid(grid, symmetry, ("orient_cos2", "orient_sin2"))[0, 0]
+            assert np.cos(2 * along) == pytest.approx(expected[0], abs=0.06)
+            assert np.sin(2 * along) == pytest.approx(expected[1], abs=0.06)
+
+
+def test_losses_at_known_points():
+    assert kl_to_unit(torch.zeros(5), torch.zeros(5)).item() == 0.0
+    tokens = torch.randn(2, 16, 6)
+    assert alignment(tokens, tokens).item() == pytest.approx(-1.0, abs=1e-5)
+    assert alignment(-tokens, tokens).item() == pytest.approx(1.0, abs=1e-5)
+    assert alignment(torch.randn(2, 4, 6), torch.randn(2, 16, 6)).abs().item() < 1.0
+
+
+def test_shards_of_nothing_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no .tar"):
+        open_tiles(str(tmp_path), tmp_path / "cache")
