@@ -1,0 +1,133 @@
+"""Cohorts of tiles, as WebDataset shards (to train from), as class folders, or one by one (to make banks from)."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from synthfactory.phantom.patients import CLASSES, GENERATOR_VERSION, Patient, make_patient, stream
+from synthfactory.phantom.tile import GRID_CHANNELS, MPP, Truth, render_tile, slide_of
+
+SHIPPED_COUNTS = dict(zip(CLASSES, (400, 200, 100, 50, 25, 12), strict=True))
+GRID_MIN = tuple(-1.0 if name.startswith("orient") else 0.0 for name in GRID_CHANNELS)
+GRID_SCALE = tuple((1.0 - low) / 255 for low in GRID_MIN)
+
+
+@dataclass(frozen=True)
+class TileRef:
+    """One tile of a cohort, not yet drawn."""
+
+    key: str
+    patient: Patient
+    tile_number: int
+
+    @property
+    def slide_id(self) -> str:
+        """The slide it lies on."""
+        return self.patient.slide_id(slide_of(self.patient, self.tile_number))
+
+    def render(self) -> tuple[np.ndarray, Truth]:
+        """uint8 (224, 224, 3) and its truth."""
+        return render_tile(self.patient, self.tile_number)
+
+
+def cohort_tiles(
+    cohort: str, counts: Mapping[str, int], tiles_per_patient: int = 8, first_patient: int = 0
+) -> list[TileRef]:
+    """All tiles of a cohort, in an order that mixes classes at random but is always the same.
+
+    Class c has counts[c] tiles of max(3, counts[c] / tiles_per_patient) patients (fewer where there are fewer tiles).
+    """
+    found = []
+    for class_name, count in counts.items():
+        patients = min(count, max(3, -(-count // tiles_per_patient)))
+        for number in range(count):
+            patient = make_patient(cohort, class_name, first_patient + number % patients)
+            key = f"{cohort}-{class_name.removeprefix('phantom-')}-{first_patient + number % patients:05d}-{number // patients:03d}"
+            found.append(TileRef(key, patient, number // patients))
+    order = stream("order", cohort, len(found)).permutation(len(found))
+    return [found[position] for position in order]
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _record(tile: TileRef, truth: Truth) -> dict[str, Any]:
+    quantised = np.clip((truth.grid - GRID_MIN) / GRID_SCALE + 0.5, 0, 255).astype(np.uint8)
+    return {
+        "label": tile.patient.class_name,
+        "label_level": "tile",
+        "patient_id": tile.patient.patient_id,
+        "slide_id": tile.slide_id,
+        "site": tile.patient.site,
+        "mpp": MPP,
+        "generator_version": GENERATOR_VERSION,
+        "attributes": truth.attributes,
+        "grid": base64.b64encode(quantised.tobytes()).decode(),
+        "grid_channels": list(GRID_CHANNELS),
+        "grid_min": list(GRID_MIN),
+        "grid_scale": list(GRID_SCALE),
+    }
+
+
+def _write_shard(job: tuple[Path, list[TileRef]]) -> int:
+    path, tiles = job
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for tile in tiles:
+            image, truth = tile.render()
+            record = json.dumps(_record(tile, truth), sort_keys=True).encode()
+            for extension, data in (("png", _png(image)), ("json", record)):
+                member = tarfile.TarInfo(f"{tile.key}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    temporary.rename(path)  # a shard has its final name only when whole
+    return len(tiles)
+
+
+def write_shards(out: Path, tiles: list[TileRef], shard_size: int = 500, workers: int = 1) -> Iterator[int]:
+    """Writes OUT/000000.tar ... (KEY.png, KEY.json with label, patient and truth); skips shards that are there already.
+
+    Yields the number of tiles done, shard by shard. The grid is uint8, value = grid_min + grid_scale x stored, per channel.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(tiles), shard_size)
+    jobs = [(out / f"{number:06d}.tar", tiles[start : start + shard_size]) for number, start in enumerate(starts)]
+    missing = [job for job in jobs if not job[0].exists()]
+    yield len(tiles) - sum(len(job[1]) for job in missing)
+    if workers <= 1:
+        yield from map(_write_shard, missing)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap_unordered(_write_shard, missing)
+
+
+def write_folder(out: Path, tiles: list[TileRef]) -> Iterator[int]:
+    """Writes OUT/CLASS/KEY.png and OUT/tiles.csv (tile, patient_id, slide_id, site, mpp); yields 1 per tile."""
+    rows = []
+    for tile in tiles:
+        path = out / tile.patient.class_name / f"{tile.key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_png(tile.render()[0]))
+        relative = f"{tile.patient.class_name}/{path.name}"
+        rows.append((relative, tile.patient.patient_id, tile.slide_id, tile.patient.site, MPP))
+        yield 1
+    with open(out / "tiles.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(("tile", "patient_id", "slide_id", "site", "mpp"))
+        writer.writerows(rows)

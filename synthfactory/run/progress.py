@@ -1,0 +1,68 @@
+"""Progress for people: a bar on a terminal, a plain line now and then elsewhere. Counts tiles, not units."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+LINE_EVERY_SEC = 30.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 42 s, 3 min, 2.5 h, 4.1 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 129_600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86_400:.1f} days"
+
+
+class Progress:
+    """Tiles kept so far out of `total`, with tiles/s, remaining time and rejects. `tick` may be called between batches."""
+
+    def __init__(self, total: int, *, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._say, self._clock = total, say, clock
+        self._kept = self._drawn = self._rejected = 0
+        self._began = self._last = clock()
+        self._bar: tqdm[None] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, unit=" tiles", dynamic_ncols=True, smoothing=0.05, file=sys.stderr)
+
+    def tick(self, drawn: int, rejected: int) -> None:
+        """`drawn` more candidates, `rejected` of them dropped."""
+        self._drawn += drawn
+        self._rejected += rejected
+        kept = min(drawn - rejected, self._total - self._kept)
+        self._kept += kept
+        if self._bar is not None:
+            self._bar.update(kept)
+            self._bar.set_postfix_str(f"{self._rejected} rejected", refresh=False)
+        elif drawn and self._clock() - self._last >= LINE_EVERY_SEC:
+            self._last = self._clock()
+            self._say(self.line())
+
+    def line(self) -> str:
+        """One plain line of where the build stands."""
+        rate = self._kept / max(self._clock() - self._began, 1e-9)
+        left = duration((self._total - self._kept) / rate) if rate > 0 else "unknown"
+        return (
+            f"{self._kept}/{self._total} tiles, {rate:.2f} tiles/s, about {left} left, "
+            f"{self._rejected} of {self._drawn} candidates rejected"
+        )
+
+    def say(self, text: str) -> None:
+        """A message that does not tear the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            self._say(text)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()

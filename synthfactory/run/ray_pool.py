@@ -1,0 +1,161 @@
+"""Workers as Ray Core actors, on this machine or on a cluster (the only file beside submit.py that knows Ray).
+
+Actors restart for ever (max_restarts=-1) and never repeat a call by themselves (max_task_retries=0): the driver hands a lost unit
+out again, and counts. Weights go by path; a task carries the conditions of its own unit only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import Any
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray 2.60 warns at every start
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+import ray  # noqa: E402
+import ray.exceptions  # noqa: E402
+
+from synthfactory.run.task import Done, Failed, Setup, Task, Tick, UnitResult  # noqa: E402
+from synthfactory.run.worker import Worker  # noqa: E402
+from synthfactory.spec.errors import InputError  # noqa: E402
+
+POLL_SEC = 0.5
+
+
+class _Actor:
+    """One worker in a process of its own. Built at the first call, so that what is wrong comes back as an exception."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._worker: Worker | None = None
+        self._drawn = self._rejected = 0
+
+    def _count(self, drawn: int, rejected: int) -> None:
+        self._drawn += drawn
+        self._rejected += rejected
+
+    def ready(self) -> str:
+        """Loads the model; returns the device's name."""
+        if self._worker is None:
+            self._worker = Worker(self._setup)
+        return self._worker.device_name
+
+    def run(self, task: Task) -> UnitResult:
+        """Works through one unit."""
+        self.ready()
+        assert self._worker is not None
+        return self._worker.run(task, self._count)
+
+    def progress(self) -> tuple[int, int]:
+        """(candidates, rejected) since this process began; answered beside a running unit."""
+        return self._drawn, self._rejected
+
+
+def start_ray(address: str | None, workers: int) -> None:
+    """Connects to a cluster, or starts Ray on this machine, on loopback alone. InputError where there is no cluster."""
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": True}
+    if address is None:
+        ray.init(address="local", num_cpus=workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise InputError(
+            f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one with `ray start --head`"
+        ) from None
+
+
+class RayPool:
+    """One actor per GPU where the cluster has GPUs, else per `threads` CPU cores."""
+
+    def __init__(self, setup: Setup, tick: Tick, *, workers: int | None, threads: int, address: str | None) -> None:
+        self._tick = tick
+        local_workers = workers or max(1, (os.cpu_count() or 1) // threads)
+        start_ray(address, local_workers if address is None else 0)
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        self._count = (
+            workers or gpus or (local_workers if address is None else max(1, int(resources.get("CPU", 1)) // threads))
+        )
+        cpus = 1 if address is None else threads
+        kind = ray.remote(
+            num_gpus=min(1.0, gpus / self._count) if gpus else 0,
+            num_cpus=0 if gpus else cpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=2,  # the second thread answers progress()
+        )(_Actor)
+        self._where = f"Ray at {address}" if address else "Ray on this machine"
+        self._actors = {number: kind.remote(setup) for number in range(self._count)}
+        self._seen = dict.fromkeys(self._actors, (0, 0))
+        self._busy: dict[Any, tuple[int, int]] = {}  # call -> (actor, shard)
+        self._check_first()
+
+    def _check_first(self) -> None:
+        """One worker loads the model before any unit goes out, so that bad input ends the build with one message."""
+        waiting = [actor.ready.remote() for actor in self._actors.values()]
+        done, _ = ray.wait(waiting, num_returns=1)
+        try:
+            self._device = str(ray.get(done[0]))
+        except ray.exceptions.RayTaskError as error:
+            self.close()
+            if isinstance(error.cause, InputError):
+                raise InputError(str(error.cause)) from None
+            raise
+        except ray.exceptions.RayActorError:
+            self._device = "unknown device"  # it died on the way; the restarted one is met at the first unit
+
+    def describe(self) -> str:
+        """Who works, in words."""
+        return f"{self._where}, {self._count} worker{'s' * (self._count > 1)} on {self._device}"
+
+    def free(self) -> int:
+        """Workers without a unit."""
+        return self._count - len(self._busy)
+
+    def submit(self, task: Task) -> None:
+        """Hands the unit to an idle worker (a restarting one takes it as soon as it is back)."""
+        working = {actor for actor, _ in self._busy.values()}
+        idle = next(number for number in self._actors if number not in working)
+        self._busy[self._actors[idle].run.remote(task)] = (idle, task.shard)
+
+    def wait(self, timeout_sec: float) -> list[Done | Failed]:
+        """What ended within `timeout_sec`; also passes on what the workers have drawn meanwhile."""
+        if not self._busy:
+            return []
+        done, _ = ray.wait(list(self._busy), num_returns=1, timeout=min(timeout_sec, POLL_SEC))
+        self._report()
+        return [self._ended(call) for call in done]
+
+    def _ended(self, call: Any) -> Done | Failed:
+        _, shard = self._busy.pop(call)
+        try:
+            return Done(ray.get(call))
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, InputError):
+                raise InputError(str(cause)) from None
+            return Failed(shard, f"{type(cause).__name__}: {cause}", died=False, error=cause)
+        except ray.exceptions.RayError as error:  # the worker's process, its node, or the connection to it ended
+            return Failed(shard, type(error).__name__, died=True)
+
+    def _report(self) -> None:
+        calls = {number: actor.progress.remote() for number, actor in self._actors.items()}
+        ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=0.2)
+        for number, call in calls.items():
+            if call not in ready:
+                continue
+            with contextlib.suppress(ray.exceptions.RayError):
+                drawn, rejected = ray.get(call)
+                before = self._seen[number] if drawn >= self._seen[number][0] else (0, 0)  # it restarted from zero
+                self._seen[number] = (drawn, rejected)
+                self._tick(drawn - before[0], rejected - before[1])
+
+    def close(self) -> None:
+        """Ends the actors and this process's connection."""
+        for actor in self._actors.values():
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor, no_restart=True)
+        ray.shutdown()

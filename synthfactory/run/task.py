@@ -1,0 +1,95 @@
+"""What passes between driver and workers: small, picklable, and never a secret or a weight (those are read where they lie)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from synthfactory.plan.units import Slot
+from synthfactory.spec.schema import Spec
+
+Tick = Callable[[int, int], None]  # (candidates drawn, of them rejected) since the last tick
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs once. The seed is read from the spec, or from LINEAGE where it is secret."""
+
+    spec: Spec
+    lock: dict[str, Any]
+    run_id: str
+    other_fingerprint: dict[str, Any] | None = None  # strict: what this build's shards were made with
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a slot's condition came from; for LINEAGE only."""
+
+    bank_row: int
+    label_level: str
+    patient_id: str | None
+    slide_id: str | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit: its slots in order, with key, condition (float32, (n, E)) and source of each."""
+
+    shard: int
+    slots: tuple[Slot, ...]
+    keys: tuple[str, ...]
+    conditions: np.ndarray
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of a unit. `seconds` per stage: sample, decode, screen, encode, commit."""
+
+    shard: int
+    outcome: str
+    tiles: int
+    shortfall: int
+    candidates: int
+    network_calls: int
+    rejects: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit is committed."""
+
+    result: UnitResult
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A unit raised (`died` False), or its worker's process ended (`died` True)."""
+
+    shard: int
+    message: str
+    died: bool
+    error: BaseException | None = None
+
+
+class Pool(Protocol):
+    """A set of workers, one unit at a time each."""
+
+    def describe(self) -> str:
+        """Who works, in words."""
+
+    def free(self) -> int:
+        """How many units could be handed out now."""
+
+    def submit(self, task: Task) -> None:
+        """Hands out a unit; only while free() > 0."""
+
+    def wait(self, timeout_sec: float) -> list[Done | Failed]:
+        """What ended, waiting at most `timeout_sec` (a pool without processes of its own works through one unit instead)."""
+
+    def close(self) -> None:
+        """Ends the workers; their unfinished units are lost, and nothing else is."""
