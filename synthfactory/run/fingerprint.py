@@ -1,0 +1,29 @@
+"""What decides the last bits of pixels on a machine: goes into every commit, so that mixed builds can be seen (no host name)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import PIL
+import torch
+from PIL import features
+
+from synthfactory.sample.engine import Engine
+
+
+def fingerprint(engine: Engine, batch_size: int) -> dict[str, Any]:
+    """Device class, versions, number format, batch, threads, attention kernel and image codecs."""
+    cuda = engine.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"cpu {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        "zlib": str(features.version("zlib")),
+        "webp": str(features.version("webp")),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+        "threads": 0 if cuda else torch.get_num_threads(),
+        "attention": "sdpa",
+    }

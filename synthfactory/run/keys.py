@@ -1,0 +1,36 @@
+"""The keys of a build's randomness: derived from an integer seed, or random and kept in LINEAGE alone."""
+
+from __future__ import annotations
+
+import json
+
+from synthfactory.plan.seeds import Keys, keys_from_seed, new_secret
+from synthfactory.shards.store import Store
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.schema import Spec
+
+SECRET = "secret.json"
+
+
+def read_keys(spec: Spec, lineage: Store) -> Keys:
+    """The build's keys. InputError where the secret of an existing build is missing or damaged."""
+    if spec.seed != "secret":
+        assert isinstance(spec.seed, int)
+        return keys_from_seed(spec.seed)
+    try:
+        return Keys.from_json(json.loads(lineage.read(SECRET)))
+    except FileNotFoundError:
+        raise spec.error(
+            "lineage",
+            f"{spec.lineage}/{SECRET} is missing, but {spec.output.path} was begun with it; restore the lineage folder, "
+            "or choose a new output (a new secret would draw other tiles)",
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{spec.lineage}/{SECRET}: is damaged; restore the lineage folder from a copy") from None
+
+
+def make_keys(spec: Spec, lineage: Store, *, begun: bool) -> Keys:
+    """As `read_keys`, but makes the secret for a build that has not `begun` (create-if-absent: the first of two racing wins)."""
+    if spec.seed == "secret" and not begun:
+        lineage.create(SECRET, json.dumps(new_secret().to_json(), sort_keys=True).encode() + b"\n")
+    return read_keys(spec, lineage)
