@@ -53,7 +53,9 @@ class Worker:
         spec, lock = setup.spec, setup.lock
         folder = open_model(spec.model)
         if folder.sha256 != lock["model"]["sha256"]:
-            raise InputError(f"model: {spec.model}: differs from the one in {spec.output.path}/spec.lock.yaml; use the same weights")
+            raise InputError(
+                f"model: {spec.model}: differs from the one in {spec.output.path}/spec.lock.yaml; use the same weights"
+            )
         self._out, self._lineage = open_store(spec.output.path), open_store(spec.lineage)
         self._keys = read_keys(spec, self._lineage)
         execution = lock["execution"]
@@ -122,9 +124,7 @@ class Worker:
             for start in range(0, len(positions), size)
         ]
 
-    def _batch(
-        self, unit: _Unit, spool: Any, sampler: Sampler, positions: list[int], attempt: int, tick: Tick
-    ) -> None:
+    def _batch(self, unit: _Unit, spool: Any, sampler: Sampler, positions: list[int], attempt: int, tick: Tick) -> None:
         task = unit.task
         slots = [task.slots[position] for position in positions]
         keys = [noise_key(self._keys, slot.class_name, slot.index, attempt) for slot in slots]

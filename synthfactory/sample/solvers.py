@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from synthfactory.model.interpolant import score_from_velocity
+from synthfactory.plan.cost import LAST_SDE_TIME
 from synthfactory.spec.sampler import Guidance, Sampler
-
-LAST_SDE_TIME = 0.04
 
 Velocity = Callable[[Tensor, float], Tensor]
 

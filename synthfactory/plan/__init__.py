@@ -1,0 +1,1 @@
+"""Spec -> plan, pure: allocation, slots, units, seeds, conditions, cost. Computed when needed, never stored."""

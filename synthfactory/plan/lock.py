@@ -1,0 +1,104 @@
+"""spec.lock.yaml in OUT: what fixes the set and may be published. No seed, path, host, time, patient, or bank in the clear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from synthfactory.plan.recipe import ModelFacts, recipe_difference, recipe_hash
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.schema import Spec
+
+LOCK = "spec.lock.yaml"
+FORMAT = "synthfactory/1"
+DEFAULT_BATCH = 16
+
+
+def build_lock(
+    spec: Spec, model: ModelFacts, recipe: Mapping[str, Any], classes: Sequence[str], label_levels: Sequence[str]
+) -> dict[str, Any]:
+    """The lock of a first build; execution's open values are chosen here, once."""
+    execution = spec.execution
+    return {
+        "format": FORMAT,
+        "name": spec.name,
+        "recipe_sha256": recipe_hash(recipe),
+        "recipe": dict(recipe),
+        "model": {
+            "id": model.id,
+            "revision": model.revision,
+            "sha256": model.sha256,
+            "tile_size_px": model.tile_size_px,
+            "resolution_mpp": model.resolution_mpp,
+            "licence": dict(model.licence),
+        },
+        "encoder": dict(model.encoder),
+        "label_levels": sorted(label_levels),
+        "classes": [{"name": name, "class_index": number} for number, name in enumerate(classes)],
+        "execution": {
+            "batch_size": execution.batch_size or DEFAULT_BATCH,
+            "dtype": execution.dtype,
+            "threads": execution.threads or 1,
+            "strict": execution.strict,
+        },
+    }
+
+
+def lock_yaml(lock: Mapping[str, Any]) -> bytes:
+    """Deterministic YAML."""
+    text = yaml.safe_dump(dict(lock), sort_keys=True, allow_unicode=True, width=120)
+    return (
+        b"# Written by synthfactory at the first build; every later build into this folder must agree with it.\n"
+        + text.encode()
+    )
+
+
+def read_lock(data: bytes) -> dict[str, Any]:
+    """The lock of an existing OUT; InputError where it is damaged or of another version."""
+    try:
+        lock = yaml.safe_load(data)
+        known = lock["format"] == FORMAT
+        complete = all(key in lock for key in ("name", "recipe", "model", "classes", "execution"))
+    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError):
+        known = complete = False
+    if not (known and complete):
+        raise InputError(
+            f"{LOCK}: is damaged or not of format {FORMAT}; restore it from a copy, or choose a new output"
+        )
+    return dict(lock)
+
+
+def check_same_recipe(lock: Mapping[str, Any], recipe: Mapping[str, Any], where: str) -> None:
+    """InputError naming every difference where OUT was begun with another recipe."""
+    known = {entry["name"]: entry["class_index"] for entry in lock["classes"]}
+    lines = recipe_difference(lock["recipe"], recipe, known)
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise InputError(
+            f"{where}: was built with another recipe; one output holds one recipe, so choose a new output.path, "
+            f"or undo these changes:\n{listed}"
+        )
+
+
+def check_same_execution(lock: Mapping[str, Any], spec: Spec) -> None:
+    """InputError where the spec asks for another batch size, number format or threads than OUT was begun with."""
+    for key in ("batch_size", "dtype", "threads"):
+        asked = getattr(spec.execution, key)
+        if asked is not None and key in spec.execution.model_fields_set and asked != lock["execution"][key]:
+            raise spec.error(
+                f"execution.{key}",
+                f"{asked} differs from {lock['execution'][key]}, with which this output was begun; leave it out or change it back",
+            )
+
+
+def grown(lock: Mapping[str, Any], names: Sequence[str], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The lock with classes that are new appended (earlier class indices never change) and their samplers recorded."""
+    entries = list(lock["classes"])
+    known = {entry["name"] for entry in entries}
+    for name in names:
+        if name not in known:
+            entries.append({"name": name, "class_index": len(entries)})
+    samplers = {**recipe["class_samplers"], **lock["recipe"]["class_samplers"]}
+    return {**lock, "classes": entries, "recipe": {**lock["recipe"], "class_samplers": dict(sorted(samplers.items()))}}

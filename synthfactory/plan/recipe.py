@@ -1,0 +1,86 @@
+"""The recipe: everything that decides what tiles look like, and nothing that decides how many there are or where they go.
+
+Two builds with the same recipe may share an OUT. It seeds nothing, so that tiles of two recipes pair by slot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from synthfactory.spec.schema import Spec
+
+CONDITIONS_VERSION = 1  # of plan/conditions.py: another choice of rows is another recipe
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the plan needs to know of a model; `encoder` is {id, sha256, token}."""
+
+    id: str
+    revision: str
+    sha256: str
+    condition_width: int
+    encoder: Mapping[str, str]
+    tile_size_px: int
+    resolution_mpp: float
+    licence: Mapping[str, Any] = field(default_factory=dict)
+    seconds_per_call: float | None = None
+
+
+def recipe(spec: Spec, model: ModelFacts, bank_mac: str) -> dict[str, Any]:
+    """The recipe as a JSON-ready dict. `bank_mac` is an HMAC of the bank under a key that is not published."""
+    return {
+        "name": spec.name,
+        "model": {"id": model.id, "revision": model.revision, "sha256": model.sha256},
+        "bank_mac": bank_mac,
+        "conditions_version": CONDITIONS_VERSION,
+        "seed_kind": "secret" if spec.seed == "secret" else "integer",
+        "sampler": spec.sampler.model_dump(),
+        "class_samplers": {
+            name: spec.sampler_for(name).model_dump() for name, item in sorted(spec.classes.items()) if item.sampler
+        },
+        "screen": spec.screen.model_dump(),
+        "format": spec.output.format,
+    }
+
+
+def recipe_hash(values: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON of a recipe without its per-class part (a class may join later)."""
+    core = {key: value for key, value in values.items() if key != "class_samplers"}
+    return hashlib.sha256(json.dumps(core, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found.update(_flat(value, f"{path}."))
+        else:
+            found[path] = value
+    return found
+
+
+def recipe_difference(old: Mapping[str, Any], new: Mapping[str, Any], known_classes: Mapping[str, int]) -> list[str]:
+    """Readable lines of what differs; per-class samplers are compared for the classes that OUT already has."""
+    lines = []
+    before, now = _flat({**old, "class_samplers": {}}), _flat({**new, "class_samplers": {}})
+    for path in sorted(before.keys() | now.keys()):
+        if before.get(path) != now.get(path):
+            if path == "bank_mac":
+                lines.append("the bank, or the seed it is fingerprinted with, is another one")
+            else:
+                lines.append(f"{path}: was {_word(before.get(path))}, now {_word(now.get(path))}")
+    for name in sorted(known_classes):
+        was, is_now = old["class_samplers"].get(name), new["class_samplers"].get(name)
+        if was != is_now and not (name not in new["class_samplers"] and was is None):
+            lines.append(f"classes.{name}.sampler: was {_word(was)}, now {_word(is_now)}")
+    return lines
+
+
+def _word(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, sort_keys=True)

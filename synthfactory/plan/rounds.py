@@ -1,0 +1,91 @@
+"""Rounds: OUT grows by append-only steps, each a range of indices per class and a run of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from synthfactory.spec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Round:
+    """One step of growth: class -> [lo, hi), laid over shards first_shard .. first_shard + num_shards - 1."""
+
+    index: int
+    ranges: dict[str, tuple[int, int]]
+    first_shard: int
+    num_shards: int
+
+    @property
+    def tiles(self) -> int:
+        """Slots of this round."""
+        return sum(high - low for low, high in self.ranges.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in OUT/rounds/NNNNNN.json."""
+        return {
+            "round": self.index,
+            "ranges": {name: list(limits) for name, limits in sorted(self.ranges.items())},
+            "first_shard": self.first_shard,
+            "num_shards": self.num_shards,
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> Round:
+        """The inverse; InputError where a file is not what `to_json` writes."""
+        try:
+            ranges = {str(name): (int(low), int(high)) for name, (low, high) in values["ranges"].items()}
+            made = cls(int(values["round"]), ranges, int(values["first_shard"]), int(values["num_shards"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(
+                "rounds/: a file is damaged: round, ranges, first_shard and num_shards are needed"
+            ) from None
+        if made.num_shards < 1 or any(not 0 <= low < high for low, high in ranges.values()):
+            raise InputError(f"rounds/{made.index:06d}.json: is damaged: ranges must be [lo, hi) with 0 <= lo < hi")
+        return made
+
+
+def totals(rounds: Sequence[Round]) -> dict[str, int]:
+    """Slots per class over all rounds; classes in order of first entry."""
+    found: dict[str, int] = {}
+    for step in rounds:
+        for name, (_, high) in step.ranges.items():
+            found[name] = max(found.get(name, 0), high)
+    return found
+
+
+def num_shards(rounds: Sequence[Round]) -> int:
+    """Shards over all rounds."""
+    return rounds[-1].first_shard + rounds[-1].num_shards if rounds else 0
+
+
+def check_chain(rounds: Sequence[Round]) -> None:
+    """InputError where rounds do not follow one another (a missing or foreign file)."""
+    shard, seen = 0, dict[str, int]()
+    for number, step in enumerate(rounds):
+        fits = step.index == number and step.first_shard == shard
+        if not fits or any(low != seen.get(name, 0) for name, (low, _) in step.ranges.items()):
+            raise InputError(f"rounds/{number:06d}.json: does not follow the round before; restore it from a copy")
+        shard += step.num_shards
+        seen.update({name: high for name, (_, high) in step.ranges.items()})
+
+
+def next_round(rounds: Sequence[Round], counts: Mapping[str, int], shard_size: int) -> Round | None:
+    """The round that brings OUT to `counts`, or None where nothing is missing. Classes left out keep what they have.
+
+    InputError where a class would shrink: committed tiles are never taken back by a build.
+    """
+    have = totals(rounds)
+    for name, count in counts.items():
+        if count < have.get(name, 0):
+            raise InputError(
+                f"classes.{name}: {count} tiles, but the output already holds {have[name]}; a set only grows: "
+                f"ask for {have[name]} or more, or choose a new output.path"
+            )
+    ranges = {name: (have.get(name, 0), count) for name, count in counts.items() if count > have.get(name, 0)}
+    if not ranges:
+        return None
+    tiles = sum(high - low for low, high in ranges.values())
+    return Round(len(rounds), ranges, num_shards(rounds), max(1, round(tiles / shard_size)))
