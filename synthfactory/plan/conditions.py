@@ -33,7 +33,6 @@ class ClassIndex:
         return cls(tuple(map(str, names)), starts.astype(np.int64), np.asarray(rows, np.int64)[order])
 
 
-@lru_cache(maxsize=4096)
 def _shuffle(key: bytes, name: str, count: int) -> np.ndarray:
     """Order of `count` things: sorted by the raw output of Philox keyed by blake2b(name). Raw bits are the same in every numpy."""
     digest = hashlib.blake2b(name.encode(), digest_size=16, key=key, person=b"sf-cond").digest()
@@ -41,11 +40,16 @@ def _shuffle(key: bytes, name: str, count: int) -> np.ndarray:
     return np.argsort(np.asarray(raw, np.uint64), kind="stable")
 
 
+# Slots of a unit lie in few blocks, so few orders of all patients are kept; orders of one patient's tiles are short.
+_patient_order = lru_cache(maxsize=16)(_shuffle)
+_tile_order = lru_cache(maxsize=16384)(_shuffle)
+
+
 def choose(index: ClassIndex, slot_index: int, key: bytes, class_name: str) -> int:
     """The bank row of slot `slot_index` of a class."""
     block, position = divmod(slot_index, len(index.patients))
-    patient = int(_shuffle(key, f"patients:{block}:{class_name}", len(index.patients))[position])
+    patient = int(_patient_order(key, f"patients:{block}:{class_name}", len(index.patients))[position])
     start, end = int(index.starts[patient]), int(index.starts[patient + 1])
     cycle, turn = divmod(block, end - start)
-    tile = int(_shuffle(key, f"tiles:{cycle}:{index.patients[patient]}:{class_name}", end - start)[turn])
+    tile = int(_tile_order(key, f"tiles:{cycle}:{index.patients[patient]}:{class_name}", end - start)[turn])
     return int(index.rows[start + tile])

@@ -1,0 +1,107 @@
+"""An advisory lease on a build: saves the work that two builds of one OUT would do twice. Safety never rests on it.
+
+LINEAGE/leases/NNNNNN.json is created if absent: its number is the holder's turn. The holder renews LINEAGE/leases/NNNNNN.beat, a
+counter. A challenger that sees the same counter for TTL on its own monotonic clock takes the next turn. No two clocks are compared.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+from synthfactory.shards.store import Store
+
+TTL_SEC = 30.0
+BEAT_SEC = 5.0
+LEASE_NAME = re.compile(r"leases/(\d{6})\.json")
+
+
+class Lease:
+    """One contender. `acquire` returns True at once where the lease is free, False while another holds it (call again later)."""
+
+    def __init__(self, store: Store, *, ttl_sec: float = TTL_SEC, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._ttl, self._clock = store, ttl_sec, clock
+        self._token = secrets.token_hex(8).encode()
+        self._turn: int | None = None
+        self._count = 0
+        self._seen: tuple[int, bytes, float] | None = None  # turn, its heartbeat, when first seen so
+
+    @property
+    def held(self) -> bool:
+        """Whether this contender took a turn and has not released it (another may have taken over meanwhile: see `renew`)."""
+        return self._turn is not None
+
+    def _last(self) -> int | None:
+        turns = [int(match[1]) for path, _ in self._store.entries("leases") if (match := LEASE_NAME.fullmatch(path))]
+        return max(turns, default=None)
+
+    def _beat(self, turn: int) -> bytes:
+        try:
+            return self._store.read(f"leases/{turn:06d}.beat")
+        except FileNotFoundError:
+            return b""
+
+    def acquire(self) -> bool:
+        """Tries once. A holder whose heartbeat stood still for TTL is taken for dead."""
+        last = self._last()
+        if last is not None:
+            beat = self._beat(last)
+            if beat != b"released":
+                if self._seen is None or self._seen[:2] != (last, beat):
+                    self._seen = (last, beat, self._clock())
+                    return False
+                if self._clock() - self._seen[2] < self._ttl:
+                    return False
+        turn = 0 if last is None else last + 1
+        if not self._store.create(f"leases/{turn:06d}.json", self._token):
+            self._seen = None  # another took this turn first
+            return False
+        self._turn = turn
+        self.renew()
+        for old in range(max(0, turn - 3), turn):
+            self._store.delete(f"leases/{old:06d}.beat")
+            self._store.delete(f"leases/{old:06d}.json")
+        return True
+
+    def renew(self) -> bool:
+        """One heartbeat; False where another has taken over."""
+        if self._turn is None or (self._last() or 0) > self._turn:
+            return False
+        self._count += 1
+        self._store.put(f"leases/{self._turn:06d}.beat", f"{self._count}".encode())
+        return True
+
+    def release(self) -> None:
+        """Lets the next contender in at once."""
+        if self._turn is not None:
+            self._store.put(f"leases/{self._turn:06d}.beat", b"released")
+            self._turn = None
+
+
+class Heartbeat:
+    """Renews a held lease from a thread of its own while a `with` block runs, and releases it at the end."""
+
+    def __init__(self, lease: Lease, beat_sec: float = BEAT_SEC) -> None:
+        self._lease, self._beat_sec = lease, beat_sec
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="lease-heartbeat")
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._beat_sec):
+            try:
+                if not self._lease.renew():
+                    return
+            except OSError:
+                continue  # a store that is away for a moment: the lease only saves work
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._lease.release()

@@ -1,0 +1,136 @@
+"""The one schema of a tile: KEY.json in the tar, a row of the public parquet, and the rows of LINEAGE (never published)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+
+PUBLIC_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.string()),
+        ("label_level", pa.string()),
+        ("class_index", pa.int32()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("mpp", pa.float64()),
+        ("format", pa.string()),
+        ("image_sha256", pa.string()),
+        ("shard", pa.int64()),
+    ]
+)
+
+LINEAGE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("class_name", pa.string()),
+        ("index", pa.int64()),
+        ("attempt", pa.int32()),
+        ("accepted", pa.bool_()),
+        ("reasons", pa.list_(pa.string())),
+        ("scores", pa.string()),
+        ("bank_row", pa.int64()),
+        ("patient_id", pa.string()),
+        ("slide_id", pa.string()),
+        ("noise_key", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TileRecord:
+    """What is published of one tile. No seed, embedding, score, patient or slide: whoever holds the model could use them."""
+
+    key: str
+    label: str
+    label_level: str
+    class_index: int
+    width_px: int
+    height_px: int
+    mpp: float
+    format: str
+    model: Mapping[str, str]
+    sampler: Mapping[str, Any]
+    licence: Mapping[str, Any]
+
+    def to_json(self) -> bytes:
+        """KEY.json: sorted keys, compact, ASCII."""
+        values = {"synthetic": True, **asdict(self)}
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+    def row(self, image_sha256: str) -> dict[str, Any]:
+        """The public parquet's columns, but for the shard's number."""
+        kept = ("key", "label", "label_level", "class_index", "width_px", "height_px", "mpp", "format")
+        return {**{name: getattr(self, name) for name in kept}, "image_sha256": image_sha256}
+
+
+def record_problem(data: bytes, key: str) -> str | None:
+    """What is wrong with a KEY.json, or None."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        return "is no JSON"
+    if not isinstance(values, dict) or values.get("synthetic") is not True:
+        return "does not say synthetic: true"
+    wanted = {
+        "key": str, "label": str, "label_level": str, "class_index": int, "width_px": int, "height_px": int,
+        "mpp": float, "format": str, "model": dict, "sampler": dict, "licence": dict,
+    }  # fmt: skip
+    for name, kind in wanted.items():
+        if not isinstance(values.get(name), kind):
+            return f"'{name}' is missing or no {kind.__name__}"
+    extra = values.keys() - wanted.keys() - {"synthetic"}
+    if extra:
+        return f"holds unknown fields {', '.join(sorted(extra))}"
+    return None if values["key"] == key else f"names key '{values['key']}'"
+
+
+@dataclass(frozen=True)
+class LineageRow:
+    """One candidate: where its condition came from, its noise, and what became of it. For LINEAGE only."""
+
+    key: str
+    class_name: str
+    index: int
+    attempt: int
+    accepted: bool
+    reasons: tuple[str, ...]
+    scores: Mapping[str, float]
+    bank_row: int
+    patient_id: str | None
+    slide_id: str | None
+    noise_key: str
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", version="2.6", store_schema=True, write_statistics=True)
+    return sink.getvalue()
+
+
+def public_parquet(rows: Sequence[Mapping[str, Any]], shard: int) -> bytes:
+    """The public parquet of a shard; equal rows give equal bytes."""
+    return _parquet(pa.Table.from_pylist([{**row, "shard": shard} for row in rows], schema=PUBLIC_SCHEMA))
+
+
+def lineage_parquet(rows: Iterable[LineageRow]) -> bytes:
+    """The lineage parquet of a shard; `scores` is JSON."""
+    plain = [
+        {**asdict(row), "reasons": list(row.reasons), "scores": json.dumps(dict(row.scores), sort_keys=True)}
+        for row in rows
+    ]
+    return _parquet(pa.Table.from_pylist(plain, schema=LINEAGE_SCHEMA))
+
+
+def sha256_hex(data: bytes) -> str:
+    """Hex sha256."""
+    return hashlib.sha256(data).hexdigest()
