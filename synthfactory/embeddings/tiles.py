@@ -1,0 +1,176 @@
+"""A folder of real tiles as a source: class folders of images, optionally a CSV of patients; embedded once, cached by content.
+
+The cache is one small .npy per tile, named by sha256 of (encoder, file): tiles can come and go, and parallel builds share it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank, known, make_bank
+from synthfactory.spec.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+
+
+@dataclass(frozen=True)
+class TileFolder:
+    """Tiles found on disk, not yet read: parallel tuples. None is an unknown patient or slide."""
+
+    root: Path
+    files: tuple[str, ...] = field(repr=False)
+    labels: tuple[str, ...] = field(repr=False)
+    label_level: str
+    patient_ids: tuple[str | None, ...] = field(repr=False)
+    slide_ids: tuple[str | None, ...] = field(repr=False)
+
+
+def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Sequence[str]) -> TileFolder:
+    """Lists CLASS/*.png (jpg, tif, webp) of the classes asked for. InputError for absent folders, empty classes, a CSV that does not fit."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{folder}: no such folder; embeddings.tiles names a folder with one sub-folder per class")
+    present = sorted(path.name for path in root.iterdir() if path.is_dir())
+    files: list[tuple[str, str]] = []
+    for name in classes:
+        if name not in present:
+            raise InputError(
+                f"classes.{name}: {folder} has no sub-folder of that name; it has: {', '.join(present[:12]) or 'none'}"
+            )
+        found = sorted(
+            path.name for path in (root / name).iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
+        if not found:
+            raise InputError(f"classes.{name}: {folder}/{name} holds no images ({', '.join(SUFFIXES)})")
+        files.extend((f"{name}/{file}", name) for file in found)
+    known_of = _metadata(metadata) if metadata else {}
+    missing = [file for file, _ in files if file not in known_of] if metadata else []
+    if missing:
+        raise InputError(
+            f"{metadata}: has no row for {missing[0]} ({len(missing)} tiles in all); column 'tile' holds CLASS/FILE"
+        )
+    pairs = [known_of.get(file, (None, None)) for file, _ in files]
+    return TileFolder(
+        root,
+        tuple(file for file, _ in files),
+        tuple(label for _, label in files),
+        label_level,
+        tuple(patient for patient, _ in pairs),
+        tuple(slide for _, slide in pairs),
+    )
+
+
+def _metadata(path: str) -> dict[str, tuple[str | None, str | None]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            rows = csv.DictReader(handle)
+            if not rows.fieldnames or "tile" not in rows.fieldnames:
+                raise InputError(
+                    f"{path}: needs a column 'tile' (CLASS/FILE); patient_id, slide_id and mpp are optional"
+                )
+            found: dict[str, tuple[str | None, str | None]] = {}
+            for line, row in enumerate(rows, start=2):
+                tile = str(row["tile"]).strip()
+                if tile in found:
+                    raise InputError(f"{path}:{line}: {tile} stands there twice")
+                _check_mpp(row.get("mpp"), path, line)
+                found[tile] = known(row.get("patient_id")), known(row.get("slide_id"))
+            return found
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; embeddings.metadata names a CSV with a column 'tile'") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: is no readable CSV in UTF-8 ({error})") from None
+
+
+def _check_mpp(text: str | None, path: str, line: int) -> None:
+    if known(text) is None:
+        return
+    try:
+        mpp = float(str(text))
+    except ValueError:
+        raise InputError(f"{path}:{line}: mpp '{text}' is no number") from None
+    if not abs(mpp - MPP) <= MPP * MPP_TOLERANCE:
+        raise InputError(f"{path}:{line}: mpp {mpp:g} is not {MPP} +- 5 %; give tiles of that resolution")
+
+
+def read_tile(path: Path, size_px: int) -> tuple[np.ndarray, bytes]:
+    """(uint8 (size, size, 3), the file's bytes). InputError naming the file where it is no whole 8-bit RGB tile of that size."""
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.size != (size_px, size_px):
+                raise InputError(
+                    f"{path}: is {picture.size[0]} x {picture.size[1]} px; tiles are {size_px} x {size_px} px at {MPP} um/px, "
+                    "so cut the slide anew at that size"
+                )
+            if getattr(picture, "n_frames", 1) != 1 or picture.mode not in ("RGB", "RGBA", "P"):
+                raise InputError(
+                    f"{path}: is {picture.mode} with {getattr(picture, 'n_frames', 1)} frames; one 8-bit RGB image is needed"
+                )
+            return np.asarray(picture.convert("RGB")), data
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: does not decode as an image ({error})") from None
+
+
+def embed_tiles(
+    tiles: TileFolder,
+    embed: Callable[[np.ndarray], np.ndarray],
+    *,
+    encoder: Mapping[str, str],
+    width: int,
+    size_px: int,
+    cache: Path,
+    batch_size: int = 32,
+    tick: Callable[[int], None] = lambda count: None,
+) -> Bank:
+    """The folder as a bank. `embed` maps uint8 (B, H, W, 3) to float32 (B, width); what `cache` holds is not embedded again."""
+    cache.mkdir(parents=True, exist_ok=True)
+    found = np.zeros((len(tiles.files), width), np.float32)
+    waiting: list[tuple[int, Path, np.ndarray]] = []
+
+    def flush() -> None:
+        if not waiting:
+            return
+        vectors = np.asarray(embed(np.stack([image for _, _, image in waiting])), np.float32)
+        for (row, place, _), vector in zip(waiting, vectors, strict=True):
+            found[row] = vector
+            temporary = place.with_name(f".tmp-{row}-{place.name}")
+            np.save(temporary, vector)
+            temporary.replace(place)
+        tick(len(waiting))
+        waiting.clear()
+
+    for row, file in enumerate(tiles.files):
+        image, data = read_tile(tiles.root / file, size_px)
+        name = hashlib.sha256(str(encoder["sha256"]).encode() + b":" + data).hexdigest()
+        place = cache / f"{name}.npy"
+        stored = _cached(place, width)
+        if stored is not None:
+            found[row] = stored
+            tick(1)
+            continue
+        waiting.append((row, place, image))
+        if len(waiting) == batch_size:
+            flush()
+    flush()
+    levels = [tiles.label_level] * len(tiles.files)
+    return make_bank(found, tiles.labels, levels, tiles.patient_ids, tiles.slide_ids, encoder, str(tiles.root))
+
+
+def _cached(place: Path, width: int) -> np.ndarray | None:
+    try:
+        vector = np.load(place, allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError, OSError):
+        return None  # not there, or damaged: embedded again
+    return vector if vector.shape == (width,) and vector.dtype == np.float32 and np.isfinite(vector).all() else None
