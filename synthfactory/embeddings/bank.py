@@ -70,8 +70,15 @@ class Bank:
         def pick(column: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(column[row] for row in rows)
 
-        columns = (self.labels, self.label_levels, self.patient_ids, self.slide_ids)
-        return Bank(self.embeddings[rows], *(pick(column) for column in columns), self.encoder, self.warnings)
+        return Bank(
+            self.embeddings[rows],
+            pick(self.labels),
+            pick(self.label_levels),
+            pick(self.patient_ids),
+            pick(self.slide_ids),
+            self.encoder,
+            self.warnings,
+        )
 
 
 def make_bank(
@@ -111,8 +118,15 @@ def make_bank(
     def sorted_column(column: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(column[row] for row in order)
 
-    columns = (labels, label_levels, patient_ids, slide_ids)
-    return Bank(vectors[order], *(sorted_column(column) for column in columns), dict(encoder), warnings)
+    return Bank(
+        vectors[order],
+        sorted_column(labels),
+        sorted_column(label_levels),
+        sorted_column(patient_ids),
+        sorted_column(slide_ids),
+        dict(encoder),
+        warnings,
+    )
 
 
 def known(value: Any) -> str | None:
@@ -219,7 +233,8 @@ def _load(
         listed = ", ".join(sorted(seen)[:12]) + (", ..." if len(seen) > 12 else "")
         meant = f"; is '{close[0]}' meant?" if close else ";"
         raise InputError(f"classes.{absent[0]}: the bank {path} has no such label{meant} it has: {listed}")
-    return make_bank(np.concatenate(vectors), *map(list, zip(*rows, strict=True)), named, path)
+    labels, levels, patients, slides = zip(*rows, strict=True)
+    return make_bank(np.concatenate(vectors), labels, levels, patients, slides, named, path)
 
 
 def _strings(batch: pa.RecordBatch, name: str) -> list[Any]:

@@ -35,7 +35,7 @@ class TileFolder:
 
 
 def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Sequence[str]) -> TileFolder:
-    """Lists CLASS/*.png (jpg, tif, webp) of the classes asked for. InputError for absent folders, empty classes, a CSV that does not fit."""
+    """Lists CLASS/*.png (jpg, tif, webp) of the classes asked for. InputError for absent folders, empty classes, a wrong CSV."""
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise InputError(f"{folder}: no such folder; embeddings.tiles names a folder with one sub-folder per class")

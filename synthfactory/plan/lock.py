@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from synthfactory.plan.recipe import ModelFacts, recipe_difference, recipe_hash
+from synthfactory.plan.recipe import PER_CLASS, ModelFacts, recipe_difference, recipe_hash
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
@@ -72,7 +72,7 @@ def read_lock(data: bytes) -> dict[str, Any]:
 
 def check_same_recipe(lock: Mapping[str, Any], recipe: Mapping[str, Any], where: str) -> None:
     """InputError naming every difference where OUT was begun with another recipe."""
-    known = {entry["name"]: entry["class_index"] for entry in lock["classes"]}
+    known = {str(entry["name"]) for entry in lock["classes"]}
     lines = recipe_difference(lock["recipe"], recipe, known)
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
@@ -100,5 +100,5 @@ def grown(lock: Mapping[str, Any], names: Sequence[str], recipe: Mapping[str, An
     for name in names:
         if name not in known:
             entries.append({"name": name, "class_index": len(entries)})
-    samplers = {**recipe["class_samplers"], **lock["recipe"]["class_samplers"]}
-    return {**lock, "classes": entries, "recipe": {**lock["recipe"], "class_samplers": dict(sorted(samplers.items()))}}
+    merged = {part: dict(sorted({**recipe[part], **lock["recipe"][part]}.items())) for part in PER_CLASS}
+    return {**lock, "classes": entries, "recipe": {**lock["recipe"], **merged}}

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from synthfactory.spec.schema import Spec
 
+PER_CLASS = ("class_samplers", "class_banks")
 CONDITIONS_VERSION = 1  # of plan/conditions.py: another choice of rows is another recipe
 
 
@@ -31,18 +32,18 @@ class ModelFacts:
     seconds_per_call: float | None = None
 
 
-def recipe(spec: Spec, model: ModelFacts, bank_mac: str) -> dict[str, Any]:
-    """The recipe as a JSON-ready dict. `bank_mac` is an HMAC of the bank under a key that is not published."""
+def recipe(spec: Spec, model: ModelFacts, bank_macs: Mapping[str, str]) -> dict[str, Any]:
+    """The recipe as a JSON-ready dict. `bank_macs` are HMACs of each class's bank rows under a key that is not published."""
     return {
         "name": spec.name,
         "model": {"id": model.id, "revision": model.revision, "sha256": model.sha256},
-        "bank_mac": bank_mac,
         "conditions_version": CONDITIONS_VERSION,
         "seed_kind": "secret" if spec.seed == "secret" else "integer",
         "sampler": spec.sampler.model_dump(),
         "class_samplers": {
             name: spec.sampler_for(name).model_dump() for name, item in sorted(spec.classes.items()) if item.sampler
         },
+        "class_banks": dict(sorted(bank_macs.items())),
         "screen": spec.screen.model_dump(),
         "format": spec.output.format,
     }
@@ -50,7 +51,7 @@ def recipe(spec: Spec, model: ModelFacts, bank_mac: str) -> dict[str, Any]:
 
 def recipe_hash(values: Mapping[str, Any]) -> str:
     """sha256 of the canonical JSON of a recipe without its per-class part (a class may join later)."""
-    core = {key: value for key, value in values.items() if key != "class_samplers"}
+    core = {key: value for key, value in values.items() if key not in PER_CLASS}
     return hashlib.sha256(json.dumps(core, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -65,20 +66,20 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def recipe_difference(old: Mapping[str, Any], new: Mapping[str, Any], known_classes: Mapping[str, int]) -> list[str]:
-    """Readable lines of what differs; per-class samplers are compared for the classes that OUT already has."""
+def recipe_difference(old: Mapping[str, Any], new: Mapping[str, Any], known_classes: Set[str]) -> list[str]:
+    """Readable lines of what differs; per-class parts are compared for classes that OUT already has and the spec still names."""
     lines = []
-    before, now = _flat({**old, "class_samplers": {}}), _flat({**new, "class_samplers": {}})
+    empty: dict[str, Any] = dict.fromkeys(PER_CLASS, "")
+    before, now = _flat({**old, **empty}), _flat({**new, **empty})
     for path in sorted(before.keys() | now.keys()):
         if before.get(path) != now.get(path):
-            if path == "bank_mac":
-                lines.append("the bank, or the seed it is fingerprinted with, is another one")
-            else:
-                lines.append(f"{path}: was {_word(before.get(path))}, now {_word(now.get(path))}")
-    for name in sorted(known_classes):
+            lines.append(f"{path}: was {_word(before.get(path))}, now {_word(now.get(path))}")
+    for name in sorted(known_classes & new["class_banks"].keys()):
         was, is_now = old["class_samplers"].get(name), new["class_samplers"].get(name)
-        if was != is_now and not (name not in new["class_samplers"] and was is None):
+        if was != is_now:
             lines.append(f"classes.{name}.sampler: was {_word(was)}, now {_word(is_now)}")
+        if old["class_banks"][name] != new["class_banks"][name]:
+            lines.append(f"classes.{name}: its rows in the bank, or the seed they are fingerprinted with, are others")
     return lines
 
 

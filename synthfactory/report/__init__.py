@@ -1,0 +1,1 @@
+"""What people look at: contact sheets, the set's card, Croissant metadata (no torch)."""

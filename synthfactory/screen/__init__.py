@@ -1,0 +1,5 @@
+"""Keep-or-drop verdicts on drawn tiles, with reasons and scores."""
+
+from synthfactory.screen.verdict import Verdict, screen_tiles, sharpness, tissue_fraction
+
+__all__ = ["Verdict", "screen_tiles", "sharpness", "tissue_fraction"]

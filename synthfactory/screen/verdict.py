@@ -1,0 +1,78 @@
+"""The first screens: tissue fraction, blur, agreement with the condition. Vectorised over a batch, float64, order fixed.
+
+Optical density of a pixel: od = -log10((v + 1) / 256), mean over channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthfactory.spec.schema import Screen
+
+TISSUE_DENSITY = 0.06  # glass and lumina lie below, pale stroma above
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a tile is kept; why not; and every score that was looked at."""
+
+    keep: bool
+    reasons: tuple[str, ...]
+    scores: dict[str, float]
+
+
+def _density(images: np.ndarray) -> np.ndarray:
+    return np.asarray(-np.log10((images.astype(np.float64) + 1) / 256).mean(axis=-1))
+
+
+def tissue_fraction(images: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W, 3) -> share of pixels with optical density above 0.06, (N,) in [0, 1]."""
+    return np.asarray((_density(images) > TISSUE_DENSITY).mean(axis=(1, 2)))
+
+
+def sharpness(images: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W, 3) -> mean absolute Laplacian of optical density, (N,): 0 is flat, H&E in focus is about 0.02 to 0.1."""
+    d = _density(images)
+    laplacian = 4 * d[:, 1:-1, 1:-1] - d[:, :-2, 1:-1] - d[:, 2:, 1:-1] - d[:, 1:-1, :-2] - d[:, 1:-1, 2:]
+    return np.asarray(np.abs(laplacian).mean(axis=(1, 2)))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Row-wise cosine similarity, (N,); NaN where a row is zero or not finite."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
+
+
+def screen_tiles(
+    images: np.ndarray,
+    conditions: np.ndarray,
+    screen: Screen,
+    embed: Callable[[np.ndarray], np.ndarray] | None,
+) -> list[Verdict]:
+    """A verdict per tile, uint8 (N, H, W, 3), drawn for conditions float32 (N, E).
+
+    `embed` maps tiles to embeddings; needed by the agreement screen only. A score that is not finite drops the tile.
+    """
+    scores: dict[str, np.ndarray] = {}
+    limits: list[tuple[str, str, float, float]] = []  # score, reason stem, least, most
+    if screen.tissue is not None:
+        scores["tissue"] = tissue_fraction(images)
+        limits.append(("tissue", "little tissue", screen.tissue.min_fraction, np.inf))
+    if screen.blur is not None:
+        scores["sharpness"] = sharpness(images)
+        limits.append(("sharpness", "blurred", screen.blur.min_sharpness, np.inf))
+    if screen.agreement is not None:
+        if embed is None:
+            raise ValueError("the agreement screen needs the model's encoder")
+        scores["agreement"] = cosine(embed(images), conditions)
+        limits.append(("agreement", "far from its condition", screen.agreement.min, np.inf))
+        limits.append(("agreement", "too near its condition", -np.inf, screen.agreement.max))
+    verdicts = []
+    for row in range(len(images)):
+        reasons = tuple(reason for name, reason, least, most in limits if not least <= float(scores[name][row]) <= most)
+        verdicts.append(Verdict(not reasons, reasons, {name: round(float(v[row]), 6) for name, v in scores.items()}))
+    return verdicts
