@@ -15,10 +15,11 @@ def contact_sheet(
     rows: Mapping[str, Sequence[np.ndarray]], *, columns: int = 12, tile_px: int = 112, title: str | None = None
 ) -> Image.Image:
     """An RGB image of at most `columns` tiles (uint8 (H, W, 3)) per row, each `tile_px` wide; names at the left."""
-    font = ImageFont.load_default(size=max(12, tile_px // 8))
+    size_px = max(12, tile_px // 8)
+    font = ImageFont.load_default(size=size_px)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     label_px = int(max([measure.textlength(name, font=font) for name in rows], default=0)) + 3 * GAP_PX
-    head_px = 0 if title is None else int(font.size * 1.8)
+    head_px = 0 if title is None else int(size_px * 1.8)
     shown = max([min(columns, len(tiles)) for tiles in rows.values()], default=1)
     width = label_px + shown * (tile_px + GAP_PX) + GAP_PX
     if title is not None:

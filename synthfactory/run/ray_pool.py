@@ -14,12 +14,12 @@ from typing import Any
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray 2.60 warns at every start
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
-import ray  # noqa: E402
-import ray.exceptions  # noqa: E402
+import ray
+import ray.exceptions
 
-from synthfactory.run.task import Done, Failed, Setup, Task, Tick, UnitResult  # noqa: E402
-from synthfactory.run.worker import Worker  # noqa: E402
-from synthfactory.spec.errors import InputError  # noqa: E402
+from synthfactory.run.task import Done, Failed, Setup, Task, Tick, UnitResult
+from synthfactory.run.worker import Worker
+from synthfactory.spec.errors import InputError
 
 POLL_SEC = 0.5
 

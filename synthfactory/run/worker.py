@@ -84,7 +84,7 @@ class Worker:
             unit = self._drawn(task, Path(scratch), tick)
             outcome = self._commit(unit, Path(scratch))
         filled = len(unit.attempts)
-        result = UnitResult(
+        return UnitResult(
             shard=task.shard,
             outcome=outcome,
             tiles=filled,
@@ -94,7 +94,6 @@ class Worker:
             rejects=dict(sorted(unit.rejects.items())),
             seconds={stage: round(value, 4) for stage, value in unit.seconds.items()},
         )
-        return result
 
     def _drawn(self, task: Task, scratch: Path, tick: Tick) -> _Unit:
         unit = _Unit(task, scratch / "spool")

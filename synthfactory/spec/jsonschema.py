@@ -1,0 +1,12 @@
+"""The JSON Schema of a spec, for editors that complete and check YAML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synthfactory.spec.schema import Spec
+
+
+def json_schema() -> dict[str, Any]:
+    """Draft 2020-12, with a description, default and example of every field."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}
