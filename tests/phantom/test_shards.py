@@ -67,9 +67,12 @@ def test_a_tile_comes_back_pixel_for_pixel_with_its_truth(shards: Path) -> None:
             assert fields["generator_version"] == GENERATOR_VERSION
             assert fields["attributes"] == truth.attributes and set(fields["attributes"]) == set(ATTRIBUTES)
             assert fields["grid_channels"] == list(GRID_CHANNELS)
+            ranges = [2 if name.startswith("orient") else 1 for name in GRID_CHANNELS]
+            assert fields["grid_scale"] == pytest.approx([span / 255 for span in ranges])
+            assert fields["grid_min"] == [1.0 - span for span in ranges]
             grid = np.frombuffer(base64.b64decode(fields["grid"]), np.uint8).reshape(16, 16, len(GRID_CHANNELS))
             restored = np.array(fields["grid_min"]) + np.array(fields["grid_scale"]) * grid
-            assert np.abs(restored - truth.grid).max() <= 0.51 * max(fields["grid_scale"])
+            assert (np.abs(restored - truth.grid) <= 0.51 * np.array(fields["grid_scale"])).all()
 
 
 def test_webdataset_reads_them(shards: Path) -> None:

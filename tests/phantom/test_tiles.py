@@ -37,7 +37,7 @@ def channel(truth: Truth, name: str) -> np.ndarray:
 
 def blocks(image: np.ndarray) -> np.ndarray:
     """Mean grey of the 16 x 16 cells of the truth grid."""
-    return image.astype(np.float32).mean(-1).reshape(16, 14, 16, 14).mean((1, 3))
+    return np.asarray(image.astype(np.float32).mean(-1).reshape(16, 14, 16, 14).mean((1, 3)))
 
 
 def golden_picture() -> np.ndarray:
@@ -126,7 +126,7 @@ def test_fibre_orientation_is_that_of_the_pixels() -> None:
         gy, gx = np.gradient(image[..., 1].astype(np.float32))
 
         def cell(field: np.ndarray) -> np.ndarray:
-            return field.reshape(16, 14, 16, 14).mean((1, 3))
+            return np.asarray(field.reshape(16, 14, 16, 14).mean((1, 3)))
 
         # doubled angle of the gradient, turned by 90 degrees
         cos2, sin2 = -cell(gx**2 - gy**2), -cell(2 * gx * gy)
@@ -152,7 +152,7 @@ def test_nuclei_and_lymphocytes_are_the_dark_cells() -> None:
 
 
 def test_fat_is_pale_and_necrosis_is_the_necrotic_class() -> None:
-    pale = []
+    pale: list[float] = []
     for class_name in CLASSES:
         for number in range(12):
             image, truth = tile(class_name, number)
