@@ -1,7 +1,9 @@
 """The commit protocol: content-named tar and parquet first, then commits/NNNNNN.json if absent. The shard exists when this does.
 
 Two writers of one shard: equal bytes are equal names and equal commits, so both succeed; different bytes (other hardware) lose by
-the exclusive creation, and the loser removes its own objects.
+the exclusive creation. What makes it safe without any lock: an object is only ever deleted while a commit stands that names others
+for its shard. A writer that has yet to commit therefore either finds its objects in place, or loses. (One gap is left: that commit
+may be damaged and discarded between the look and the deletion. The check that ends every build finds what it named.)
 """
 
 from __future__ import annotations
@@ -13,19 +15,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from synthfactory.shards.base import Store
 from synthfactory.shards.record import sha256_hex
-from synthfactory.shards.store import Store
 from synthfactory.shards.tarfmt import ShardFile
 
-COMMIT_NAME = re.compile(r"commits/(\d{6,})\.json")
-OBJECT_NAME = re.compile(r"shards/(\d{6,})-([0-9a-f]{12})\.(tar|parquet)")
+_COMMIT_NAME = re.compile(r"commits/([0-9]{6,9})\.json")
+_OBJECT_NAME = re.compile(r"shards/([0-9]{6,9})-[0-9a-f]{12}\.(?:tar|parquet)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Outcome(enum.Enum):
     """What became of a commit."""
 
     COMMITTED = "committed"
-    LOST = "lost"
+    ALREADY = "already"  # this very content was committed before
+    LOST = "lost"  # another content was
 
 
 class DamagedCommitError(ValueError):
@@ -35,6 +39,18 @@ class DamagedCommitError(ValueError):
 def commit_path(shard: int) -> str:
     """Path of a shard's commit."""
     return f"commits/{shard:06d}.json"
+
+
+def shard_of_commit(path: str) -> int | None:
+    """The shard whose commit has this path, or None."""
+    match = _COMMIT_NAME.fullmatch(path)
+    return int(match[1]) if match and path == commit_path(int(match[1])) else None
+
+
+def shard_of_object(path: str) -> int | None:
+    """The shard that a tar or parquet of this path is of, or None."""
+    match = _OBJECT_NAME.fullmatch(path)
+    return int(match[1]) if match and match[1] == f"{int(match[1]):06d}" else None
 
 
 @dataclass(frozen=True)
@@ -81,27 +97,25 @@ def commit_shard(store: Store, shard: int, tar: ShardFile, parquet: bytes, body:
         "tar": _described(shard, "tar", tar.sha256, tar.size),
         "parquet": _described(shard, "parquet", sha256_hex(parquet), len(parquet)),
     }
-    commit = Commit(shard, whole)
-    winner = _standing(store, shard)
+    data = _encoded(whole)
+    commit = parse_commit(data, shard)  # what could not be read back is never written
+    winner = standing_commit(store, shard)
     if winner is not None:
-        return Outcome.COMMITTED if winner.body == whole else Outcome.LOST
+        return Outcome.ALREADY if winner.body == commit.body else Outcome.LOST
     store.put(commit.objects[0], tar.path)
     store.put(commit.objects[1], parquet)
-    if store.create(commit_path(shard), _encoded(whole)):
-        # A clean-up that took us for dead may have removed the objects just before the commit: look, and put them again.
-        if store.size(commit.objects[0]) != tar.size:
-            store.put(commit.objects[0], tar.path)
-        if store.size(commit.objects[1]) != len(parquet):
-            store.put(commit.objects[1], parquet)
+    if store.create(commit_path(shard), data):
         return Outcome.COMMITTED
-    standing = _standing(store, shard)
-    for path in commit.objects:
-        if standing is None or path not in standing.objects:
-            store.delete(path)
+    winner = standing_commit(store, shard)
+    if winner is not None:  # else it is damaged, or was discarded this moment: what it named is not known, so all stays
+        for path in commit.objects:
+            if path not in winner.objects:
+                store.delete(path)
     return Outcome.LOST
 
 
-def _standing(store: Store, shard: int) -> Commit | None:
+def standing_commit(store: Store, shard: int) -> Commit | None:
+    """The commit of a shard, or None where there is none or it is damaged."""
     try:
         return read_commit(store, shard)
     except (FileNotFoundError, DamagedCommitError):
@@ -114,15 +128,20 @@ def read_commit(store: Store, shard: int) -> Commit:
 
 
 def parse_commit(data: bytes, shard: int) -> Commit:
-    """A commit from its bytes, checked in form; DamagedCommitError says what is wrong."""
+    """A commit from its bytes, checked in form; DamagedCommitError says which commit is not whole."""
     try:
         body = json.loads(data)
-        good = body["shard"] == shard and isinstance(body["tiles"], int) and isinstance(body["fingerprint"], dict)
+        good = body["shard"] == shard and _is_count(body["tiles"]) and isinstance(body["fingerprint"], dict)
         for suffix in ("tar", "parquet"):
             entry = body[suffix]
-            good = good and entry == _described(shard, suffix, str(entry["sha256"]), int(entry["bytes"]))
+            good = good and _SHA256.fullmatch(entry["sha256"]) is not None and _is_count(entry["bytes"])
+            good = good and entry == _described(shard, suffix, entry["sha256"], entry["bytes"])
+        good = good and all(_is_count(count) for count in body["classes"].values())
         good = good and sum(body["classes"].values()) == body["tiles"]
-        good = good and all(isinstance(index, int) for indices in body["shortfall"].values() for index in indices)
+        good = good and all(
+            isinstance(indices, list) and indices and all(_is_count(index) for index in indices)
+            for indices in body["shortfall"].values()
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
@@ -130,13 +149,16 @@ def parse_commit(data: bytes, shard: int) -> Commit:
     return Commit(shard, body)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def list_commits(store: Store) -> dict[int, Commit]:
     """All whole commits by shard; damaged ones are left out (verify names them)."""
     found = {}
     for path, _ in store.entries("commits"):
-        match = COMMIT_NAME.fullmatch(path)
-        if match:
-            commit = _standing(store, int(match[1]))
-            if commit is not None:
-                found[commit.shard] = commit
+        shard = shard_of_commit(path)
+        commit = None if shard is None else standing_commit(store, shard)
+        if commit is not None:
+            found[commit.shard] = commit
     return dict(sorted(found.items()))

@@ -6,24 +6,29 @@ counter. A challenger that sees the same counter for TTL on its own monotonic cl
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable
 
-from synthfactory.shards.store import Store
+from synthfactory.shards.base import Store
+from synthfactory.spec.errors import InputError
 
 TTL_SEC = 30.0
 BEAT_SEC = 5.0
-LEASE_NAME = re.compile(r"leases/(\d{6})\.json")
+PAUSE_SEC = 2.0
+_NAME = re.compile(r"leases/([0-9]{6,9})\.(json|beat)")
+_RELEASED = b"released"
 
 
 class Lease:
     """One contender. `acquire` returns True at once where the lease is free, False while another holds it (call again later)."""
 
     def __init__(self, store: Store, *, ttl_sec: float = TTL_SEC, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._ttl, self._clock = store, ttl_sec, clock
+        self.ttl_sec = ttl_sec
+        self._store, self._clock = store, clock
         self._token = secrets.token_hex(8).encode()
         self._turn: int | None = None
         self._count = 0
@@ -34,9 +39,20 @@ class Lease:
         """Whether this contender took a turn and has not released it (another may have taken over meanwhile: see `renew`)."""
         return self._turn is not None
 
-    def _last(self) -> int | None:
-        turns = [int(match[1]) for path, _ in self._store.entries("leases") if (match := LEASE_NAME.fullmatch(path))]
-        return max(turns, default=None)
+    def _turns(self) -> dict[int, list[str]]:
+        """Turn -> its files, of turns that were taken (a heartbeat alone is litter of an old one)."""
+        files: dict[int, list[str]] = {}
+        for path, _ in self._store.entries("leases"):
+            match = _NAME.fullmatch(path)
+            if match:
+                files.setdefault(int(match[1]), []).append(path)
+        return files
+
+    @staticmethod
+    def _last(files: dict[int, list[str]]) -> int | None:
+        return max(
+            (turn for turn, paths in files.items() if any(path.endswith(".json") for path in paths)), default=None
+        )
 
     def _beat(self, turn: int) -> bytes:
         try:
@@ -46,29 +62,43 @@ class Lease:
 
     def acquire(self) -> bool:
         """Tries once. A holder whose heartbeat stood still for TTL is taken for dead."""
-        last = self._last()
+        last = self._last(self._turns())
         if last is not None:
             beat = self._beat(last)
-            if beat != b"released":
+            if beat != _RELEASED:
                 if self._seen is None or self._seen[:2] != (last, beat):
                     self._seen = (last, beat, self._clock())
                     return False
-                if self._clock() - self._seen[2] < self._ttl:
+                if self._clock() - self._seen[2] < self.ttl_sec:
                     return False
         turn = 0 if last is None else last + 1
         if not self._store.create(f"leases/{turn:06d}.json", self._token):
             self._seen = None  # another took this turn first
             return False
         self._turn = turn
-        self.renew()
-        for old in range(max(0, turn - 3), turn):
-            self._store.delete(f"leases/{old:06d}.beat")
-            self._store.delete(f"leases/{old:06d}.json")
+        if not self.renew():
+            return False
+        for old, paths in self._turns().items():
+            if old < turn:
+                for path in paths:
+                    self._store.delete(path)
+        return True
+
+    def wait(self, limit_sec: float, *, sleep: Callable[[float], None] = time.sleep) -> bool:
+        """Tries again and again for at most `limit_sec`; of use is twice the TTL, after which a live holder has shown itself."""
+        until = self._clock() + limit_sec
+        while not self.acquire():
+            if self._clock() >= until:
+                return False
+            sleep(min(PAUSE_SEC, self.ttl_sec / 4))
         return True
 
     def renew(self) -> bool:
-        """One heartbeat; False where another has taken over."""
-        if self._turn is None or (self._last() or 0) > self._turn:
+        """One heartbeat; False, and no longer held, where another has taken over."""
+        if self._turn is None:
+            return False
+        if self._last(self._turns()) != self._turn:  # a later turn, or ours was cleaned away by one that is gone
+            self._turn = None
             return False
         self._count += 1
         self._store.put(f"leases/{self._turn:06d}.beat", f"{self._count}".encode())
@@ -76,9 +106,9 @@ class Lease:
 
     def release(self) -> None:
         """Lets the next contender in at once."""
-        if self._turn is not None:
-            self._store.put(f"leases/{self._turn:06d}.beat", b"released")
-            self._turn = None
+        if self._turn is not None and self._last(self._turns()) == self._turn:
+            self._store.put(f"leases/{self._turn:06d}.beat", _RELEASED)
+        self._turn = None
 
 
 class Heartbeat:
@@ -94,7 +124,7 @@ class Heartbeat:
             try:
                 if not self._lease.renew():
                     return
-            except OSError:
+            except (OSError, InputError):
                 continue  # a store that is away for a moment: the lease only saves work
 
     def __enter__(self) -> Heartbeat:
@@ -104,4 +134,7 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._lease.release()
+        with contextlib.suppress(
+            OSError, InputError
+        ):  # the next contender waits a TTL instead; never hide the build's own error
+            self._lease.release()

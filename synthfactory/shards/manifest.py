@@ -12,7 +12,7 @@ from synthfactory.shards.commit import Commit
 from synthfactory.shards.store import Store
 from synthfactory.spec.errors import InputError
 
-ROUND_NAME = re.compile(r"rounds/(\d{6})\.json")
+ROUND_NAME = re.compile(r"rounds/([0-9]{6})\.json")
 DERIVED = ("README.md", "croissant.json", "dataset.json", "shards.txt")
 LOCK = "spec.lock.yaml"
 

@@ -1,47 +1,65 @@
-"""Puts OUT in order before a build, or on `gc`: discards damaged shards, removes leftovers, moves foreign files to LINEAGE."""
+"""Puts OUT in order before a build: discards damaged shards, removes leftovers, moves foreign files to LINEAGE.
+
+Nothing here rests on the lease: two builds that mend at once, or a build that wakes up after it was taken for dead, lose work, never
+a committed shard that is whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from synthfactory.shards.commit import OBJECT_NAME, commit_path
-from synthfactory.shards.store import Store
-from synthfactory.shards.verify import FOREIGN, TEMP, UNREFERENCED, Report
+from synthfactory.shards.base import Store
+from synthfactory.shards.commit import commit_path, shard_of_commit, shard_of_object, standing_commit
+from synthfactory.shards.gc import remove_unreferenced, sweep
+from synthfactory.shards.manifest import read_rounds
+from synthfactory.shards.verify import FOREIGN, TEMP, UNREFERENCED, Report, shown
 
 
 def discard(store: Store, report: Report) -> Iterator[str]:
-    """Removes commit, then objects, of every shard with a fault, so that the build makes it again; yields a line for each."""
-    faulty = report.to_rebuild
-    present = {path for path, _ in store.entries("shards")} | {path for path, _ in store.entries("commits")}
+    """Removes the commit of every shard with a fault, so that the build makes it again; yields a line for each.
+
+    The objects stay: the rebuilt shard is put over them, or names others, and then `collect` removes them. Removing them here could
+    take them from another build that has put them again but not committed yet.
+    """
+    present = {path for path, _ in store.entries("commits")}
     for finding in report.findings:
-        if finding.shard is None:
+        if finding.shard is None or commit_path(finding.shard) not in present:
             continue
-        if commit_path(finding.shard) in present:
-            store.delete(commit_path(finding.shard))
-            yield f"discarded shard {finding.shard:06d}: {finding.path} {finding.message}"
-            present.discard(commit_path(finding.shard))
-    for path in sorted(present):
-        match = OBJECT_NAME.fullmatch(path)
-        if match and int(match[1]) in faulty:
-            store.delete(path)
+        looked_at, standing = report.commits.get(finding.shard), standing_commit(store, finding.shard)
+        if standing is not None and (looked_at is None or standing.body != looked_at.body):
+            continue  # another build has committed it since
+        present.discard(commit_path(finding.shard))
+        store.delete(commit_path(finding.shard))
+        yield f"discarded shard {finding.shard:06d}: {shown(finding.path)} {finding.message}"
 
 
 def collect(store: Store, report: Report, *, dry_run: bool = False) -> Iterator[str]:
-    """Removes objects that no commit names and what interrupted writes left; yields a line for each. Only under the lease."""
-    for finding in report.findings:
-        if finding.kind in (UNREFERENCED, TEMP):
-            if not dry_run:
-                store.delete(finding.path)
-            yield f"{'would remove' if dry_run else 'removed'} {finding.path}: {finding.message}"
-    if not dry_run:
-        count = store.sweep()
-        if count:
-            yield f"removed {count} unfinished write{'s' * (count > 1)}"
+    """Removes objects that no commit names, and what interrupted writes left; yields a line for each."""
+    unreferenced = [finding.path for finding in report.findings if finding.kind == UNREFERENCED]
+    yield from remove_unreferenced(store, unreferenced, dry_run=dry_run)
+    if any(finding.kind == TEMP for finding in report.findings) or store.leftovers():
+        yield from sweep(store, dry_run=dry_run)
 
 
 def move_foreign(store: Store, lineage: Store, report: Report) -> Iterator[str]:
-    """Moves what does not belong to the set to LINEAGE/foreign/ (never destroyed); yields a line for each."""
-    for finding in report.findings:
-        if finding.kind == FOREIGN:
-            store.move_out(finding.path, lineage, f"foreign/{finding.path}")
-            yield f"moved {finding.path} to {lineage.place}/foreign: {finding.message}"
+    """Moves what does not belong to the set to LINEAGE/foreign/ (never destroyed, never over another); yields a line for each."""
+    foreign = [finding for finding in report.findings if finding.kind == FOREIGN]
+    if not foreign:
+        return
+    # Rounds are created before their commits. Read again after the listing, they tell a foreign commit from one of a round that
+    # another build has added since.
+    rounds = read_rounds(store)
+    shards = max((int(step["first_shard"]) + int(step["num_shards"]) for step in rounds), default=0)
+    for finding in foreign:
+        commit, part = shard_of_commit(finding.path), shard_of_object(finding.path)
+        shard = part if commit is None else commit
+        if shard is not None and shard < shards:
+            continue
+        try:
+            moved = store.move_out(finding.path, lineage, f"foreign/{finding.path}")
+        except FileNotFoundError:
+            continue  # whoever put it there has taken it away
+        except ValueError as error:
+            yield f"left {shown(finding.path)} where it is ({error})"
+            continue
+        yield f"moved {shown(finding.path)} to {lineage.place}/{shown(moved)}: {finding.message}"

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from synthfactory.shards.base import Store
 from synthfactory.shards.commit import list_commits
-from synthfactory.shards.store import Store
-from synthfactory.shards.tarfmt import decode_image, samples
+from synthfactory.shards.record import parse_record
+from synthfactory.shards.store import open_store
+from synthfactory.shards.tarfmt import DamagedShardError, decode_image, samples
 
 
-def iter_tiles(store: Store) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
-    """(key, uint8 (H, W, 3), record) of every committed tile; DamagedShardError where a shard is not whole."""
+def iter_tiles(place: Store | str) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+    """(key, uint8 (H, W, 3), record) of every committed tile; DamagedShardError, naming the tar, where a shard is not whole."""
+    store = open_store(place) if isinstance(place, str) else place
     for commit in list_commits(store).values():
-        with store.open(commit.objects[0]) as handle:
-            for key, image, record in samples(handle):
-                yield key, decode_image(image), json.loads(record)
+        path = commit.objects[0]
+        count = 0
+        try:
+            with store.open(path) as handle:
+                for key, image, record in samples(handle):
+                    values, problem = parse_record(record, key)
+                    if problem:
+                        raise DamagedShardError(f"{key}: its record {problem}")
+                    yield key, decode_image(image, (values["width_px"], values["height_px"]), values["format"]), values
+                    count += 1
+            if count != commit.tiles:
+                raise DamagedShardError(f"holds {count} tiles; its commit says {commit.tiles}")
+        except FileNotFoundError:
+            raise DamagedShardError(f"{store.place}/{path}: is not there, but its commit is") from None
+        except DamagedShardError as error:
+            raise DamagedShardError(f"{store.place}/{path}: {error}") from None

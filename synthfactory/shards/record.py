@@ -73,25 +73,30 @@ class TileRecord:
         return {**{name: getattr(self, name) for name in kept}, "image_sha256": image_sha256}
 
 
-def record_problem(data: bytes, key: str) -> str | None:
-    """What is wrong with a KEY.json, or None."""
+_KINDS: dict[str, type] = {
+    "key": str, "label": str, "label_level": str, "class_index": int, "width_px": int, "height_px": int,
+    "mpp": float, "format": str, "model": dict, "sampler": dict, "licence": dict,
+}  # fmt: skip
+
+
+def parse_record(data: bytes, key: str) -> tuple[dict[str, Any], str | None]:
+    """A KEY.json of unknown origin: (its fields, None), or ({}, what is wrong)."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
-        return "is no JSON"
+        return {}, "is no JSON"
     if not isinstance(values, dict) or values.get("synthetic") is not True:
-        return "does not say synthetic: true"
-    wanted = {
-        "key": str, "label": str, "label_level": str, "class_index": int, "width_px": int, "height_px": int,
-        "mpp": float, "format": str, "model": dict, "sampler": dict, "licence": dict,
-    }  # fmt: skip
-    for name, kind in wanted.items():
-        if not isinstance(values.get(name), kind):
-            return f"'{name}' is missing or no {kind.__name__}"
-    extra = values.keys() - wanted.keys() - {"synthetic"}
+        return {}, "does not say synthetic: true"
+    for name, kind in _KINDS.items():
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, (float, int) if kind is float else kind):
+            return {}, f"'{name}' is missing or no {kind.__name__}"
+    extra = values.keys() - _KINDS.keys() - {"synthetic"}
     if extra:
-        return f"holds unknown fields {', '.join(sorted(extra))}"
-    return None if values["key"] == key else f"names key '{values['key']}'"
+        return {}, f"holds unknown fields {', '.join(sorted(extra))}"
+    if values["key"] != key:
+        return {}, f"names key '{values['key']}'"
+    return values, None
 
 
 @dataclass(frozen=True)

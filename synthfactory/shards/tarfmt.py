@@ -1,27 +1,35 @@
 """The tar of a shard, repeatable to the byte; and reading tars of unknown origin without trusting them.
 
-Members KEY.png (or webp, jpg) and KEY.json, adjacent, in unit order; ustar, mtime 0, uid 0, mode 0644.
+Members KEY.png (or webp, jpg) and KEY.json, adjacent, in unit order; POSIX ustar (IEEE 1003.1), mtime 0, uid = gid = 0, no user or
+group name, mode 0644. The reader below knows ustar's plain files only: no links, no extended headers, nothing to be fooled by.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
+import struct
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from webdataset import TarWriter
+from PIL import Image
 
 from synthfactory.shards.record import EXTENSIONS, TileRecord, sha256_hex
 
+BLOCK = 512
 MAX_MEMBER_BYTES = 64 << 20
 MAX_MEMBERS = 1_000_000
 MAX_IMAGE_PX = 4096
+MAX_NAME = 100  # ustar's name field
+_NAME = re.compile(rb"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_OCTAL = re.compile(rb"[0-7]{1,11}[ \0]+")
+_PIL_FORMATS = {"PNG": "png", "WEBP": "webp", "JPEG": "jpeg"}
 
 
 class DamagedShardError(ValueError):
@@ -30,6 +38,8 @@ class DamagedShardError(ValueError):
 
 def encode_image(image: np.ndarray, image_format: str) -> bytes:
     """uint8 (H, W, 3) -> PNG (level 1) or WebP (lossless), both exact, or JPEG (quality 95, 4:4:4), which is not."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a tile is uint8 (H, W, 3), not {image.dtype} {image.shape}")
     buffer = io.BytesIO()
     picture = Image.fromarray(image)
     if image_format == "png":
@@ -43,18 +53,33 @@ def encode_image(image: np.ndarray, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """uint8 (H, W, 3). DamagedShardError where the bytes are no whole PNG, WebP or JPEG, or claim more than 4096 px a side."""
+def decode_image(
+    data: bytes, expected_px: tuple[int, int] | None = None, image_format: str | None = None
+) -> np.ndarray:
+    """uint8 (H, W, 3). `expected_px` is (width, height); size, mode and format are checked in the header, before any decoding.
+
+    DamagedShardError where the bytes are no whole RGB PNG, WebP or JPEG, or not of that size and format (at most 4096 px a side).
+    """
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as picture:
-            if max(picture.size) > MAX_IMAGE_PX or picture.mode != "RGB":
+        with Image.open(io.BytesIO(data), formats=tuple(_PIL_FORMATS)) as picture:
+            size, found = picture.size, _PIL_FORMATS.get(str(picture.format), "")
+            if max(size) > MAX_IMAGE_PX or picture.mode != "RGB":
                 raise DamagedShardError(
-                    f"is a {picture.mode} image of {picture.size[0]} x {picture.size[1]} px; RGB tiles are expected"
+                    f"is a {picture.mode} image of {size[0]} x {size[1]} px; RGB tiles are expected"
                 )
+            if expected_px is not None and size != expected_px:
+                raise DamagedShardError(
+                    f"is {size[0]} x {size[1]} px; {expected_px[0]} x {expected_px[1]} are expected"
+                )
+            if image_format is not None and found != image_format:
+                raise DamagedShardError(f"is {found}; {image_format} is expected")
             return np.asarray(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DamagedShardError):
-            raise
+    except DamagedShardError:
+        raise
+    except (
+        OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error, MemoryError,
+        Image.DecompressionBombError, Image.DecompressionBombWarning,
+    ) as error:  # fmt: skip
         raise DamagedShardError(f"does not decode as an image ({error})") from None
 
 
@@ -68,40 +93,106 @@ class ShardFile:
     rows: list[dict[str, Any]]
 
 
+class _Hashing:
+    """A file that is written once from start to end, and hashed on the way."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle, self.digest, self.size = handle, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._handle.write(data)
+
+
 def write_shard(path: Path, items: Iterable[tuple[TileRecord, bytes]]) -> ShardFile:
-    """Writes the tar of (record, encoded image) pairs in the given order; equal items give equal bytes."""
-    rows = []
-    with open(path, "wb") as handle, TarWriter(handle, encoder=False, mtime=0, user="", group="", mode=0o644) as tar:
+    """Writes the tar of (record, encoded image) pairs in the given order; equal items give equal bytes.
+
+    `path` is a scratch file: where `items` raises, what is there is no whole tar (no end mark). ValueError for a key that does not
+    fit a ustar name or stands twice.
+    """
+    rows: list[dict[str, Any]] = []
+    keys: set[str] = set()
+    with open(path, "wb") as handle:
+        out = _Hashing(handle)
         for record, image in items:
-            tar.write({"__key__": record.key, EXTENSIONS[record.format]: image, "json": record.to_json()})
+            if record.key in keys:
+                raise ValueError(f"key '{record.key}' stands twice in one shard")
+            keys.add(record.key)
+            for extension, content in ((EXTENSIONS[record.format], image), ("json", record.to_json())):
+                out.write(_header(f"{record.key}.{extension}", len(content)))
+                out.write(content)
+                out.write(b"\0" * (-len(content) % BLOCK))
             rows.append(record.row(sha256_hex(image)))
-    digest = hashlib.sha256()
-    with open(path, "rb") as written:
-        for block in iter(lambda: written.read(1 << 20), b""):
-            digest.update(block)
-    return ShardFile(path, digest.hexdigest(), path.stat().st_size, rows)
+        out.write(b"\0" * (2 * BLOCK + -(out.size + 2 * BLOCK) % tarfile.RECORDSIZE))
+    return ShardFile(path, out.digest.hexdigest(), out.size, rows)
+
+
+def _header(name: str, size: int) -> bytes:
+    if not _NAME.fullmatch(name.encode()) or name.count(".") != 1:
+        raise ValueError(f"'{name}' is no member name: KEY.EXTENSION, at most {MAX_NAME} of A-Z, a-z, 0-9, '_' and '-'")
+    info = tarfile.TarInfo(name)  # uid, gid, mtime 0, mode 0644, no user or group: tarfile's own defaults
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def scan_tar(handle: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """(member name, content) in order. DamagedShardError for truncation, links, devices, paths, doubled or huge members."""
+    """(member name, content) in order, one member in memory at a time.
+
+    DamagedShardError for truncation (a missing end mark too), links, devices, folders, extended headers, paths, doubled or huge
+    members, and bytes after the end.
+    """
     seen: set[str] = set()
-    try:
-        with tarfile.open(fileobj=handle, mode="r|") as tar:
-            for member in tar:
-                if not member.isreg() or "/" in member.name or "\\" in member.name or member.name.startswith("."):
-                    raise DamagedShardError(f"member '{member.name[:80]}' is no plain file name")
-                if member.size > MAX_MEMBER_BYTES or len(seen) >= MAX_MEMBERS:
-                    raise DamagedShardError(f"member '{member.name[:80]}' is too large, or there are too many")
-                if member.name in seen:
-                    raise DamagedShardError(f"member '{member.name[:80]}' stands there twice")
-                seen.add(member.name)
-                source = tar.extractfile(member)
-                content = source.read() if source else b""
-                if len(content) != member.size:
-                    raise DamagedShardError(f"member '{member.name[:80]}' is cut off")
-                yield member.name, content
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DamagedShardError(f"is no whole tar ({error})") from None
+    while True:
+        header = _exactly(handle, BLOCK)
+        if header == b"\0" * BLOCK:
+            break
+        name, size = _member(header)
+        if name in seen:
+            raise DamagedShardError(f"member '{name}' stands there twice")
+        if len(seen) >= MAX_MEMBERS:
+            raise DamagedShardError(f"has more than {MAX_MEMBERS} members")
+        seen.add(name)
+        content = _exactly(handle, size)
+        _exactly(handle, -size % BLOCK)
+        yield name, content
+    if _exactly(handle, BLOCK) != b"\0" * BLOCK or any(_rest(handle)):
+        raise DamagedShardError("goes on after its end mark")
+
+
+def _exactly(handle: BinaryIO, count: int) -> bytes:
+    parts: list[bytes] = []
+    while count:
+        part = handle.read(count)
+        if not part:
+            raise DamagedShardError("is cut off")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _rest(handle: BinaryIO) -> Iterator[bytes]:
+    """What is not zero of the rest."""
+    for block in iter(lambda: handle.read(1 << 16), b""):
+        yield block.strip(b"\0")
+
+
+def _member(header: bytes) -> tuple[str, int]:
+    """(name, size) of a plain file's ustar header."""
+    if header[257:265] != b"ustar\x0000":
+        raise DamagedShardError("is no tar, or not of the ustar kind")
+    written = header[148:156]
+    if not _OCTAL.fullmatch(written) or int(written.strip(b" \0"), 8) != sum(header[:148] + b" " * 8 + header[156:]):
+        raise DamagedShardError("has a damaged member header")
+    name = header[:100].rstrip(b"\0")
+    if not _NAME.fullmatch(name) or header[156:157] != b"0" or header[345:500].strip(b"\0"):
+        raise DamagedShardError(f"member {name[:80]!r} is no plain file in the tar's top folder")
+    if not _OCTAL.fullmatch(header[124:136]):
+        raise DamagedShardError(f"member {name[:80]!r} has no readable size")
+    size = int(header[124:136].strip(b" \0"), 8)
+    if size > MAX_MEMBER_BYTES:
+        raise DamagedShardError(f"member {name[:80]!r} has {size} bytes; at most {MAX_MEMBER_BYTES} are allowed")
+    return name.decode("ascii"), size
 
 
 def samples(handle: BinaryIO) -> Iterator[tuple[str, bytes, bytes]]:
@@ -112,13 +203,36 @@ def samples(handle: BinaryIO) -> Iterator[tuple[str, bytes, bytes]]:
         stem, _, extension = name.partition(".")
         kind = "json" if extension == "json" else "image"
         if kind == "image" and extension not in EXTENSIONS.values():
-            raise DamagedShardError(f"member '{name[:80]}' is neither an image nor a record")
+            raise DamagedShardError(f"member '{name}' is neither an image nor a record")
         if pending and (stem != key or kind in pending):
-            raise DamagedShardError(f"member '{name[:80]}' stands where the other half of '{key[:80]}' should be")
+            raise DamagedShardError(f"member '{name}' stands where the other half of '{key}' should be")
         key = stem
         pending[kind] = content
         if len(pending) == 2:
             yield key, pending["image"], pending["json"]
             pending = {}
     if pending:
-        raise DamagedShardError(f"the other half of '{key[:80]}' is missing at the end")
+        raise DamagedShardError(f"the other half of '{key}' is missing at the end")
+
+
+class HashingReader:
+    """A readable file that hashes what passes; `finish` reads the rest and returns the sha256 of all of it."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle, self._digest = handle, hashlib.sha256()
+
+    def read(self, count: int = -1) -> bytes:
+        """As of a file."""
+        data = self._handle.read(count)
+        self._digest.update(data)
+        return data
+
+    def finish(self) -> str:
+        """Hex sha256 of the whole file."""
+        while self.read(1 << 20):
+            pass
+        return self._digest.hexdigest()
+
+    def as_file(self) -> BinaryIO:
+        """This reader, for functions that only read from a file."""
+        return cast(BinaryIO, self)

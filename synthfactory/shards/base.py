@@ -1,0 +1,103 @@
+"""What a store of objects can do, whatever lies behind it: whole objects by relative POSIX path, and two kinds of write.
+
+`put` replaces whole objects (for names that contain their content's hash, where a second writer writes the same). `create` is
+exclusive: of two writers one wins, and a lost reply is told from a lost race by reading back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"(?:.*/)?\.tmp-[0-9a-f]{16}")
+BLOCK_BYTES = 1 << 20
+
+
+def temporary_name() -> str:
+    """A fresh name for a file that is not finished; `is_temporary` knows it."""
+    return f".tmp-{secrets.token_hex(8)}"
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a path was made by `temporary_name`: nothing else is ever swept, so a user's own '.tmp-notes' is safe."""
+    return _TEMPORARY.fullmatch(path) is not None
+
+
+def checked(path: str) -> str:
+    """The path itself; ValueError where it is no relative path that stays inside a store."""
+    parts = path.split("/")
+    if not path or any(part in ("", ".", "..") for part in parts) or "\0" in path:
+        raise ValueError(f"{path!r} is no relative path inside a store")
+    return path
+
+
+class Store(ABC):
+    """Objects by relative POSIX path. Every method raises ValueError for a path that leaves the store."""
+
+    place: str
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """The whole object; FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """The object as a readable file; FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Bytes, or None where there is no such object."""
+
+    @abstractmethod
+    def put(self, path: str, content: bytes | Path) -> None:
+        """Writes a whole object (bytes, or a local file) and checks its size; nobody ever sees a part of it under this name."""
+
+    @abstractmethod
+    def create(self, path: str, content: bytes) -> bool:
+        """Writes only where there is nothing. True: the object holds `content` now (ours, or equal). False: it holds something else."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(path, bytes) of every object below a folder ('' = all), never from a cache, in no order; temporary files included."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Removes an object; nothing where there is none."""
+
+    @abstractmethod
+    def leftovers(self) -> list[str]:
+        """What interrupted writes left behind: temporary files, uploads begun and never finished."""
+
+    @abstractmethod
+    def sweep(self) -> int:
+        """Removes the leftovers; returns how many. A writer that is still alive begins its write again."""
+
+    def exists(self) -> bool:
+        """Whether anything lies here."""
+        return next(iter(self.entries()), None) is not None
+
+    def move_out(self, path: str, other: Store, other_path: str) -> str:
+        """Copies an object to another store, never over something there, then removes it here; returns its path there."""
+        free = free_path(other, other_path)
+        with tempfile.TemporaryDirectory(prefix="synthfactory-") as scratch:
+            spool = Path(scratch) / "object"
+            with self.open(path) as source, open(spool, "xb") as target:
+                for block in iter(lambda: source.read(BLOCK_BYTES), b""):
+                    target.write(block)
+            other.put(free, spool)
+        self.delete(path)
+        return free
+
+
+def free_path(store: Store, path: str) -> str:
+    """The path, or path.1, path.2 ...: the first where nothing lies."""
+    candidate, number = path, 1
+    while store.size(candidate) is not None:
+        candidate, number = f"{path}.{number}", number + 1
+    return candidate

@@ -1,0 +1,232 @@
+"""A store behind an fsspec URL. Calls are retried on transient faults; exclusive creation is the object store's own.
+
+On S3 `create` is PutObject with If-None-Match: *. A reply can be lost after the object arrived, so every doubt (exists, conflict,
+time-out) is settled by reading back: equal bytes are success.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import time
+from asyncio import TimeoutError as AsyncTimeoutError
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+
+from synthfactory.shards.base import Store, checked, is_temporary, temporary_name
+from synthfactory.spec.errors import InputError
+
+ATTEMPTS = 6
+OPENING_ATTEMPTS = 2
+PROBES = 3
+FIRST_PAUSE_SEC = 0.2
+PART_BYTES = 8 << 20  # of a multipart upload: bounds the memory that sending a large tar takes
+
+Result = TypeVar("Result")
+
+
+class RemoteStore(Store):
+    """Objects below a URL. `pause` sleeps between tries. InputError where the place cannot be used at all."""
+
+    def __init__(self, url: str, pause: Callable[[float], None] = time.sleep) -> None:
+        self.place = url.rstrip("/")
+        self._pause = pause
+        try:
+            self.fs, root = fsspec.core.url_to_fs(self.place, use_listings_cache=False, skip_instance_cache=True)
+        except ImportError as error:
+            raise InputError(f"{url}: {error}; install it with pip install 'synthfactory[s3]'") from None
+        except ValueError as error:
+            raise InputError(
+                f"{url}: is no URL that fsspec knows ({error}); write a folder or for example s3://bucket/folder"
+            ) from None
+        self.root = str(root).rstrip("/")
+        protocol = self.fs.protocol
+        self._is_s3 = "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
+        self._exclusive = False  # known to be; asked before the first create
+        # botocore's errors are no OSErrors; it is loaded by now where it is needed at all
+        client = sys.modules.get("botocore.exceptions") if self._is_s3 else None
+        self._denied: tuple[type[Exception], ...] = (PermissionError,)
+        self._faults: tuple[type[Exception], ...] = (OSError, AsyncTimeoutError)
+        if client:
+            self._denied += (client.NoCredentialsError, client.PartialCredentialsError, client.ProfileNotFound)
+            self._faults += (client.BotoCoreError, client.ClientError)
+        writer = getattr(type(self.fs), "_pipe_file", None) or self.fs.pipe_file
+        if "mode" not in inspect.signature(writer).parameters:
+            raise InputError(
+                f"{url}: this kind of store offers no exclusive creation; use a folder or s3://bucket/folder"
+            )
+        if self._is_s3:
+            self._look()
+
+    def _look(self) -> None:
+        """One listing, so that a wrong bucket, key or endpoint is said at once and in words."""
+        bucket, _, key = self.root.partition("/")
+        if not bucket:
+            raise InputError(f"{self.place}: names no bucket; write s3://bucket/folder")
+
+        def ask() -> Any:
+            return self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
+
+        try:
+            self._tried("list it", ask, OPENING_ATTEMPTS)
+        except FileNotFoundError:
+            raise InputError(f"{self.place}: there is no bucket '{bucket}'; make it, or correct the name") from None
+        except OSError as error:
+            raise InputError(
+                f"{self.place}: cannot be reached ({error}); check the network, AWS_ENDPOINT_URL and the region"
+            ) from None
+
+    def _at(self, path: str) -> str:
+        return f"{self.root}/{checked(path)}"
+
+    def _refused(self, what: str, error: Exception) -> InputError:
+        if isinstance(error, PermissionError):
+            return InputError(
+                f"{self.place}: no permission to {what} ({error}); check the credentials and the bucket's policy"
+            )
+        return InputError(
+            f"{self.place}: no credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        )
+
+    def _tried(self, what: str, call: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
+        for attempt in range(attempts):
+            try:
+                return call()
+            except (FileNotFoundError, FileExistsError):
+                raise
+            except self._denied as error:
+                raise self._refused(what, error) from None
+            except self._faults as error:  # time-outs, lost connections, and what s3fs makes of 5xx answers
+                if attempt + 1 == attempts:
+                    raise OSError(f"{self.place}: could not {what} in {attempts} tries: {error}") from error
+            self._pause(FIRST_PAUSE_SEC * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def read(self, path: str) -> bytes:
+        return bytes(self._tried(f"read {path}", lambda: self.fs.cat_file(self._at(path))))
+
+    @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[BinaryIO]:
+        handle: Any = self._tried(f"read {path}", lambda: self.fs.open(self._at(path), "rb"))
+        with handle:
+            yield handle
+
+    def open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        return self._opened(path)
+
+    def size(self, path: str) -> int | None:
+        self.fs.invalidate_cache()
+        try:
+            return int(self._tried(f"look at {path}", lambda: self.fs.info(self._at(path)))["size"])
+        except FileNotFoundError:
+            return None
+
+    def _send(self, path: str, content: bytes | Path, mode: str) -> None:
+        if isinstance(content, Path):
+            parts = {"chunksize": PART_BYTES} if self._is_s3 else {}
+            self.fs.put_file(str(content), self._at(path), mode=mode, **parts)
+        else:
+            self.fs.pipe_file(self._at(path), content, mode=mode)
+
+    def put(self, path: str, content: bytes | Path) -> None:
+        wanted = content.stat().st_size if isinstance(content, Path) else len(content)
+
+        def once() -> None:
+            try:
+                self._send(path, content, "overwrite")
+            except FileNotFoundError as error:  # another build took us for dead and aborted the upload
+                raise OSError(f"the upload of {path} was ended: {error}") from error
+            found = self.size(path)
+            if found != wanted:
+                raise OSError(f"{path} has {found} bytes after writing {wanted}")
+
+        self._tried(f"write {path}", once)
+
+    def create(self, path: str, content: bytes) -> bool:
+        if not self._exclusive:
+            self._check_exclusive()
+        return self._create(path, content)
+
+    def _create(self, path: str, content: bytes) -> bool:
+        last: Exception | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                self._send(path, content, "create")
+            except self._denied as error:
+                raise self._refused(f"write {path}", error) from None
+            except self._faults as error:
+                last = error  # lost the race, lost the reply, or never arrived: reading back tells
+            try:
+                return self.read(path) == content
+            except FileNotFoundError:
+                self._pause(FIRST_PAUSE_SEC * 2**attempt)
+        raise OSError(f"{self.place}: could not write {path} in {ATTEMPTS} tries: {last}") from last
+
+    def _check_exclusive(self) -> None:
+        """Some S3-compatible servers ignore If-None-Match; on them two builds could both win a shard, so they are refused."""
+        for _ in range(PROBES):  # another build's sweep can take a probe away between the two writes; not every time
+            probe = temporary_name()
+            try:
+                if self._create(probe, b"1") and not self._create(probe, b"2"):
+                    self._exclusive = True
+                    return
+            finally:
+                self.delete(probe)
+        raise InputError(
+            f"{self.place}: this store overwrites where it is told to create only (If-None-Match is ignored); "
+            "update the server, or build into a folder"
+        )
+
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        below = self._at(prefix) if prefix else self.root
+        self.fs.invalidate_cache()
+        try:
+            found: Any = self._tried("list it", lambda: self.fs.find(below, detail=True))
+        except FileNotFoundError:
+            return
+        start = f"{self.root}/"
+        for path, entry in found.items():
+            # Names that end in '/' are the empty marks that consoles make for folders.
+            if path.startswith(start) and entry.get("type") == "file" and not path.endswith("/"):
+                yield path[len(start) :], int(entry["size"])
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._tried(f"delete {path}", lambda: self.fs.rm_file(self._at(path)))
+
+    def open_uploads(self) -> list[dict[str, str]]:
+        """Multipart uploads that were begun below this place and neither finished nor aborted (S3 only)."""
+        if not self._is_s3:
+            return []
+        bucket, _, key = self.root.partition("/")
+        found: list[dict[str, str]] = []
+        asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+        while True:
+            answer = self._s3("list_multipart_uploads", asked)
+            for item in answer.get("Uploads", []):
+                found.append({"Bucket": bucket, "Key": item["Key"], "UploadId": item["UploadId"]})
+            if not answer.get("IsTruncated"):
+                return found
+            asked |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def _s3(self, method: str, arguments: dict[str, str]) -> dict[str, Any]:
+        answer: dict[str, Any] = self._tried(method.replace("_", " "), lambda: self.fs.call_s3(method, **arguments))
+        return answer
+
+    def leftovers(self) -> list[str]:
+        probes = [path for path, _ in self.entries() if is_temporary(path)]
+        return sorted([*probes, *(f"unfinished upload of {upload['Key']}" for upload in self.open_uploads())])
+
+    def sweep(self) -> int:
+        probes = [path for path, _ in self.entries() if is_temporary(path)]
+        for path in probes:
+            self.delete(path)
+        uploads = self.open_uploads()
+        for upload in uploads:
+            with contextlib.suppress(FileNotFoundError):
+                self._s3("abort_multipart_upload", upload)
+        return len(probes) + len(uploads)
