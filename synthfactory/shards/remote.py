@@ -22,7 +22,7 @@ from synthfactory.spec.errors import InputError
 
 ATTEMPTS = 6
 OPENING_ATTEMPTS = 2
-PROBES = 3
+PROBES = 8
 FIRST_PAUSE_SEC = 0.2
 PART_BYTES = 8 << 20  # of a multipart upload: bounds the memory that sending a large tar takes
 

@@ -185,11 +185,13 @@ def _shard_problem(
 ) -> tuple[str, str] | None:
     """(path, what is wrong) of a committed shard, or None."""
     for kind, path in zip(("tar", "parquet"), commit.objects, strict=True):
-        size = present[path] if path in present else store.size(path)  # committed since the listing, perhaps
+        wanted, size = commit.body[kind]["bytes"], present.get(path)
+        if size != wanted:
+            size = store.size(path)  # the listing is older than the commit, or than an upload that was repeated
         if size is None:
             return path, "is not there, but its commit is"
-        if size != commit.body[kind]["bytes"]:
-            return path, f"has {size} bytes; its commit says {commit.body[kind]['bytes']}"
+        if size != wanted:
+            return path, f"has {size} bytes; its commit says {wanted}"
     missing = {(name, index) for name, indices in commit.shortfall.items() for index in indices}
     filled = [(key, name) for key, name, index in expected if (name, index) not in missing]
     counts = Counter(name for _, name in filled)
