@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 
 from synthfactory.shards.base import Store, checked, is_temporary, temporary_name
 from synthfactory.spec.errors import InputError
@@ -55,7 +56,7 @@ class RemoteStore(Store):
             self._denied += (client.NoCredentialsError, client.PartialCredentialsError, client.ProfileNotFound)
             self._faults += (client.BotoCoreError, client.ClientError)
         writer = getattr(type(self.fs), "_pipe_file", None) or self.fs.pipe_file
-        if "mode" not in inspect.signature(writer).parameters:
+        if writer is AsyncFileSystem._pipe_file or "mode" not in inspect.signature(writer).parameters:
             raise InputError(
                 f"{url}: this kind of store offers no exclusive creation; use a folder or s3://bucket/folder"
             )

@@ -7,12 +7,13 @@ takes effect (503), after (a lost reply), take effect later (a request still und
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,8 @@ class World:
         return effect()
 
     def _quietly(self, effect: Callable[[], Any]) -> None:
-        try:
+        with contextlib.suppress(OSError):
             effect()
-        except OSError:
-            pass
 
     def store(self, path: str, data: bytes, mode: str, *, whole: bool = True) -> None:
         if mode == "create" and self.exclusive and path in self.objects:
@@ -221,16 +220,9 @@ def sim_store(name: str = "out") -> RemoteStore:
     return RemoteStore(f"sim://{name}", pause=WORLD.sleep)
 
 
-def unreferenced(world: World) -> Iterator[str]:
+def unreferenced(world: World) -> list[str]:
     """Objects below out/ that no commit names, and that are no commit."""
-    named = {
-        f"out/{json.loads(data)[part]['name']}"
-        for path, data in world.objects.items()
-        if path.startswith("out/commits/")
-        for part in ("tar", "parquet")
-    }
-    return (
-        path
-        for path in world.objects
-        if path.startswith("out/") and not path.startswith("out/commits/") and path not in named
-    )
+    commits = [path for path in world.objects if path.startswith("out/commits/")]
+    bodies = [json.loads(world.objects[path]) for path in commits]
+    named = {f"out/{body[part]['name']}" for body in bodies for part in ("tar", "parquet")}
+    return [path for path in world.objects if path.startswith("out/") and path not in named.union(commits)]

@@ -105,11 +105,16 @@ def play(seed: int, made: Made, *, exclusive: bool = True) -> World:
             raise Broken(f"shard {shard}: {variant} was told {outcome}, which is not so")
     if world.broken:
         raise Broken(world.broken)
-    if sorted(commits) != list(range(SHARDS)) or list(unreferenced(world)):
-        raise Broken(f"left over: {list(unreferenced(world))}")
+    if sorted(commits) != list(range(SHARDS)) or unreferenced(world):
+        raise Broken(f"left over: {unreferenced(world)}")
     if verify(store, SHARDS, expected, full=False).findings:
         raise Broken("the end is not clean")
     return world
+
+
+def play_many(seeds: int, made: Made, *, exclusive: bool = True) -> None:
+    for seed in range(seeds):
+        play(seed, made, exclusive=exclusive)
 
 
 @pytest.mark.timeout(120)
@@ -130,8 +135,7 @@ def test_interleavings_with_faults_keep_every_commit_whole(made: Made, seeds: ra
 def test_simulator_sees_a_creation_that_is_not_exclusive(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RemoteStore, "_check_exclusive", lambda self: None)
     with pytest.raises(Broken, match="was committed, and has changed"):
-        for seed in range(100):
-            play(seed, made, exclusive=False)
+        play_many(100, made, exclusive=False)
 
 
 def test_simulator_sees_a_clean_up_that_forgets_who_has_yet_to_commit(
@@ -146,9 +150,8 @@ def test_simulator_sees_a_clean_up_that_forgets_who_has_yet_to_commit(
 
     monkeypatch.setattr("synthfactory.shards.gc.remove_unreferenced", careless)
     monkeypatch.setattr("synthfactory.shards.mend.remove_unreferenced", careless)
-    with pytest.raises(Broken, match="which is not there or not whole|was committed, and has changed or gone"):
-        for seed in range(300):
-            play(seed, made)
+    with pytest.raises(Broken, match=r"which is not there or not whole|was committed, and has changed or gone"):
+        play_many(300, made)
 
 
 def test_store_that_ignores_exclusive_creation_is_refused() -> None:
