@@ -34,7 +34,8 @@ class RemoteStore(Store):
     """Objects below a URL. `pause` sleeps between tries. InputError where the place cannot be used at all."""
 
     def __init__(self, url: str, pause: Callable[[float], None] = time.sleep) -> None:
-        self.place = url.rstrip("/")
+        scheme, _, rest = url.partition("://")
+        self.place = f"{scheme}://{rest.rstrip('/')}"
         self._pause = pause
         try:
             self.fs, root = fsspec.core.url_to_fs(self.place, use_listings_cache=False, skip_instance_cache=True)
