@@ -1,7 +1,7 @@
 """Puts OUT in order before a build: discards damaged shards, removes leftovers, moves foreign files to LINEAGE.
 
-Nothing here rests on the lease: two builds that mend at once, or a build that wakes up after it was taken for dead, lose work, never
-a committed shard that is whole.
+Nothing here rests on the lease: where two builds mend at once, or one wakes up after it was taken for dead, a damaged shard's new
+commit may be taken back and the shard drawn again; no commit ever names what is not there.
 """
 
 from __future__ import annotations

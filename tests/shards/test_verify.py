@@ -110,11 +110,19 @@ def flip_tail(store: LocalStore) -> None:
     flip(store, tar_path(store, 1), -1)
 
 
+def reword(store: LocalStore) -> None:
+    """What only the checksum can tell: every record still has the right form."""
+    path = tar_path(store, 1)
+    store.put(path, store.read(path).replace(b"local use", b"share all"))
+
+
 def flip_table(store: LocalStore) -> None:
     flip(store, list_commits(store)[1].objects[1])
 
 
-@pytest.mark.parametrize("fault", [truncate, delete_commit, cut_commit, lose_tar, flip_tar, flip_tail, flip_table])
+@pytest.mark.parametrize(
+    "fault", [truncate, delete_commit, cut_commit, lose_tar, flip_tar, flip_tail, flip_table, reword]
+)
 def test_faults_are_named_and_mended_to_the_same_bytes(
     store: LocalStore, lineage: LocalStore, fault: Callable[[LocalStore], None]
 ) -> None:
