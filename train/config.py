@@ -81,6 +81,9 @@ class TrainConfig(_Closed):
     encoder_run: str | None = Field(default=None, description="diffusion: run whose averaged encoder conditions")
     vae_run: str | None = Field(default=None, description="diffusion: run whose averaged VAE gives the latents")
     seed: int = 0
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16: matrix products under autocast; weights and optimiser stay float32"
+    )
     threads: int = Field(default=2, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
     log_every: int = Field(default=20, ge=1)

@@ -72,7 +72,8 @@ def train(config: TrainConfig, run: Path, cache: Path) -> int:
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = rate_at(plan, step)
-        loss, figures = work.loss(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss, figures = work.loss(step)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"step {step}: the loss is {loss.item()}; last good checkpoint: {checkpoint.steps(run)[-1:]}"

@@ -91,14 +91,14 @@ class EncoderStep:
         pixels = torch.lerp(pixels, F.avg_pool2d(pixels, 3, 1, 1), soften)
         tokens = self.module.vit((pixels * gain + offset).clamp(0, 1))
         summary = self.module.vit.class_token(tokens)
-        logits = self.module.class_head(summary)
+        logits = self.module.class_head(summary).float()
         labels = torch.from_numpy(tiles.labels[rows])
         by_class = F.cross_entropy(logits, labels, label_smoothing=weights.label_smoothing)
         total = weights.classes * by_class
         figures = {"classes": by_class.item(), "accuracy": (logits.argmax(1) == labels).float().mean().item()}
         if tiles.attributes.shape[1]:
             wanted = torch.from_numpy((tiles.attributes[rows] - self.attribute_mean) / self.attribute_std)
-            by_attribute = F.smooth_l1_loss(self.module.attribute_head(summary), wanted)
+            by_attribute = F.smooth_l1_loss(self.module.attribute_head(summary).float(), wanted)
             total = total + weights.attributes * by_attribute
             figures["attributes"] = by_attribute.item()
         if tiles.grid_channels:
@@ -107,7 +107,7 @@ class EncoderStep:
                 for row, s in zip(rows, symmetries, strict=True)
             ]
             local = (np.stack(grids) - self.grid_mean) / self.grid_std
-            found = self.module.grid_head(self.module.vit.patch_tokens(tokens))
+            found = self.module.grid_head(self.module.vit.patch_tokens(tokens)).float()
             by_grid = F.smooth_l1_loss(found, torch.from_numpy(local.reshape(batch, -1, local.shape[-1])).float())
             total = total + weights.grid * by_grid
             figures["grid"] = by_grid.item()
@@ -148,13 +148,13 @@ class VAEStep:
         )
         pixels = pixels_from_uint8(torch.from_numpy(np.ascontiguousarray(crops)))
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        mean, log_variance = self.vae.encode(pixels)
+        mean, log_variance = (moment.float() for moment in self.vae.encode(pixels))
         noise = torch.randn(mean.shape, generator=_generator(config.seed, f"posterior:{step}"))
         latents = mean + noise * (0.5 * log_variance).exp()
         turn = int(random.integers(1, 8)) if random.random() < weights.equivariance else 0
         if turn:
             pixels, latents = _turned(pixels, turn), _turned(latents, turn)
-        decoded = self.vae.decode(latents)
+        decoded = self.vae.decode(latents).float()
         l1 = (decoded - pixels).abs().mean()
         l2 = (decoded - pixels).square().mean()
         edges = losses.gradient_l1(decoded, pixels)
@@ -235,7 +235,7 @@ class DiffusionStep:
         )
         posterior = torch.from_numpy(np.ascontiguousarray(stored)).float()
         with torch.no_grad():
-            tokens = self.encoder(images_to_tensor(_images(self.tiles, rows, symmetries)))
+            tokens = self.encoder(images_to_tensor(_images(self.tiles, rows, symmetries))).float()
         random = _generator(config.seed, f"diffusion:{step}")
         latents = posterior[:, 0] + posterior[:, 1] * torch.randn(posterior[:, 0].shape, generator=random)
         latents = self.sit.normalise(latents)
@@ -250,11 +250,11 @@ class DiffusionStep:
         is_null = torch.rand(batch, generator=random) < weights.null_share
         aligned = weights.alignment > 0 and self.sit.config.projection_depth is not None
         velocity, projection = self.sit(noised(latents, noise, t), t, condition, is_null, project=aligned)
-        flow = F.mse_loss(velocity, velocity_target(latents, noise))
+        flow = F.mse_loss(velocity.float(), velocity_target(latents, noise))
         figures = {"flow": flow.item()}
         if projection is None:
             return flow, figures
-        against = losses.alignment(projection, self.encoder.patch_tokens(tokens))
+        against = losses.alignment(projection.float(), self.encoder.patch_tokens(tokens))
         figures["alignment"] = against.item()
         return flow + weights.alignment * against, figures
 

@@ -62,6 +62,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             self._check_tag(node, "seq")
             return [self.value(item, f"{path}.{number}", depth + 1) for number, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         self._place(path, node)
         return self._scalar(node)
 

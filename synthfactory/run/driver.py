@@ -1,0 +1,316 @@
+"""The build: one loop, whatever the pool. Its only state is the store, so the same command goes on where any run stopped.
+
+prepare -> lease -> lock and round (create-if-absent) -> verify and mend -> units to workers -> finalise.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synthfactory.plan.conditions import choose
+from synthfactory.plan.cost import check_budget
+from synthfactory.plan.lock import LOCK, build_lock, check_same_execution, check_same_recipe, grown, lock_yaml
+from synthfactory.plan.plan import Plan
+from synthfactory.plan.recipe import recipe
+from synthfactory.plan.rounds import Round, num_shards
+from synthfactory.plan.seeds import Keys
+from synthfactory.plan.units import key_of, unit_of
+from synthfactory.report.card import croissant_json, dataset_card
+from synthfactory.run.keys import make_keys
+from synthfactory.run.prepare import Prepared, Standing, expected_of, label_levels, read_standing
+from synthfactory.run.progress import Progress, duration
+from synthfactory.run.task import Done, Failed, Pool, Setup, Source, Task, Tick, UnitResult
+from synthfactory.shards.commit import Commit, list_commits
+from synthfactory.shards.lease import Heartbeat, Lease
+from synthfactory.shards.manifest import append_round, dataset_json, put_if_changed, shards_txt
+from synthfactory.shards.mend import collect, discard, move_foreign
+from synthfactory.shards.store import Store, open_store
+from synthfactory.shards.verify import Report, verify
+from synthfactory.spec.errors import InputError
+
+MAX_STRIKES = 3  # exceptions of a unit's own
+MAX_DEATHS = 5  # of the process that worked on it
+WAIT_SEC = 2.0
+
+PoolMaker = Callable[[Setup, Tick], Pool]
+Say = Callable[[str], None]
+
+
+@dataclass
+class BuildResult:
+    """How a build ended. `complete` is exit code 0; else 3."""
+
+    tiles: int
+    asked: int
+    shards: int
+    shortfall: int
+    set_aside: dict[int, str] = field(default_factory=dict)
+    out_of_budget: bool = False
+    drawn: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    wall_seconds: float = 0.0
+    network_calls: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Every slot filled and committed."""
+        return self.tiles == self.asked and not self.set_aside
+
+
+def derived_files(lock: dict[str, Any], rounds: tuple[Round, ...], commits: dict[int, Commit]) -> dict[str, bytes]:
+    """The files of OUT that are a pure function of lock, rounds and commits."""
+    steps = [step.to_json() for step in rounds]
+    return {
+        "README.md": dataset_card(lock, steps, commits),
+        "croissant.json": croissant_json(lock, steps, commits),
+        "dataset.json": dataset_json(lock, steps, commits),
+        "shards.txt": shards_txt(commits),
+    }
+
+
+def check_output(standing: Standing, *, quick: bool, tick: Callable[[], None] = lambda: None) -> Report:
+    """Verifies an OUT against its own lock and rounds, derived files included."""
+    assert standing.lock is not None
+    return verify(
+        standing.store,
+        num_shards(standing.rounds),
+        expected_of(str(standing.lock["name"]), standing.rounds),
+        full=not quick,
+        derived=derived_files(standing.lock, standing.rounds, standing.commits),
+        tick=tick,
+    )
+
+
+def spent_calls(lineage: Store) -> int:
+    """Network calls of all earlier runs into this lineage, as far as their units ended."""
+    return sum(
+        int(json.loads(lineage.read(path))["network_calls"])
+        for path, _ in lineage.entries("runs")
+        if path.rpartition("/")[2].startswith("unit-")
+    )
+
+
+def _begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
+    """Lock and keys of this build: those that stand in OUT, or new ones. Refuses another recipe before anything is written."""
+    spec = prepared.spec
+    assert prepared.bank is not None
+    keys = make_keys(spec, lineage, begun=standing.lock is not None)
+    macs = {name: prepared.bank.class_mac(keys.conditions, name) for name in spec.classes}
+    values = recipe(spec, prepared.facts, macs)
+    if standing.lock is None:
+        lock = build_lock(spec, prepared.facts, values, list(spec.classes), label_levels(prepared.summaries))
+        if not standing.store.create(LOCK, lock_yaml(lock)):
+            standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
+            return _begun(prepared, standing, lineage)
+        return lock, keys
+    check_same_recipe(standing.lock, values, spec.output.path)
+    check_same_execution(standing.lock, spec)
+    lock = grown(standing.lock, list(spec.classes), values)
+    if lock != standing.lock:
+        standing.store.put(LOCK, lock_yaml(lock))
+    return lock, keys
+
+
+def build(
+    prepared: Prepared,
+    make_pool: PoolMaker,
+    *,
+    say: Say,
+    quick: bool = False,
+    use_lease: bool = True,
+) -> BuildResult:
+    """Builds what the spec asks for into OUT, or what is missing of it. Raises InputError for what the user can mend."""
+    spec = prepared.spec
+    out, lineage = open_store(spec.output.path), open_store(spec.lineage)
+    standing = read_standing(spec.output.path)
+    plan = prepared.plan(standing)
+    check_budget(spec, plan.cost, spent_calls(lineage) if spec.budget.network_calls else 0)
+    lease = Lease(lineage)
+    if use_lease:
+        _wait_for(lease, spec.output.path, say)
+        with Heartbeat(lease):
+            return _build_leased(prepared, make_pool, out, lineage, say=say, quick=quick, clean=True)
+    return _build_leased(prepared, make_pool, out, lineage, say=say, quick=quick, clean=False)
+
+
+def _wait_for(lease: Lease, where: str, say: Say) -> None:
+    told = False
+    while not lease.acquire():
+        if not told:
+            say(f"another build seems to be at work on {where}; waiting for it to end or to fall silent (Ctrl-C leaves)")
+            told = True
+        time.sleep(WAIT_SEC)
+
+
+def _build_leased(
+    prepared: Prepared, make_pool: PoolMaker, out: Store, lineage: Store, *, say: Say, quick: bool, clean: bool
+) -> BuildResult:
+    spec = prepared.spec
+    standing = read_standing(spec.output.path)
+    lock, keys = _begun(prepared, standing, lineage)
+    rounds = _laid_out(prepared.plan(standing), standing.rounds, out, spec.output.path)
+    asked = num_shards(rounds)
+    began = time.monotonic()
+    if standing.commits or clean:
+        _mend(out, lineage, lock, rounds, say=say, quick=quick, clean=clean)
+    commits = list_commits(out)
+    waiting = [shard for shard in range(asked) if shard not in commits]
+    result = BuildResult(0, sum(step.tiles for step in rounds), asked, 0)
+    if waiting:
+        setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock))
+        _run_units(prepared, setup, rounds, keys, waiting, make_pool, lineage, result, say)
+        commits = list_commits(out)
+    result.tiles = sum(commit.tiles for commit in commits.values())
+    result.shortfall = sum(len(indices) for commit in commits.values() for indices in commit.shortfall.values())
+    for path, content in derived_files(lock, rounds, commits).items():
+        put_if_changed(out, path, content)
+    if clean:
+        report = verify(out, asked, expected_of(spec.name, rounds), full=False)
+        for line in collect(out, report):
+            say(line)
+    result.wall_seconds = time.monotonic() - began
+    return result
+
+
+def _laid_out(plan: Plan, standing: tuple[Round, ...], out: Store, where: str) -> tuple[Round, ...]:
+    if plan.new_round is None:
+        return standing
+    stands = Round.from_json(append_round(out, plan.new_round.to_json()))
+    if stands != plan.new_round:
+        raise InputError(f"{where}: another build has just added round {stands.index} of another size; run the command again")
+    return (*standing, stands)
+
+
+def _fingerprint(commits: dict[int, Commit], lock: dict[str, Any]) -> dict[str, Any] | None:
+    if not lock["execution"]["strict"] or not commits:
+        return None
+    return dict(next(iter(commits.values())).body["fingerprint"])
+
+
+def _mend(
+    out: Store, lineage: Store, lock: dict[str, Any], rounds: tuple[Round, ...], *, say: Say, quick: bool, clean: bool
+) -> None:
+    """Verifies what is there, discards what is damaged, and clears away what does not belong (the latter under the lease only)."""
+    report = verify(out, num_shards(rounds), expected_of(str(lock["name"]), rounds), full=not quick)
+    for line in discard(out, report):
+        say(line)
+    for line in move_foreign(out, lineage, report):
+        say(line)
+    if clean:
+        for line in collect(out, report):
+            say(line)
+        lineage.sweep()
+
+
+def _tasks(
+    prepared: Prepared, rounds: tuple[Round, ...], keys: Keys, shards: list[int]
+) -> Iterator[Task]:
+    assert prepared.bank is not None
+    bank, name = prepared.bank, prepared.spec.name
+    indices = {class_name: index for class_name, index in prepared.class_indices().items()}
+    rows_of = {class_name: bank.rows_of(class_name)[1] for class_name in prepared.spec.classes}
+    for shard in shards:
+        unit = unit_of(rounds, shard)
+        absent = next((slot.class_name for slot in unit.slots if slot.class_name not in indices), None)
+        if absent is not None:
+            raise InputError(f"classes: {absent} has tiles still to draw in {prepared.spec.output.path}; name it in the spec again")
+        picked = [choose(indices[slot.class_name], slot.index, keys.conditions, slot.class_name) for slot in unit.slots]
+        rows = [int(rows_of[slot.class_name][row]) for slot, row in zip(unit.slots, picked, strict=True)]
+        sources = tuple(
+            Source(row, bank.label_levels[at], bank.patient_ids[at], bank.slide_ids[at])
+            for row, at in zip(picked, rows, strict=True)
+        )
+        yield Task(shard, unit.slots, tuple(key_of(name, slot) for slot in unit.slots), bank.embeddings[rows], sources)
+
+
+def _run_units(
+    prepared: Prepared,
+    setup: Setup,
+    rounds: tuple[Round, ...],
+    keys: Keys,
+    waiting: list[int],
+    make_pool: PoolMaker,
+    lineage: Store,
+    result: BuildResult,
+    say: Say,
+) -> None:
+    spec = prepared.spec
+    tiles_to_draw = sum(len(unit_of(rounds, shard).slots) for shard in waiting)
+    limit = spec.budget.network_calls
+    spent = spent_calls(lineage) if limit else 0
+    strikes, deaths = Counter[int](), Counter[int]()
+    progress = Progress(tiles_to_draw, say=say)
+    pool = make_pool(setup, progress.tick)
+    progress.say(f"{tiles_to_draw} tiles in {len(waiting)} shards to draw: {pool.describe()}")
+    queue, busy = list(reversed(waiting)), 0
+    try:
+        while queue or busy:
+            while queue and pool.free() > 0 and not result.out_of_budget:
+                pool.submit(next(_tasks(prepared, rounds, keys, [queue.pop()])))
+                busy += 1
+            if not busy:
+                break
+            for event in pool.wait(WAIT_SEC):
+                busy -= 1
+                if isinstance(event, Done):
+                    _record(event.result, setup.run_id, lineage, result)
+                    spent += event.result.network_calls
+                    result.out_of_budget = limit is not None and spent >= limit and bool(queue)
+                else:
+                    _strike(event, strikes, deaths, queue, result, progress.say)
+    finally:
+        progress.close()
+        pool.close()
+
+
+def _record(unit: UnitResult, run_id: str, lineage: Store, result: BuildResult) -> None:
+    lineage.put(f"runs/{run_id}/unit-{unit.shard:06d}.json", json.dumps(vars(unit), sort_keys=True).encode() + b"\n")
+    result.drawn += unit.candidates
+    result.network_calls += unit.network_calls
+    result.rejects.update(unit.rejects)
+    result.seconds.update(unit.seconds)
+
+
+def _strike(
+    event: Failed, strikes: Counter[int], deaths: Counter[int], queue: list[int], result: BuildResult, say: Say
+) -> None:
+    counter, limit = (deaths, MAX_DEATHS) if event.died else (strikes, MAX_STRIKES)
+    counter[event.shard] += 1
+    what = "its worker ended" if event.died else "it failed"
+    if counter[event.shard] >= limit:
+        result.set_aside[event.shard] = event.message
+        say(f"shard {event.shard:06d} set aside: {what} {limit} times, last with {event.message}")
+    else:
+        say(f"shard {event.shard:06d} is drawn again: {what} ({event.message})")
+        queue.append(event.shard)
+
+
+def summary(result: BuildResult, where: str) -> list[str]:
+    """What a build says at its end."""
+    lines = [f"{result.tiles:,} of {result.asked:,} tiles in {result.shards:,} shards in {where}"]
+    if result.drawn:
+        rate = result.drawn / max(result.wall_seconds, 1e-9)
+        dropped = sum(result.rejects.values())
+        lines.append(f"{result.drawn:,} candidates drawn in {duration(result.wall_seconds)} ({rate:.2f} a second), {dropped:,} rejections")
+        lines.extend(f"  {count:,} {reason}" for reason, count in result.rejects.most_common())
+    if result.shortfall:
+        lines.append(f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they are listed in the commits")
+    if result.out_of_budget:
+        lines.append("budget.network_calls is spent; raise it and run the command again to go on")
+    lines.extend(f"shard {shard:06d} was set aside: {message}" for shard, message in sorted(result.set_aside.items()))
+    return lines
+
+
+def scratch_cache(spec_lineage: str) -> Path:
+    """Where embeddings of tile folders are cached: in LINEAGE where that is a local folder, else in the user's cache."""
+    store = open_store(spec_lineage)
+    root = getattr(store, "root", None)
+    return root / "embeddings" if isinstance(root, Path) else Path.home() / ".cache" / "synthfactory" / "embeddings"

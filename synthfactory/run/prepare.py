@@ -1,0 +1,194 @@
+"""Everything a build, a plan or a verification needs to know before anything is drawn: model, bank, OUT as it stands, plan.
+
+Reads only; imports no torch (a folder of tiles is embedded by a callable that is passed in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthfactory.embeddings.bank import Bank, load_bank
+from synthfactory.embeddings.tiles import TileFolder, embed_tiles, scan_tiles
+from synthfactory.model.folder import ModelFolder, open_model
+from synthfactory.plan.conditions import ClassIndex
+from synthfactory.plan.lock import LOCK, read_lock
+from synthfactory.plan.plan import ClassSummary, Plan, make_plan
+from synthfactory.plan.recipe import ModelFacts
+from synthfactory.plan.rounds import Round, check_chain
+from synthfactory.plan.units import key_of, unit_of
+from synthfactory.shards.commit import Commit, list_commits
+from synthfactory.shards.manifest import read_rounds
+from synthfactory.shards.store import Store, open_store
+from synthfactory.shards.verify import Expected
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.schema import Spec
+
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+def facts_of(folder: ModelFolder) -> ModelFacts:
+    """What plans and locks need to know of a model."""
+    return ModelFacts(
+        id=folder.id,
+        revision=folder.revision,
+        sha256=folder.sha256,
+        condition_width=folder.condition_width,
+        encoder=folder.encoder,
+        tile_size_px=folder.tile_size_px,
+        resolution_mpp=folder.resolution_mpp,
+        licence=folder.licence,
+        seconds_per_call=folder.seconds_per_call,
+    )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What lies in OUT already. `lock` is None where nothing was built there."""
+
+    store: Store
+    lock: dict[str, Any] | None
+    rounds: tuple[Round, ...]
+    commits: dict[int, Commit]
+
+
+def read_standing(place: str) -> Standing:
+    """Reads an OUT. InputError where it holds something, but is no set of ours."""
+    store = open_store(place)
+    try:
+        lock: dict[str, Any] | None = read_lock(store.read(LOCK))
+    except FileNotFoundError:
+        lock = None
+    if lock is None:
+        strange = next((path for path, _ in store.entries() if not path.rpartition("/")[2].startswith(".tmp-")), None)
+        if strange is not None:
+            raise InputError(
+                f"{place}: holds {strange}, but no {LOCK}, so it is no set of synthfactory's; choose an empty output.path"
+            )
+        return Standing(store, None, (), {})
+    rounds = tuple(Round.from_json(values) for values in read_rounds(store))
+    check_chain(rounds)
+    return Standing(store, lock, rounds, list_commits(store))
+
+
+def expected_of(name: str, rounds: Sequence[Round]) -> Expected:
+    """For verification: shard -> (key, class, index) of its slots in order."""
+
+    def expected(shard: int) -> list[tuple[str, str, int]]:
+        return [(key_of(name, slot), slot.class_name, slot.index) for slot in unit_of(rounds, shard).slots]
+
+    return expected
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked spec with its model and source. `bank` is None for a folder of tiles that was only scanned."""
+
+    spec: Spec
+    folder: ModelFolder
+    facts: ModelFacts
+    bank: Bank | None
+    tiles: TileFolder | None
+    summaries: dict[str, ClassSummary]
+
+    def with_embedded(self, embed: Embed, cache: Path, tick: Callable[[int], None]) -> Prepared:
+        """The same with a bank: embeds the folder's tiles through `embed`, as far as `cache` does not hold them."""
+        if self.bank is not None or self.tiles is None:
+            return self
+        bank = embed_tiles(
+            self.tiles,
+            embed,
+            encoder=self.facts.encoder,
+            width=self.facts.condition_width,
+            size_px=self.facts.tile_size_px,
+            cache=cache,
+            tick=tick,
+        )
+        return Prepared(self.spec, self.folder, self.facts, bank, self.tiles, self.summaries)
+
+    def plan(self, standing: Standing, seconds_per_call: float | None = None) -> Plan:
+        """The plan against an OUT as it stands."""
+        done: dict[str, int] = {}
+        for commit in standing.commits.values():
+            for name, count in commit.classes.items():
+                done[name] = done.get(name, 0) + count
+        return make_plan(
+            self.spec,
+            model=self.facts,
+            bank=self.summaries,
+            rounds=standing.rounds,
+            committed=done,
+            seconds_per_call=seconds_per_call,
+        )
+
+    def class_indices(self) -> dict[str, ClassIndex]:
+        """For the choice of conditions: rows by patient, per class; row numbers count within the class's canonical order."""
+        assert self.bank is not None
+        found = {}
+        for name in self.spec.classes:
+            patients, rows = self.bank.rows_of(name)
+            found[name] = ClassIndex.from_rows(patients, np.arange(len(rows)))
+        return found
+
+
+def prepare(spec: Spec) -> Prepared:
+    """Opens model and source and checks that they fit one another and the spec; InputError names what does not."""
+    try:
+        folder = open_model(spec.model)
+    except InputError as error:
+        raise spec.error("model", str(error).removeprefix("model: ")) from None
+    facts = facts_of(folder)
+    source = spec.embeddings
+    try:
+        if source.bank is not None:
+            bank = load_bank(source.bank, width=facts.condition_width, encoder=facts.encoder, classes=list(spec.classes))
+            columns = (bank.labels, bank.patient_ids, bank.slide_ids, bank.label_levels)
+            return Prepared(spec, folder, facts, bank, None, _summaries(spec, *columns))
+        assert source.tiles is not None
+        assert source.label_level is not None
+        tiles = scan_tiles(source.tiles, source.metadata, source.label_level, list(spec.classes))
+        levels = (tiles.label_level,) * len(tiles.files)
+        return Prepared(spec, folder, facts, None, tiles, _summaries(spec, tiles.labels, tiles.patient_ids, tiles.slide_ids, levels))
+    except InputError as error:
+        raise _placed(spec, error) from None
+
+
+def _placed(spec: Spec, error: InputError) -> InputError:
+    """A source's error, with the place in the spec in front."""
+    text = str(error)
+    for name in spec.classes:
+        if text.startswith(f"classes.{name}: "):
+            return spec.error(f"classes.{name}", text.removeprefix(f"classes.{name}: "))
+    source = spec.embeddings
+    named = "bank" if source.bank else "metadata" if source.metadata and text.startswith(source.metadata) else "tiles"
+    return spec.error(f"embeddings.{named}", text)
+
+
+def _summaries(
+    spec: Spec,
+    labels: Sequence[str],
+    patients: Sequence[str | None],
+    slides: Sequence[str | None],
+    levels: Sequence[str],
+) -> dict[str, ClassSummary]:
+    columns = np.asarray(labels, dtype=np.str_)
+    found: dict[str, ClassSummary] = {}
+    for name in spec.classes:
+        rows = np.flatnonzero(columns == name)
+        found[name] = ClassSummary(
+            rows=len(rows),
+            patients=len({patients[row] or "" for row in rows}),
+            slides=len({slides[row] for row in rows} - {None}),
+            unknown_rows=sum(patients[row] is None for row in rows),
+            label_levels=tuple(sorted({levels[row] for row in rows})),
+        )
+    return found
+
+
+def label_levels(summaries: Mapping[str, ClassSummary]) -> list[str]:
+    """All label levels that occur."""
+    return sorted({level for summary in summaries.values() for level in summary.label_levels})
