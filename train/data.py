@@ -174,4 +174,4 @@ def transformed_grid(grid: np.ndarray, symmetry: int, channels: tuple[str, ...])
             moved[..., position] *= -1  # a quarter turn adds 180 degrees to 2a
         if name.endswith("sin2") and (symmetry % 2 == 1) != (symmetry >= 4):
             moved[..., position] *= -1  # as above; a mirror turns the sign of sin 2a alone
-    return moved
+    return np.asarray(moved)

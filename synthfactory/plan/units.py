@@ -54,6 +54,13 @@ def unit_of(rounds: Sequence[Round], shard: int) -> Unit:
     return Unit(shard, tuple(sorted(slots, key=_order)))
 
 
+def num_slots(rounds: Sequence[Round], shard: int) -> int:
+    """How many slots a shard has, without listing them; ValueError where no round has the shard."""
+    step = _round_of(rounds, shard)
+    s, count = shard - step.first_shard, step.num_shards
+    return sum((s + 1) * (high - low) // count - s * (high - low) // count for low, high in step.ranges.values())
+
+
 def shard_of(rounds: Sequence[Round], slot: Slot) -> int:
     """The shard that holds a slot; ValueError where no round has it."""
     for step in rounds:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from synthfactory.plan.plan import Plan
 from synthfactory.plan.recipe import recipe
 from synthfactory.plan.rounds import Round, num_shards
 from synthfactory.plan.seeds import Keys
-from synthfactory.plan.units import key_of, unit_of
+from synthfactory.plan.units import key_of, num_slots, unit_of
 from synthfactory.report.card import croissant_json, dataset_card
-from synthfactory.run.keys import make_keys
+from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, expected_of, label_levels, read_standing
 from synthfactory.run.progress import Progress, duration
 from synthfactory.run.task import Done, Failed, Pool, Setup, Source, Task, Tick, UnitResult
@@ -55,7 +55,7 @@ class BuildResult:
     out_of_budget: bool = False
     drawn: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     wall_seconds: float = 0.0
     network_calls: int = 0
 
@@ -98,21 +98,40 @@ def spent_calls(lineage: Store) -> int:
     )
 
 
-def _begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
-    """Lock and keys of this build: those that stand in OUT, or new ones. Refuses another recipe before anything is written."""
+def check_affordable(prepared: Prepared, plan: Plan) -> None:
+    """InputError where the budget cannot hold what the plan still has to draw, beside what was spent before."""
     spec = prepared.spec
+    check_budget(spec, plan.cost, spent_calls(open_store(spec.lineage)) if spec.budget.network_calls else 0)
+
+
+def _recipe(prepared: Prepared, keys: Keys) -> dict[str, Any]:
     assert prepared.bank is not None
-    keys = make_keys(spec, lineage, begun=standing.lock is not None)
-    macs = {name: prepared.bank.class_mac(keys.conditions, name) for name in spec.classes}
-    values = recipe(spec, prepared.facts, macs)
+    macs = {name: prepared.bank.class_mac(keys.conditions, name) for name in prepared.spec.classes}
+    return recipe(prepared.spec, prepared.facts, macs)
+
+
+def _agreed(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
+    """Recipe and keys of a build into an OUT that was begun. Writes nothing; InputError where it is another recipe's."""
+    assert standing.lock is not None
+    keys = read_keys(prepared.spec, lineage)
+    values = _recipe(prepared, keys)
+    check_same_recipe(standing.lock, values, prepared.spec.output.path)
+    check_same_execution(standing.lock, prepared.spec)
+    return values, keys
+
+
+def _begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
+    """Lock and keys of this build: those that stand in OUT, or new ones."""
+    spec = prepared.spec
     if standing.lock is None:
+        keys = make_keys(spec, lineage)
+        values = _recipe(prepared, keys)
         lock = build_lock(spec, prepared.facts, values, list(spec.classes), label_levels(prepared.summaries))
-        if not standing.store.create(LOCK, lock_yaml(lock)):
-            standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
-            return _begun(prepared, standing, lineage)
-        return lock, keys
-    check_same_recipe(standing.lock, values, spec.output.path)
-    check_same_execution(standing.lock, spec)
+        if standing.store.create(LOCK, lock_yaml(lock)):
+            return lock, keys
+        standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
+        assert standing.lock is not None
+    values, keys = _agreed(prepared, standing, lineage)
     lock = grown(standing.lock, list(spec.classes), values)
     if lock != standing.lock:
         standing.store.put(LOCK, lock_yaml(lock))
@@ -131,8 +150,9 @@ def build(
     spec = prepared.spec
     out, lineage = open_store(spec.output.path), open_store(spec.lineage)
     standing = read_standing(spec.output.path)
-    plan = prepared.plan(standing)
-    check_budget(spec, plan.cost, spent_calls(lineage) if spec.budget.network_calls else 0)
+    check_affordable(prepared, prepared.plan(standing))
+    if standing.lock is not None:
+        _agreed(prepared, standing, lineage)
     lease = Lease(lineage)
     if use_lease:
         _wait_for(lease, spec.output.path, say)
@@ -145,7 +165,9 @@ def _wait_for(lease: Lease, where: str, say: Say) -> None:
     told = False
     while not lease.acquire():
         if not told:
-            say(f"another build seems to be at work on {where}; waiting for it to end or to fall silent (Ctrl-C leaves)")
+            say(
+                f"another build seems to be at work on {where}; waiting for it to end or to fall silent (Ctrl-C leaves)"
+            )
             told = True
         time.sleep(WAIT_SEC)
 
@@ -185,7 +207,9 @@ def _laid_out(plan: Plan, standing: tuple[Round, ...], out: Store, where: str) -
         return standing
     stands = Round.from_json(append_round(out, plan.new_round.to_json()))
     if stands != plan.new_round:
-        raise InputError(f"{where}: another build has just added round {stands.index} of another size; run the command again")
+        raise InputError(
+            f"{where}: another build has just added round {stands.index} of another size; run the command again"
+        )
     return (*standing, stands)
 
 
@@ -210,25 +234,42 @@ def _mend(
         lineage.sweep()
 
 
-def _tasks(
-    prepared: Prepared, rounds: tuple[Round, ...], keys: Keys, shards: list[int]
-) -> Iterator[Task]:
-    assert prepared.bank is not None
-    bank, name = prepared.bank, prepared.spec.name
-    indices = {class_name: index for class_name, index in prepared.class_indices().items()}
-    rows_of = {class_name: bank.rows_of(class_name)[1] for class_name in prepared.spec.classes}
-    for shard in shards:
-        unit = unit_of(rounds, shard)
-        absent = next((slot.class_name for slot in unit.slots if slot.class_name not in indices), None)
-        if absent is not None:
-            raise InputError(f"classes: {absent} has tiles still to draw in {prepared.spec.output.path}; name it in the spec again")
-        picked = [choose(indices[slot.class_name], slot.index, keys.conditions, slot.class_name) for slot in unit.slots]
-        rows = [int(rows_of[slot.class_name][row]) for slot, row in zip(unit.slots, picked, strict=True)]
+class _Tasks:
+    """Makes the task of a shard: its slots, and the bank row that conditions each."""
+
+    def __init__(self, prepared: Prepared, rounds: tuple[Round, ...], keys: Keys) -> None:
+        assert prepared.bank is not None
+        self._bank, self._spec, self._rounds, self._keys = prepared.bank, prepared.spec, rounds, keys
+        self._indices = prepared.class_indices()
+        self._rows_of = {name: prepared.bank.rows_of(name)[1] for name in prepared.spec.classes}
+
+    def check(self, waiting: list[int]) -> None:
+        """InputError where one of these shards has a class that the spec no longer names: its conditions are unknown."""
+        open_rounds = [
+            step
+            for step in self._rounds
+            if any(step.first_shard <= shard < step.first_shard + step.num_shards for shard in waiting)
+        ]
+        named = {name for step in open_rounds for name in step.ranges}
+        absent = sorted(named - self._indices.keys())
+        if absent:
+            raise self._spec.error(
+                "classes", f"{absent[0]} has tiles still to draw in {self._spec.output.path}; name it in the spec again"
+            )
+
+    def task(self, shard: int) -> Task:
+        """The unit of a shard with its conditions, float32 (n, E)."""
+        slots, bank = unit_of(self._rounds, shard).slots, self._bank
+        picked = [
+            choose(self._indices[slot.class_name], slot.index, self._keys.conditions, slot.class_name) for slot in slots
+        ]
+        rows = [int(self._rows_of[slot.class_name][row]) for slot, row in zip(slots, picked, strict=True)]
         sources = tuple(
             Source(row, bank.label_levels[at], bank.patient_ids[at], bank.slide_ids[at])
             for row, at in zip(picked, rows, strict=True)
         )
-        yield Task(shard, unit.slots, tuple(key_of(name, slot) for slot in unit.slots), bank.embeddings[rows], sources)
+        keys = tuple(key_of(self._spec.name, slot) for slot in slots)
+        return Task(shard, slots, keys, bank.embeddings[rows], sources)
 
 
 def _run_units(
@@ -243,7 +284,9 @@ def _run_units(
     say: Say,
 ) -> None:
     spec = prepared.spec
-    tiles_to_draw = sum(len(unit_of(rounds, shard).slots) for shard in waiting)
+    tasks = _Tasks(prepared, rounds, keys)
+    tasks.check(waiting)
+    tiles_to_draw = sum(num_slots(rounds, shard) for shard in waiting)
     limit = spec.budget.network_calls
     spent = spent_calls(lineage) if limit else 0
     strikes, deaths = Counter[int](), Counter[int]()
@@ -254,7 +297,7 @@ def _run_units(
     try:
         while queue or busy:
             while queue and pool.free() > 0 and not result.out_of_budget:
-                pool.submit(next(_tasks(prepared, rounds, keys, [queue.pop()])))
+                pool.submit(tasks.task(queue.pop()))
                 busy += 1
             if not busy:
                 break
@@ -276,7 +319,8 @@ def _record(unit: UnitResult, run_id: str, lineage: Store, result: BuildResult) 
     result.drawn += unit.candidates
     result.network_calls += unit.network_calls
     result.rejects.update(unit.rejects)
-    result.seconds.update(unit.seconds)
+    for stage, seconds in unit.seconds.items():
+        result.seconds[stage] += seconds
 
 
 def _strike(
@@ -299,10 +343,14 @@ def summary(result: BuildResult, where: str) -> list[str]:
     if result.drawn:
         rate = result.drawn / max(result.wall_seconds, 1e-9)
         dropped = sum(result.rejects.values())
-        lines.append(f"{result.drawn:,} candidates drawn in {duration(result.wall_seconds)} ({rate:.2f} a second), {dropped:,} rejections")
+        lines.append(
+            f"{result.drawn:,} candidates drawn in {duration(result.wall_seconds)} ({rate:.2f} a second), {dropped:,} rejections"
+        )
         lines.extend(f"  {count:,} {reason}" for reason, count in result.rejects.most_common())
     if result.shortfall:
-        lines.append(f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they are listed in the commits")
+        lines.append(
+            f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they are listed in the commits"
+        )
     if result.out_of_budget:
         lines.append("budget.network_calls is spent; raise it and run the command again to go on")
     lines.extend(f"shard {shard:06d} was set aside: {message}" for shard, message in sorted(result.set_aside.items()))

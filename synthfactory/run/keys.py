@@ -29,8 +29,8 @@ def read_keys(spec: Spec, lineage: Store) -> Keys:
         raise InputError(f"{spec.lineage}/{SECRET}: is damaged; restore the lineage folder from a copy") from None
 
 
-def make_keys(spec: Spec, lineage: Store, *, begun: bool) -> Keys:
-    """As `read_keys`, but makes the secret for a build that has not `begun` (create-if-absent: the first of two racing wins)."""
-    if spec.seed == "secret" and not begun:
+def make_keys(spec: Spec, lineage: Store) -> Keys:
+    """As `read_keys`, for a build that begins: makes the secret first (create-if-absent: of two racing builds the first wins)."""
+    if spec.seed == "secret":
         lineage.create(SECRET, json.dumps(new_secret().to_json(), sort_keys=True).encode() + b"\n")
     return read_keys(spec, lineage)

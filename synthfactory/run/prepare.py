@@ -145,14 +145,18 @@ def prepare(spec: Spec) -> Prepared:
     source = spec.embeddings
     try:
         if source.bank is not None:
-            bank = load_bank(source.bank, width=facts.condition_width, encoder=facts.encoder, classes=list(spec.classes))
+            bank = load_bank(
+                source.bank, width=facts.condition_width, encoder=facts.encoder, classes=list(spec.classes)
+            )
             columns = (bank.labels, bank.patient_ids, bank.slide_ids, bank.label_levels)
             return Prepared(spec, folder, facts, bank, None, _summaries(spec, *columns))
         assert source.tiles is not None
         assert source.label_level is not None
         tiles = scan_tiles(source.tiles, source.metadata, source.label_level, list(spec.classes))
         levels = (tiles.label_level,) * len(tiles.files)
-        return Prepared(spec, folder, facts, None, tiles, _summaries(spec, tiles.labels, tiles.patient_ids, tiles.slide_ids, levels))
+        return Prepared(
+            spec, folder, facts, None, tiles, _summaries(spec, tiles.labels, tiles.patient_ids, tiles.slide_ids, levels)
+        )
     except InputError as error:
         raise _placed(spec, error) from None
 
@@ -178,7 +182,7 @@ def _summaries(
     columns = np.asarray(labels, dtype=np.str_)
     found: dict[str, ClassSummary] = {}
     for name in spec.classes:
-        rows = np.flatnonzero(columns == name)
+        rows: list[int] = np.flatnonzero(columns == name).tolist()
         found[name] = ClassSummary(
             rows=len(rows),
             patients=len({patients[row] or "" for row in rows}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ class Progress:
         self._total, self._say, self._clock = total, say, clock
         self._kept = self._drawn = self._rejected = 0
         self._began = self._last = clock()
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, unit=" tiles", dynamic_ncols=True, smoothing=0.05, file=sys.stderr)
 

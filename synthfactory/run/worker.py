@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class _Unit:
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     rows: list[LineageRow] = field(default_factory=list)
     rejects: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 class Worker:
@@ -78,7 +78,7 @@ class Worker:
         return torch.cuda.get_device_name() if self._engine.device.type == "cuda" else "CPU"
 
     def run(self, task: Task, tick: Tick) -> UnitResult:
-        """Makes and commits the unit's shard; the same task gives the same bytes. Out of device memory: see `_drawn`."""
+        """Makes and commits the unit's shard; the same task gives the same bytes."""
         calls_before = self._engine.spent.network_calls
         with tempfile.TemporaryDirectory(prefix="synthfactory-") as scratch:
             unit = self._drawn(task, Path(scratch), tick)

@@ -121,6 +121,7 @@ def _composed(text: str, file: str) -> yaml.Node:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 mark = event.start_mark
+                assert mark is not None
                 raise InputError(
                     f"{file}:{mark.line + 1}:{mark.column + 1}: anchors and aliases are not allowed; write the value out"
                 )

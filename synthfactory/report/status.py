@@ -1,0 +1,54 @@
+"""How far a set has come, in words, and its first tiles. Reads commits and shards only (no torch)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from synthfactory.plan.rounds import Round, num_shards, totals
+from synthfactory.shards.base import Store
+from synthfactory.shards.commit import Commit
+from synthfactory.shards.reader import iter_tiles
+
+
+def render_status(
+    lock: Mapping[str, Any], rounds: Sequence[Round], commits: Mapping[int, Commit], width: int = 80
+) -> tuple[str, bool]:
+    """(text of at most `width` columns, whether the set is complete)."""
+    asked = totals(rounds)
+    made, missing = Counter[str](), Counter[str]()
+    for commit in commits.values():
+        made.update(commit.classes)
+        missing.update({name: len(indices) for name, indices in commit.shortfall.items()})
+    shards = num_shards(rounds)
+    tiles, wanted = sum(made.values()), sum(asked.values())
+    complete = wanted > 0 and tiles == wanted
+    state = "complete" if complete else "not complete"
+    lines = [f"{state}, {tiles:,} of {wanted:,} tiles in {len(commits):,} of {shards:,} shards", ""]
+    names = [str(entry["name"]) for entry in lock["classes"]]
+    name_width = min(max(len("class"), *map(len, names)), width - 42)
+    lines.append(f"{'class':<{name_width}} {'tiles':>12} {'asked':>12} {'shortfall':>12}")
+    for name in names:
+        shown = name if len(name) <= name_width else name[: name_width - 1] + "…"
+        lines.append(f"{shown:<{name_width}} {made[name]:>12,} {asked.get(name, 0):>12,} {missing[name]:>12,}")
+    left = shards - len(commits)
+    if left:
+        lines.extend(["", f"{left:,} shards are still to be made; run the same build again to go on"])
+    elif not complete:
+        lines.extend(["", "every shard is made; the shortfall found no candidate within budget.max_attempts"])
+    return "\n".join(lines), complete
+
+
+def first_tiles(store: Store, classes: Sequence[str], count: int) -> dict[str, list[np.ndarray]]:
+    """The first `count` tiles of each class, uint8 (H, W, 3), in the order of the shards; reads no further than needed."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in classes}
+    for _, image, record in iter_tiles(store):
+        row = found.get(str(record["label"]))
+        if row is not None and len(row) < count:
+            row.append(image)
+        if all(len(tiles) >= count for tiles in found.values()):
+            break
+    return found

@@ -1,0 +1,135 @@
+"""A look before the budget goes: a few tiles of each class through the whole path, what is rejected, how fast, what it will cost.
+
+The pilot is a small build of the same spec into a temporary folder, by one worker in this process. Its contact sheet shows tiles
+drawn from the bank's patients, so it is kept in LINEAGE and published nowhere.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from synthfactory.plan.cost import calls_per_tile
+from synthfactory.report.contact import contact_sheet
+from synthfactory.report.status import first_tiles
+from synthfactory.run.driver import BuildResult, build
+from synthfactory.run.local import LocalPool
+from synthfactory.run.prepare import Prepared, read_standing
+from synthfactory.run.progress import duration
+from synthfactory.shards.store import Store, open_store
+
+SHEET, FIGURES = "pilot/contact-sheet.png", "pilot/pilot.json"
+
+
+@dataclass
+class ClassPilot:
+    """Candidates of a class: drawn, kept, and why the others were dropped."""
+
+    drawn: int = 0
+    kept: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def candidates_per_tile(self) -> float:
+        """Expected draws per kept tile; a class without any kept one counts as if half a tile had been."""
+        return self.drawn / max(self.kept, 0.5)
+
+
+def pilot(prepared: Prepared, *, per_class: int, workers: int, say: Callable[[str], None]) -> Iterator[str]:
+    """Runs the pilot; yields what to print. Writes only LINEAGE/pilot/."""
+    spec = prepared.spec
+    with tempfile.TemporaryDirectory(prefix="synthfactory-pilot-") as scratch:
+        classes = {
+            name: item.model_copy(update={"count": per_class, "fraction": None}) for name, item in spec.classes.items()
+        }
+        output = spec.output.model_copy(
+            update={"path": f"{scratch}/out", "shard_size": per_class * len(classes), "format": "png"}
+        )
+        budget = spec.budget.model_copy(update={"network_calls": None, "device_hours": None})
+        small = spec.model_copy(
+            update={
+                "classes": classes,
+                "total": None,
+                "output": output,
+                "lineage": f"{scratch}/lineage",
+                "budget": budget,
+            }
+        )
+        result = build(replace(prepared, spec=small), LocalPool, say=say, use_lease=False)
+        found = _by_class(Path(scratch) / "lineage" / "units", list(spec.classes))
+        sheet = contact_sheet(
+            first_tiles(open_store(f"{scratch}/out"), list(spec.classes), per_class),
+            columns=per_class,
+            title=f"{spec.name}: pilot, not for publication",
+        )
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    lineage = open_store(spec.lineage)
+    lineage.put(SHEET, buffer.getvalue())
+    yield from _figures(prepared, found, result, workers, lineage)
+    yield f"contact sheet: {spec.lineage}/{SHEET}"
+
+
+def _by_class(units: Path, classes: list[str]) -> dict[str, ClassPilot]:
+    found = {name: ClassPilot() for name in classes}
+    for path in sorted(units.glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            entry = found[row["class_name"]]
+            entry.drawn += 1
+            entry.kept += bool(row["accepted"])
+            entry.reasons.update(row["reasons"])
+    return found
+
+
+def _figures(
+    prepared: Prepared, found: dict[str, ClassPilot], result: BuildResult, workers: int, lineage: Store
+) -> Iterator[str]:
+    spec = prepared.spec
+    width = min(38, max(len("class"), *map(len, found)))
+    yield f"{'class':<{width}} {'drawn':>6} {'kept':>6}  rejected for"
+    for name, entry in found.items():
+        shown = name if len(name) <= width else name[: width - 1] + "…"
+        reasons = ", ".join(f"{reason} {count}" for reason, count in entry.reasons.most_common()) or "-"
+        yield f"{shown:<{width}} {entry.drawn:>6} {entry.kept:>6}  {reasons}"
+    busy = sum(result.seconds.values())
+    seconds_per_call = busy / max(result.network_calls, 1)
+    yield ""
+    yield f"{result.tiles / max(busy, 1e-9):.2f} tiles/s kept, {result.drawn / max(busy, 1e-9):.2f} candidates/s, by one worker"
+    plan = prepared.plan(read_standing(spec.output.path), seconds_per_call)
+    done: Counter[str] = Counter()
+    for commit in read_standing(spec.output.path).commits.values():
+        done.update(commit.classes)
+    calls = sum(
+        max(0, count - done[name]) * calls_per_tile(spec.sampler_for(name)) * found[name].candidates_per_tile
+        for name, count in plan.counts.items()
+    )
+    seconds = calls * seconds_per_call
+    yield (
+        f"the whole set: about {calls:,.0f} network calls with redraws, {duration(seconds / 1.2 / workers)} to "
+        f"{duration(seconds * 1.2 / workers)} on {workers} worker{'s' * (workers > 1)} like this one"
+    )
+    limit = spec.budget.network_calls
+    if limit is not None and calls > limit:
+        yield f"warning: budget.network_calls is {limit:,}; with these rejects the set needs {calls - limit:,.0f} more"
+    hours = spec.budget.device_hours
+    if hours is not None and seconds / 3600 > hours:
+        yield f"warning: budget.device_hours is {hours:g}; with these rejects the set needs {seconds / 3600 - hours:.3g} more"
+    for name, entry in found.items():
+        if not entry.kept:
+            yield f"warning: {name}: no candidate was kept; look at the screens' limits, the bank and the contact sheet"
+    figures = {
+        "seconds_per_call": seconds_per_call,
+        "network_calls_expected": round(calls),
+        "classes": {
+            name: {"drawn": entry.drawn, "kept": entry.kept, "rejects": dict(entry.reasons)}
+            for name, entry in found.items()
+        },
+    }
+    lineage.put(FIGURES, json.dumps(figures, indent=1, sort_keys=True).encode() + b"\n")
