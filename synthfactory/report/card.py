@@ -1,0 +1,116 @@
+"""OUT/README.md: the set's card, Markdown under the Hugging Face Hub's YAML front matter; and OUT/croissant.json beside it.
+
+Class names, licence terms and fingerprints are of unknown origin: in Markdown every one passes `cell`, in YAML `quoted`, so that none
+can break a table, open a link or add a key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from synthfactory.report.croissant import croissant_json
+from synthfactory.report.facts import PRIVACY, Execution, gather, image_format, label_levels, size_category, terms
+from synthfactory.shards.commit import Commit
+
+__all__ = ["croissant_json", "dataset_card"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+HUB_LICENCES = (  # identifiers that the Hub knows; any other licence is `other` there, with its name beside it
+    "apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0",
+)  # fmt: skip
+FIRST_COLUMNS = ("device", "dtype", "batch_size", "threads", "attention", "torch")
+SCREENS = {
+    "tissue": "share of pixels that show tissue",
+    "blur": "sharpness (mean absolute Laplacian of optical density)",
+    "agreement": "cosine similarity of the tile's embedding to its condition",
+}
+_ACTIVE = re.compile(r"([\\`*_{}\[\]()#+!|~$@:^=\"'])")
+
+
+def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], commits: Mapping[int, Commit]) -> bytes:
+    """The card of a set, complete or not: a pure function of its arguments."""
+    kind, extension = image_format(lock)
+    name, sharing = terms(lock)
+    facts = gather(lock, rounds, commits)
+    licence = {
+        key: value for key, value in (lock["model"].get("licence") or {}).items() if key not in ("name", "sharing")
+    }
+    template = _environment().get_template("dataset-card.md.j2")
+    return template.render(
+        lock=lock,
+        model=lock["model"],
+        facts=facts,
+        size=size_category(facts.made),
+        hub_licence=_hub_licence(name),
+        terms_name=name,
+        other_terms=sorted(licence.items()),
+        sharing=sharing,
+        privacy=PRIVACY,
+        levels=label_levels(lock),
+        format=kind,
+        extension=extension,
+        samplers=_samplers(lock["recipe"]),
+        screens=_screens(lock["recipe"].get("screen") or {}),
+        fingerprint_columns=_columns(facts.executions),
+    ).encode()
+
+
+def cell(value: Any) -> str:
+    """Any value as inert text on one line of Markdown, fit for a table's cell."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    flat = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return _ACTIVE.sub(r"\\\1", flat).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def quoted(value: str) -> str:
+    """A string as a YAML scalar that holds nothing but it (JSON in ASCII is YAML)."""
+    return json.dumps(value)
+
+
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters.update(cell=cell, quoted=quoted)
+    return made
+
+
+def _hub_licence(name: str) -> dict[str, str]:
+    plain = name.lower().replace(" ", "-")
+    if plain in HUB_LICENCES:
+        return {"license": plain}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:64] or "unknown"}
+
+
+def _samplers(recipe: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(whose, sampler): the set's own, then those of classes that differ."""
+    return [("all classes", recipe["sampler"]), *sorted((recipe.get("class_samplers") or {}).items())]
+
+
+def _screens(screens: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, what it looks at, limits) of the screens that are on."""
+    return [
+        (
+            name,
+            SCREENS.get(name, ""),
+            ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sorted(limits.items())),
+        )
+        for name, limits in sorted(screens.items())
+        if isinstance(limits, Mapping)
+    ]
+
+
+def _columns(executions: Sequence[Execution]) -> list[str]:
+    """Names of all fingerprint entries, the telling ones first."""
+    found = {name for execution in executions for name in execution.fingerprint}
+    return [*(name for name in FIRST_COLUMNS if name in found), *sorted(found.difference(FIRST_COLUMNS))]
