@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 from synthfactory.spec.schema import Spec
 
 
 def class_counts(spec: Spec) -> dict[str, int]:
-    """Tiles per class, in spec order. Fractions sum to `total` exactly; the largest remainders get the odd tiles (ties: first)."""
+    """Tiles per class, in spec order. Fractions sum to `total` exactly; the largest remainders get the odd tiles (ties: first).
+
+    InputError where a fraction of `total` comes to no tile at all: a class that was asked for would silently be absent.
+    """
     if spec.total is None:
         return {name: int(item.count or 0) for name, item in spec.classes.items()}
     shares = {name: Fraction(str(item.fraction)) for name, item in spec.classes.items()}
@@ -19,4 +23,12 @@ def class_counts(spec: Spec) -> dict[str, int]:
     order = sorted(exact, key=lambda name: counts[name] - exact[name])  # stable: ties keep spec order
     for name in order[:left]:
         counts[name] += 1
+    for name, count in counts.items():
+        if count == 0:
+            enough = math.ceil(whole / shares[name])
+            raise spec.error(
+                f"classes.{name}",
+                f"comes to no tile: {spec.classes[name].fraction:g} of total = {spec.total:,}; "
+                f"a total of {enough:,} or more gives it one, or leave the class out",
+            )
     return counts

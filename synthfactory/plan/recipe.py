@@ -41,7 +41,9 @@ def recipe(spec: Spec, model: ModelFacts, bank_macs: Mapping[str, str]) -> dict[
         "seed_kind": "secret" if spec.seed == "secret" else "integer",
         "sampler": spec.sampler.model_dump(),
         "class_samplers": {
-            name: spec.sampler_for(name).model_dump() for name, item in sorted(spec.classes.items()) if item.sampler
+            name: spec.sampler_for(name).model_dump()
+            for name in sorted(spec.classes)
+            if spec.sampler_for(name) != spec.sampler
         },
         "class_banks": dict(sorted(bank_macs.items())),
         "screen": spec.screen.model_dump(),

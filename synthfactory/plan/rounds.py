@@ -75,6 +75,8 @@ def check_chain(rounds: Sequence[Round]) -> None:
 def next_round(rounds: Sequence[Round], counts: Mapping[str, int], shard_size: int) -> Round | None:
     """The round that brings OUT to `counts`, or None where nothing is missing. Classes left out keep what they have.
 
+    Shards hold about `shard_size` tiles, or more where every class has few: the largest class reaches into every shard, so that
+    none is empty.
     InputError where a class would shrink: committed tiles are never taken back by a build.
     """
     have = totals(rounds)
@@ -88,4 +90,5 @@ def next_round(rounds: Sequence[Round], counts: Mapping[str, int], shard_size: i
     if not ranges:
         return None
     tiles = sum(high - low for low, high in ranges.values())
-    return Round(len(rounds), ranges, num_shards(rounds), max(1, round(tiles / shard_size)))
+    largest = max(high - low for low, high in ranges.values())
+    return Round(len(rounds), ranges, num_shards(rounds), min(largest, max(1, round(tiles / shard_size))))

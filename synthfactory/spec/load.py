@@ -6,15 +6,18 @@ YAML 1.2 and JSON see it, and text otherwise.
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import json
 import os
 import re
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from yaml.reader import ReaderError
 
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
@@ -40,64 +43,98 @@ _CONSTANTS = {
 _NOT_FINITE = {".nan": float("nan"), ".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf")}
 
 
-class _Reader:
-    """Turns composed nodes into plain values and remembers where each spec path stands."""
+def _start(event: yaml.Event) -> tuple[int, int]:
+    """Line and column of an event, from 1."""
+    assert event.start_mark is not None
+    return event.start_mark.line + 1, event.start_mark.column + 1
 
-    def __init__(self, file: str) -> None:
+
+def _printable(path: str) -> str:
+    """A spec path for a message of one line: no control characters, not endless."""
+    shown = path if path.isprintable() else repr(path)[1:-1]
+    return (shown if len(shown) <= 200 else f"{shown[:197]}...") or "spec"
+
+
+class _Reader:
+    """Turns YAML events into plain values, in one pass that stops at the first thing a spec may not hold, and remembers where
+    each spec path stands."""
+
+    def __init__(self, text: str, file: str) -> None:
         self.file = file
         self.positions: dict[str, tuple[int, int]] = {}
-        self.nodes = 0
+        self._nodes = 0
+        self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
 
-    def fail(self, node_or_mark: Any, message: str) -> InputError:
-        mark = getattr(node_or_mark, "start_mark", node_or_mark)
-        return InputError(f"{self.file}:{mark.line + 1}:{mark.column + 1}: {message}")
-
-    def value(self, node: yaml.Node, path: str, depth: int = 0) -> Any:
-        self.nodes += 1
-        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise self.fail(node, f"too much: a spec has at most {MAX_NODES} entries, nested at most {MAX_DEPTH} deep")
-        if isinstance(node, yaml.MappingNode):
-            self._check_tag(node, "map")
-            return self._mapping(node, path, depth)
-        if isinstance(node, yaml.SequenceNode):
-            self._check_tag(node, "seq")
-            return [self.value(item, f"{path}.{number}", depth + 1) for number, item in enumerate(node.value)]
-        assert isinstance(node, yaml.ScalarNode)
-        self._place(path, node)
-        return self._scalar(node)
-
-    def _check_tag(self, node: yaml.Node, kind: str) -> None:
-        if node.tag != f"tag:yaml.org,2002:{kind}":
-            raise self.fail(node, f"tag {node.tag} is not allowed; a spec is plain data")
-
-    def _place(self, path: str, node: yaml.Node) -> None:
-        if path:
-            self.positions.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
-
-    def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise self.fail(key_node, f"{path or 'spec'}: a key must be a word, not a list or mapping")
-            key = key_node.value
-            if key == "<<":
-                raise self.fail(key_node, f"{path or 'spec'}: merge keys (<<) are not allowed; write the fields out")
-            if key in found:
-                raise self.fail(key_node, f"{path + '.' if path else ''}{key}: stands there twice; keep one")
-            below = f"{path}.{key}" if path else key
-            if not isinstance(value_node, yaml.ScalarNode):
-                self._place(below, key_node)
-            found[key] = self.value(value_node, below, depth + 1)
+    def document(self) -> Any:
+        """The value of the one document."""
+        next(self._events)  # the stream's start
+        event = next(self._events)
+        if isinstance(event, yaml.StreamEndEvent):
+            raise InputError(f"{self.file}:1:1: spec: is empty; `synthfactory schema` prints what a spec holds")
+        found = self._value(next(self._events), "", 0)
+        next(self._events)  # the document's end
+        event = next(self._events)
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise self._fail(event, "", "a second document begins here; a spec is one, so remove the line with ---")
         return found
 
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
-        text = node.value
-        if node.style is not None:
+    def _fail(self, event: yaml.Event, path: str, message: str) -> InputError:
+        line, column = _start(event)
+        return InputError(f"{self.file}:{line}:{column}: {_printable(path)}: {message}")
+
+    def _place(self, path: str, event: yaml.Event) -> None:
+        if path:
+            self.positions.setdefault(path, _start(event))
+
+    def _check(self, event: yaml.Event, path: str) -> None:
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise self._fail(event, path, "anchors and aliases are not allowed; write the value out")
+        if getattr(event, "tag", None) is not None:
+            shown = str(getattr(event, "tag", "")).replace("tag:yaml.org,2002:", "!!")
+            raise self._fail(event, path, f"tag {shown} is not allowed; a spec is plain data, so leave the tag out")
+        if isinstance(event, yaml.ScalarEvent) and any("\ud800" <= character <= "\udfff" for character in event.value):
+            raise self._fail(event, path, "holds half a character (a lone surrogate); write the character itself")
+
+    def _value(self, event: yaml.Event, path: str, depth: int) -> Any:
+        self._nodes += 1
+        if self._nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise self._fail(
+                event, path, f"is too much: a spec has at most {MAX_NODES:,} entries, nested at most {MAX_DEPTH} deep"
+            )
+        self._check(event, path)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(path, depth)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[Any] = []
+            while not isinstance(item := next(self._events), yaml.SequenceEndEvent):
+                items.append(self._value(item, f"{path}.{len(items)}", depth + 1))
+            return items
+        assert isinstance(event, yaml.ScalarEvent)
+        self._place(path, event)
+        return self._scalar(event, path)
+
+    def _mapping(self, path: str, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            self._check(event, path)
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self._fail(event, path, "a key must be a word, not a list or mapping")
+            key = event.value
+            below = f"{path}.{key}" if path else key
+            if key == "<<":
+                raise self._fail(event, path, "merge keys (<<) are not allowed; write the fields out")
+            if key in found:
+                raise self._fail(event, below, "stands there twice; keep one")
+            value = next(self._events)
+            if not isinstance(value, yaml.ScalarEvent):
+                self._place(below, event)
+            found[key] = self._value(value, below, depth + 1)
+        return found
+
+    def _scalar(self, event: yaml.ScalarEvent, path: str) -> Any:
+        text = event.value
+        if event.style is not None:
             return text
-        if node.tag not in {
-            f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "value")
-        }:
-            raise self.fail(node, f"tag {node.tag} is not allowed; a spec is plain data")
         if text in _CONSTANTS:
             return _CONSTANTS[text]
         if text.lower() in _NOT_FINITE:
@@ -108,44 +145,44 @@ class _Reader:
             if _FLOAT.fullmatch(text):
                 return float(text.replace("_", ""))
         except ValueError:  # an integer of thousands of digits
-            raise self.fail(node, "is no sensible number") from None
+            raise self._fail(
+                event, path, f"a number of {len(text):,} digits is too large; write a smaller one"
+            ) from None
         return text
 
 
-def _composed(text: str, file: str) -> yaml.Node:
+def _read(text: str, file: str) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """The document's value and the places of its fields."""
     for number, line in enumerate(text.splitlines(), start=1):
         indent = line[: len(line) - len(line.lstrip())]
         if "\t" in indent and line.strip():
-            raise InputError(f"{file}:{number}:{indent.index(chr(9)) + 1}: a tab indents this line; YAML wants spaces")
+            raise InputError(
+                f"{file}:{number}:{indent.index(chr(9)) + 1}: spec: a tab indents this line; YAML wants spaces"
+            )
+    reader = _Reader(text, file)
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                mark = event.start_mark
-                assert mark is not None
-                raise InputError(
-                    f"{file}:{mark.line + 1}:{mark.column + 1}: anchors and aliases are not allowed; write the value out"
-                )
-        documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        return reader.document(), reader.positions
+    except InputError:
+        raise
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
-        place = f"{file}:{at.line + 1}:{at.column + 1}" if at else file
-        raise InputError(f"{place}: is no YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{file}: is no YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise InputError(f"{file}: is nested too deep; a spec is nested at most {MAX_DEPTH} deep") from None
-    if not documents or documents[0] is None:
-        raise InputError(f"{file}: is empty; `synthfactory schema` prints what a spec holds")
-    if len(documents) > 1:
-        raise InputError(f"{file}: holds {len(documents)} documents; a spec is one (remove the line with ---)")
-    return documents[0]
+        place = f"{at.line + 1}:{at.column + 1}" if at else "1:1"
+        problem = f"is no YAML: {error.problem or error.context}; look at indentation, brackets and quotes here"
+    except ReaderError as error:
+        before = text[: error.position]
+        place = f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        problem = f"holds a control character (#x{ord(text[error.position]):04x}); take it out"
+    except (OverflowError, ValueError):  # PyYAML on "\UFFFFFFFF" or a %YAML line of thousands of digits
+        place, problem = "1:1", "is no YAML: it holds an escape or a %YAML line that is out of range; write it plainly"
+    raise InputError(f"{file}:{place}: spec: {problem}")
 
 
 def load_spec(path: str | os.PathLike[str]) -> Spec:
     """Reads and checks a spec file; InputError lists every fault, one line each: file:line:column: spec path: what, what instead."""
     file = os.fspath(path)
     try:
-        data = Path(file).read_bytes()
+        with open(file, "rb") as handle:
+            data = handle.read(MAX_BYTES + 1)  # no more, should the file be huge or endless
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; name a spec such as specs/demo.yaml") from None
     except IsADirectoryError:
@@ -153,23 +190,23 @@ def load_spec(path: str | os.PathLike[str]) -> Spec:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     if len(data) > MAX_BYTES:
-        raise InputError(f"{file}: has {len(data):,} bytes; a spec has at most {MAX_BYTES:,}")
+        raise InputError(f"{file}:1:1: spec: is too large; a spec has at most {MAX_BYTES:,} bytes")
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode()
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{file}:{line}: is not UTF-8; save it as UTF-8") from None
+        before = data[: error.start].decode()
+        place = f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        raise InputError(f"{file}:{place}: spec: is not UTF-8; save it as UTF-8") from None
     return parse_spec(text, file)
 
 
 def parse_spec(text: str, file: str) -> Spec:
     """As `load_spec`, from text; `file` is named in messages."""
-    reader = _Reader(file)
-    root = _composed(text, file)
-    values = reader.value(root, "")
+    values, positions = _read(text, file)
     if not isinstance(values, dict):
-        raise InputError(f"{file}:1:1: is no mapping; a spec starts with fields such as name: and model:")
-    source = Source(file, reader.positions)
+        raise InputError(f"{file}:1:1: spec: is no mapping; a spec starts with fields such as name: and model:")
+    source = Source(file, positions)
     try:
         return Spec.model_validate(values).with_source(source)
     except ValidationError as error:
@@ -180,7 +217,7 @@ def parse_spec(text: str, file: str) -> Spec:
 
 
 def _line(source: Source, path: str, message: str) -> str:
-    return f"{source.locate(path)}: {path or 'spec'}: {message}"
+    return f"{source.locate(path)}: {_printable(path)}: {message}"
 
 
 def _faults(error: ValidationError) -> list[tuple[str, str]]:
@@ -218,9 +255,26 @@ def _kinds(annotation: Any) -> list[Any]:
     return [annotation] if not arguments else [kind for argument in arguments for kind in _kinds(argument)]
 
 
+def _example(loc: list[str]) -> str:
+    """'; for example steps: 10', from the schema's own example; '' where it has none."""
+    model = _model_at(loc[:-1]) if loc else None
+    field = model.model_fields.get(loc[-1]) if model else None
+    if field is None or not field.examples:
+        return ""
+    first = field.examples[0]
+    return f"; for example {loc[-1]}: {first if isinstance(first, str) else json.dumps(first)}"
+
+
+def _shown(given: Any) -> str:
+    """A value as YAML has it, cut to 60 characters."""
+    if given is None or isinstance(given, bool):
+        return {None: "null (nothing)", True: "true", False: "false"}[given]
+    text = repr(given)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _worded(detail: ErrorDetails, loc: list[str]) -> str:
-    kind, context, given = detail["type"], detail.get("ctx", {}), detail.get("input")
-    shown = repr(given) if len(repr(given)) <= 60 else repr(given)[:57] + "..."
+    kind, context, shown = detail["type"], detail.get("ctx", {}), _shown(detail.get("input"))
     if kind == "extra_forbidden":
         model = _model_at(loc[:-1])
         names = list(model.model_fields) if model else []
@@ -228,14 +282,17 @@ def _worded(detail: ErrorDetails, loc: list[str]) -> str:
         if close:
             return f"unknown field; is '{close[0]}' meant?"
         return f"unknown field; known here: {', '.join(names)}" if names else "unknown field"
-    if kind == "missing":
-        return "is missing"
     if kind == "literal_error":
-        close = difflib.get_close_matches(
-            str(given), str(context.get("expected", "")).replace("'", "").split(" or "), 1
-        )
-        return f"{shown} is not {context.get('expected')}" + (f"; is {close[0]} meant?" if close else "")
-    words = {
+        allowed = str(context.get("expected", ""))
+        words = allowed.replace("'", "").replace(" or ", ", ").split(", ")
+        close = difflib.get_close_matches(str(detail.get("input")), words, 1)
+        return f"{shown} is not {allowed}" + (f"; is {close[0]} meant?" if close else "")
+    if kind == "string_pattern_mismatch":
+        return f"{shown} does not fit; use 1 to 48 of a-z, 0-9 and '-', beginning with a letter or digit"
+    if kind == "value_error":
+        return str(context.get("error", detail["msg"]))
+    wordings = {
+        "missing": "is missing",
         "int_type": f"{shown} is no whole number",
         "int_from_float": f"{shown} is no whole number",
         "float_type": f"{shown} is no number",
@@ -252,8 +309,4 @@ def _worded(detail: ErrorDetails, loc: list[str]) -> str:
         "less_than_equal": f"{shown} is too large; at most {context.get('le')}",
         "less_than": f"{shown} is too large; it must be below {context.get('lt')}",
     }
-    if kind == "string_pattern_mismatch":
-        return f"{shown} does not fit; use 1 to 48 of a-z, 0-9 and '-', beginning with a letter or digit"
-    if kind == "value_error":
-        return str(context.get("error", detail["msg"]))
-    return words.get(kind, f"{shown}: {detail['msg']}")
+    return wordings.get(kind, f"{shown}: {detail['msg']}") + _example(loc)

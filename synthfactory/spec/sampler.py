@@ -59,7 +59,9 @@ class Sampler(FrozenModel):
         examples=["heun"],
     )
     steps: int = Field(default=25, ge=1, le=10_000, description="Solver steps per tile. Default 25.", examples=[10])
-    guidance: Guidance = Field(default=Guidance(), description="Guidance strength and interval.")
+    guidance: Guidance = Field(
+        default=Guidance(), description="Guidance strength and interval.", examples=[{"scale": 1.5}]
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -92,7 +94,9 @@ class SamplerOverride(FrozenModel):
     method: Method | None = Field(default=None, description="As sampler.method.", examples=["sde"])
     solver: Solver | None = Field(default=None, description="As sampler.solver.", examples=["euler_maruyama"])
     steps: int | None = Field(default=None, ge=1, le=10_000, description="As sampler.steps.", examples=[20])
-    guidance: GuidanceOverride | None = Field(default=None, description="As sampler.guidance, in part.")
+    guidance: GuidanceOverride | None = Field(
+        default=None, description="As sampler.guidance, in part.", examples=[{"scale": 2.0}]
+    )
 
 
 def merged_sampler(base: Sampler, override: SamplerOverride) -> Sampler:

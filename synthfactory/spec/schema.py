@@ -5,20 +5,24 @@ Checks that span several fields raise `Problems`, which keeps the path of each f
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.names import class_name_problem, slug_collisions
+from synthfactory.spec.names import class_name_problem, slug, slug_collisions
 from synthfactory.spec.places import lies_inside, nested, place_problem
 from synthfactory.spec.sampler import FrozenModel, Sampler, SamplerOverride, UnitFloat, merged_sampler
 from synthfactory.spec.source import Problems, Source
 
 MAX_TILES = 10**12
+MAX_KEY = 95  # KEY.webp must fit the 100 characters of a plain tar name
+INDEX_DIGITS = 12  # of the last tile's index, at most
+FRACTIONS_OFF = 2e-6  # thirds cannot be written exactly: three times 0.333333 will do
 
 
 class ClassSpec(FrozenModel):
@@ -29,7 +33,7 @@ class ClassSpec(FrozenModel):
         default=None, gt=0.0, le=1.0, description="Share of `total`, above 0; all classes sum to 1.", examples=[0.5]
     )
     sampler: SamplerOverride | None = Field(
-        default=None, description="What differs from the spec's sampler for this class."
+        default=None, description="What differs from the spec's sampler for this class.", examples=[{"steps": 20}]
     )
 
     @model_validator(mode="before")
@@ -37,6 +41,9 @@ class ClassSpec(FrozenModel):
     def _short_form(cls, data: Any) -> Any:
         if type(data) is float:
             raise ValueError(f"{data:g} is no count; write an integer, or {{fraction: {data:g}}} together with total")
+        if data is None or isinstance(data, str | bool | list):
+            shown = "nothing" if data is None else json.dumps(data, ensure_ascii=False)[:60]
+            raise ValueError(f"{shown} is no count; write an integer such as 40, or fields such as {{count: 40}}")
         return {"count": data} if type(data) is int else data
 
     @model_validator(mode="after")
@@ -90,7 +97,8 @@ class Embeddings(FrozenModel):
         elif self.label_level is None:
             found.append(("label_level", "is missing; say what the labels were given to: slide, region or tile"))
         for key in ("bank", "tiles", "metadata"):
-            problem = place_problem(getattr(self, key) or "-")
+            place = getattr(self, key)
+            problem = None if place is None else place_problem(place)
             if problem:
                 found.append((key, problem))
         if found:
@@ -134,10 +142,16 @@ class AgreementScreen(FrozenModel):
 class Screen(FrozenModel):
     """Which tiles are kept; a screen that is left out or null is off. Dropped tiles are drawn again."""
 
-    tissue: TissueScreen | None = Field(default=None, description="Tissue screen; null = off (default).")
-    blur: BlurScreen | None = Field(default=None, description="Blur screen; null = off (default).")
+    tissue: TissueScreen | None = Field(
+        default=None, description="Tissue screen; null = off (default).", examples=[{"min_fraction": 0.1}]
+    )
+    blur: BlurScreen | None = Field(
+        default=None, description="Blur screen; null = off (default).", examples=[{"min_sharpness": 0.01}]
+    )
     agreement: AgreementScreen | None = Field(
-        default=None, description="Screen of agreement with the condition; null = off (default)."
+        default=None,
+        description="Screen of agreement with the condition; null = off (default).",
+        examples=[{"min": 0.4}],
     )
 
 
@@ -214,20 +228,28 @@ class Spec(FrozenModel):
     embeddings: Embeddings = Field(
         description="Source of the conditioning embeddings.", examples=[{"bank": "bank.parquet"}]
     )
-    sampler: Sampler = Field(default=Sampler(), description="How tiles are drawn.")
-    screen: Screen = Field(default=Screen(), description="Which tiles are kept.")
+    sampler: Sampler = Field(default=Sampler(), description="How tiles are drawn.", examples=[{"steps": 10}])
+    screen: Screen = Field(
+        default=Screen(), description="Which tiles are kept.", examples=[{"tissue": {"min_fraction": 0.1}}]
+    )
     output: Output = Field(description="Where the tile set goes.", examples=[{"path": "out/demo"}])
     lineage: str = Field(
         description="Folder or URL for what must not be published (secret key, bank rows, rejects); apart from output.path.",
         examples=["out/demo-lineage"],
     )
-    seed: int | Literal["secret"] = Field(
+    seed: Annotated[int, Field(ge=0, lt=2**128)] | Literal["secret"] = Field(
         default="secret",
         description="Integer >= 0 (anyone can repeat the set) or secret (default; for banks of real patients).",
         examples=["secret", 20261123],
     )
-    budget: Budget = Field(default=Budget(), description="Limits checked before and during the build.")
-    execution: Execution = Field(default=Execution(), description="Batch, number format and threads.")
+    budget: Budget = Field(
+        default=Budget(),
+        description="Limits checked before and during the build.",
+        examples=[{"network_calls": 1_000_000}],
+    )
+    execution: Execution = Field(
+        default=Execution(), description="Batch, number format and threads.", examples=[{"batch_size": 16}]
+    )
 
     _source: Source = PrivateAttr(default_factory=Source)
 
@@ -254,6 +276,15 @@ class Spec(FrozenModel):
             )
             for later, earlier in slug_collisions([name for name in self.classes if not class_name_problem(name)])
         ]
+        for name in self.classes:
+            over = len(f"{self.name}-{slug(name)}-") + INDEX_DIGITS - MAX_KEY
+            if over > 0:
+                found.append(
+                    (
+                        f"classes.{name}",
+                        f"is too long beside name: {self.name}; tar names would not hold the keys, so shorten either by {over}",
+                    )
+                )
         return found
 
     def _size_problems(self) -> list[tuple[str, str]]:
@@ -273,7 +304,7 @@ class Spec(FrozenModel):
                 ("total", "is missing; classes with fractions need the total number of tiles, for example total: 120")
             )
         summed = math.fsum(shares.values())
-        if abs(summed - 1.0) > 1e-6:
+        if abs(summed - 1.0) > FRACTIONS_OFF:
             found.append(("classes", f"the fractions sum to {summed:.8g}; they must sum to 1"))
         return found
 
