@@ -68,7 +68,7 @@ def submit(
                 say(f"it was started as `{there.entrypoint}`")
         if not follow:
             say(
-                f"to follow it: the same command without --no-follow, or `ray job logs --address {address} --follow {job_id}`"
+                f"the same command without --no-follow follows it, or `ray job logs --address {address} --follow {job_id}`"
             )
             return 0
         say("Ctrl-C stops following and leaves the job running")
@@ -78,9 +78,7 @@ def submit(
             say(f"no longer following job {job_id}, which goes on at {address}; the same command follows it again")
             say(f"`ray job stop --address {address} {job_id}` ends it; what is committed stays")
             return STOPPED
-    except (
-        ray.exceptions.RayError
-    ) as error:  # AuthenticationError, a class that older versions lack; no other comes here
+    except ray.exceptions.RayError as error:  # AuthenticationError, which older versions lack; no other comes here
         raise _refused(address, error) from None
 
 
@@ -112,8 +110,8 @@ def _means_the_same_everywhere(place: str) -> bool:
 def checked_address(address: str) -> str:
     """The dashboard's address without a slash at its end. InputError where it is no http or https address."""
     right = "write the address of the cluster's dashboard, such as http://HOST:8265"
-    scheme, mark, rest = address.partition("://")
-    if "@" in rest.partition("/")[0]:
+    scheme, mark, _ = address.partition("://")
+    if "@" in address:
         raise InputError(
             f"--address: holds a user name or password, which would end in logs; {right}, and {TOKEN_HELP}"
         )
@@ -158,7 +156,7 @@ def connect(address: str) -> Any:
         raise _refused(address, error) from None
     except ConnectionError as error:
         raise InputError(f"--address {address}: nothing answers there ({_reason(error)}); {right}") from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if "ray[default]" in str(error):
             raise InputError(NEEDS_JOBS) from None
         raise InputError(
