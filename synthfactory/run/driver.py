@@ -190,6 +190,8 @@ def _build_leased(
         setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock))
         _run_units(prepared, setup, rounds, keys, waiting, make_pool, lineage, result, say)
         commits = list_commits(out)
+    else:
+        say("every shard is there: nothing to draw")
     result.tiles = sum(commit.tiles for commit in commits.values())
     result.shortfall = sum(len(indices) for commit in commits.values() for indices in commit.shortfall.values())
     for path, content in derived_files(lock, rounds, commits).items():
