@@ -55,15 +55,37 @@ def lock_yaml(lock: Mapping[str, Any]) -> bytes:
     )
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """No aliases: a set may come from anyone, and a few lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+
+def _is_whole(lock: Any) -> bool:
+    values = lock["recipe"]
+    return bool(
+        lock["format"] == FORMAT
+        and isinstance(lock["name"], str)
+        and isinstance(lock["model"]["sha256"], str)
+        and all(isinstance(values[part], dict) for part in PER_CLASS)
+        and lock["recipe_sha256"] == recipe_hash(values)
+        and [entry["class_index"] for entry in lock["classes"]] == list(range(len(lock["classes"])))
+        and all(isinstance(entry["name"], str) for entry in lock["classes"])
+        and all(key in lock["execution"] for key in ("batch_size", "dtype", "threads", "strict"))
+    )
+
+
 def read_lock(data: bytes) -> dict[str, Any]:
     """The lock of an existing OUT; InputError where it is damaged or of another version."""
     try:
-        lock = yaml.safe_load(data)
-        known = lock["format"] == FORMAT
-        complete = all(key in lock for key in ("name", "recipe", "model", "classes", "execution"))
-    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError):
-        known = complete = False
-    if not (known and complete):
+        lock = yaml.load(data, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
+        whole = _is_whole(lock)
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
         raise InputError(
             f"{LOCK}: is damaged or not of format {FORMAT}; restore it from a copy, or choose a new output"
         )

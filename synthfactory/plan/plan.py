@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from synthfactory.plan.allocate import class_counts
 from synthfactory.plan.cost import Estimate, calls_per_tile, estimate
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, next_round, num_shards, totals
+from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
 FEW_PATIENTS = 5
@@ -55,12 +57,23 @@ def make_plan(
 ) -> Plan:
     """Computes the plan; `committed` tiles are not drawn again. `seconds_per_call` overrides the model's stated speed (measured)."""
     counts = class_counts(spec)
-    step = next_round(rounds, counts, spec.output.shard_size)
+    try:
+        step = next_round(rounds, counts, spec.output.shard_size)
+    except InputError as error:
+        raise _placed(spec, error) from None
     want = totals([*rounds, step] if step else rounds)
     done = committed or {}
     missing = {name: max(0, want[name] - done.get(name, 0)) for name in counts}
     cost = estimate(spec, missing, seconds_per_call or model.seconds_per_call, measured=seconds_per_call is not None)
     return Plan(spec, model, counts, bank, tuple(rounds), step, cost)
+
+
+def _placed(spec: Spec, error: InputError) -> InputError:
+    """An error that begins with classes.NAME, with its place in the spec in front."""
+    text = str(error)
+    path = max((f"classes.{name}" for name in spec.classes if text.startswith(f"classes.{name}: ")), key=len)
+    hint = "" if spec.total is None else " (of classes with fractions, a larger total will do)"
+    return spec.error(path, f"{text.removeprefix(f'{path}: ')}{hint}")
 
 
 def _span(seconds: float) -> str:
@@ -78,38 +91,89 @@ def _bytes(count: float) -> str:
     return f"{count / 1000:.3g} PB"
 
 
+def _columns(text: str) -> int:
+    """Columns on a terminal: wide characters take two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
+
+
+def _head(text: str, width: int) -> str:
+    """As much of the text's beginning as fits; at least one character."""
+    end = 1
+    while end < len(text) and _columns(text[: end + 1]) <= width:
+        end += 1
+    return text[:end]
+
+
+def _cell(text: str, width: int) -> str:
+    """The text filled up to `width` columns, or cut in the middle (long names often differ at their end)."""
+    if _columns(text) > width:
+        tail = _head(text[::-1], width // 2 - 1)[::-1]
+        text = f"{_head(text, width - 1 - _columns(tail))}…{tail}"
+    return text + " " * (width - _columns(text))
+
+
+def _wrapped(text: str, width: int, indent: int) -> list[str]:
+    """Lines of at most `width` columns, the later ones indented; words longer than a line are broken."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        if line.strip() and _columns(f"{line} {word}") > width:
+            lines.append(line.rstrip())
+            line = " " * indent + word
+        else:
+            line = f"{line} {word}" if line else word
+        while _columns(line) > width:
+            head = _head(line, width)
+            lines.append(head)
+            line = " " * indent + line[len(head) :]
+    return [*lines, line]
+
+
 def render(plan: Plan, width: int = 80) -> str:
-    """The plan as text of at most `width` columns (class names are cut where they must be)."""
+    """The plan as text of at most `width` (80 or more) columns: class names are cut where they must be, all else is wrapped."""
     spec = plan.spec
-    name_width = min(max(len("class"), *(len(name) for name in plan.counts)), width - 52)
-    lines = [f"{spec.name}: model {plan.model.id} revision {plan.model.revision}, into {spec.output.path}", ""]
-    lines.append(f"{'class':<{name_width}} {'tiles':>12} {'calls/tile':>10} {'patients':>9} {'rows':>9}  labels of")
-    for name, count in plan.counts.items():
-        behind = plan.bank[name]
-        shown = name if len(name) <= name_width else name[: name_width - 1] + "…"
-        calls = calls_per_tile(spec.sampler_for(name))
-        patients = f"{behind.patients:,}{'?' if behind.unknown_rows else ''}"
-        lines.append(
-            f"{shown:<{name_width}} {count:>12,} {calls:>10,} {patients:>9} {behind.rows:>9,}  {', '.join(behind.label_levels)}"
-        )
     total = sum(plan.counts.values())
-    lines.append(f"{'total':<{name_width}} {total:>12,}")
-    lines.append("")
     shards = num_shards(plan.all_rounds)
     state = "nothing new to lay out" if plan.new_round is None else f"{plan.new_round.num_shards:,} of them new"
-    lines.append(
-        f"shards         {shards:,} ({state}), {spec.output.format}, about {_bytes(total * BYTES_PER_TILE[spec.output.format])} in all"
-    )
-    lines.append(
-        f"network calls  {plan.cost.network_calls:,} without rejects, at most {plan.cost.worst_network_calls:,}"
-    )
+    size = _bytes(total * BYTES_PER_TILE[spec.output.format])
+    entries = [
+        f"shards         {shards:,} ({state}), {spec.output.format}, about {size} in all",
+        f"network calls  {plan.cost.network_calls:,} without rejects, at most {plan.cost.worst_network_calls:,}",
+    ]
     if plan.cost.seconds is None:
-        lines.append("time           unknown: this model states no speed; `synthfactory pilot` measures it")
+        entries.append("time           unknown: this model states no speed; `synthfactory pilot` measures it")
     else:
         low, high = plan.cost.seconds
-        lines.append(f"time           {_span(low)} to {_span(high)} on one device, divided by the number of workers")
-    lines.extend(_notes(plan))
+        entries.append(f"time           {_span(low)} to {_span(high)} on one device, divided by the number of workers")
+    heading = f"{spec.name}: model {plan.model.id} revision {plan.model.revision}, into {spec.output.path}"
+    lines = [*_wrapped(heading, width, 2), "", *_table(plan, total, width), ""]
+    for entry in entries:
+        lines += _wrapped(entry, width, 15)
+    notes = _notes(plan)
+    for note in ["", *notes] if notes else []:
+        lines += _wrapped(note, width, 2)
     return "\n".join(lines)
+
+
+def _table(plan: Plan, total: int, width: int) -> list[str]:
+    rows = [("class", "tiles", "calls/tile", "patients", "rows", "labels of")]
+    for name, count in plan.counts.items():
+        behind = plan.bank[name]
+        patients = f"{behind.patients:,}{'?' if behind.unknown_rows else ''}"
+        calls = f"{calls_per_tile(plan.spec.sampler_for(name)):,}"
+        rows.append((name, f"{count:,}", calls, patients, f"{behind.rows:,}", ", ".join(behind.label_levels)))
+    rows.append(("total", f"{total:,}", "", "", "", ""))
+    names, *numbers, levels = ([*column] for column in zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in numbers]
+    level_width = max(map(len, levels))
+    name_width = min(max(map(_columns, names)), max(8, width - sum(widths) - len(widths) - 2 - level_width))
+    lines = []
+    for name, *cells, level in rows:
+        filled = " ".join(f"{text:>{fill}}" for text, fill in zip(cells, widths, strict=True))
+        lines.append(_head(f"{_cell(name, name_width)} {filled}  {level}".rstrip(), width))
+    return lines
 
 
 def _notes(plan: Plan) -> list[str]:
