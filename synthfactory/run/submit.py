@@ -157,6 +157,10 @@ def connect(address: str) -> Any:
     except ConnectionError as error:
         raise InputError(f"--address {address}: nothing answers there ({_reason(error)}); {right}") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, UnicodeError) or type(error).__name__ == "InvalidHeader":  # a class of requests'
+            raise InputError(
+                f"--address {address}: the token found here is no line of plain text; {TOKEN_HELP}"
+            ) from None
         if "ray[default]" in str(error):
             raise InputError(NEEDS_JOBS) from None
         raise InputError(
