@@ -2,16 +2,21 @@
 
 LINEAGE/leases/NNNNNN.json is created if absent: its number is the holder's turn. The holder renews LINEAGE/leases/NNNNNN.beat, a
 counter. A challenger that sees the same counter for TTL on its own monotonic clock takes the next turn. No two clocks are compared.
+A holder whose process is known to have ended (same machine since the same boot, same process numbers) is not waited for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from synthfactory.shards.base import Store
 from synthfactory.spec.errors import InputError
@@ -23,13 +28,36 @@ _NAME = re.compile(r"leases/([0-9]{6,9})\.(json|beat)")
 _RELEASED = b"released"
 
 
+def _process(pid: int) -> dict[str, Any] | None:
+    """What tells a process from every other: boot, process-number space, number, start; None where it is gone or none of this is known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return {"boot": boot, "space": str(Path("/proc/self/ns/pid").readlink()), "pid": pid, "started": started}
+    except (OSError, IndexError):
+        return None
+
+
+def has_ended(holder: bytes) -> bool:
+    """Whether a holder was a process of this machine that is no more. False where that cannot be known."""
+    here = _process(os.getpid())
+    try:
+        process = json.loads(holder)["process"]
+        if here is None or any(process[key] != here[key] for key in ("boot", "space")):
+            return False
+        return _process(int(process["pid"])) != process
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 class Lease:
     """One contender. `acquire` returns True at once where the lease is free, False while another holds it (call again later)."""
 
     def __init__(self, store: Store, *, ttl_sec: float = TTL_SEC, clock: Callable[[], float] = time.monotonic) -> None:
         self.ttl_sec = ttl_sec
         self._store, self._clock = store, clock
-        self._token = secrets.token_hex(8).encode()
+        holder = {"token": secrets.token_hex(8), "process": _process(os.getpid())}
+        self._holder = json.dumps(holder, sort_keys=True).encode()
         self._turn: int | None = None
         self._count = 0
         self._seen: tuple[int, bytes, float] | None = None  # turn, its heartbeat, when first seen so
@@ -60,19 +88,25 @@ class Lease:
         except FileNotFoundError:
             return b""
 
+    def _ended(self, turn: int) -> bool:
+        try:
+            return has_ended(self._store.read(f"leases/{turn:06d}.json"))
+        except FileNotFoundError:
+            return False
+
     def acquire(self) -> bool:
-        """Tries once. A holder whose heartbeat stood still for TTL is taken for dead."""
+        """Tries once. A holder whose process has ended, or whose heartbeat stood still for TTL, is taken for dead."""
         last = self._last(self._turns())
         if last is not None:
             beat = self._beat(last)
-            if beat != _RELEASED:
+            if beat != _RELEASED and not self._ended(last):
                 if self._seen is None or self._seen[:2] != (last, beat):
                     self._seen = (last, beat, self._clock())
                     return False
                 if self._clock() - self._seen[2] < self.ttl_sec:
                     return False
         turn = 0 if last is None else last + 1
-        if not self._store.create(f"leases/{turn:06d}.json", self._token):
+        if not self._store.create(f"leases/{turn:06d}.json", self._holder):
             self._seen = None  # another took this turn first
             return False
         self._turn = turn

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from synthfactory.shards.gc import gc
-from synthfactory.shards.lease import Heartbeat, Lease
+from synthfactory.shards.lease import Heartbeat, Lease, has_ended
 from synthfactory.shards.store import LocalStore
 from synthfactory.spec.errors import InputError
 
@@ -138,3 +142,33 @@ def test_heartbeat_outlives_a_store_that_is_away(store: LocalStore, monkeypatch:
             time.sleep(0.01)
     assert len(failed) == 3
     assert store.read("leases/000000.beat") == b"released"
+
+
+def test_a_killed_holder_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from synthfactory.shards.lease import Lease\n"
+        "from synthfactory.shards.store import LocalStore\n"
+        "assert Lease(LocalStore(sys.argv[1])).acquire()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert ended.returncode == -9
+    assert Lease(LocalStore(str(tmp_path))).acquire()
+
+
+def test_only_what_is_known_to_have_ended_is_taken_for_ended() -> None:
+    mine = {
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "space": str(Path("/proc/self/ns/pid").readlink()),
+    }
+    gone = {**mine, "pid": 2**22 + 1, "started": "1"}
+    assert has_ended(json.dumps({"process": gone}).encode())
+    for holder in (
+        {"process": {**gone, "boot": "other"}},  # another machine
+        {"process": {**gone, "space": "pid:[1]"}},  # another container
+        {"process": None},
+        {},
+    ):
+        assert not has_ended(json.dumps(holder).encode())
+    assert not has_ended(b"0123456789abcdef")
