@@ -2,7 +2,7 @@
 
 Columns: embedding (list of float), label, label_level (slide | region | tile), and optionally patient_id, slide_id, site, scanner,
 mpp, x, y. File metadata `synthfactory` = {"encoder": {"id", "sha256", "token"}, "width": 768}. Rows are sorted on loading (label,
-patient, slide, embedding), so that the order of the file changes nothing.
+patient, slide, embedding, level), so that the order of the file changes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from synthfactory.spec.errors import InputError
 LEVELS = ("slide", "region", "tile")
 METADATA_KEY = b"synthfactory"
 MPP, MPP_TOLERANCE = 0.5, 0.05
-MAX_WIDTH = 8192
+MAX_SHOWN = 64  # characters of a label, an id or an error in a message
 TEXT = ("label", "label_level", "patient_id", "slide_id", "site", "scanner")
 NUMBERS = ("mpp", "x", "y")
 UNKNOWN = {"", "unknown", "na", "n/a", "none", "nan", "not stated"}
@@ -89,19 +89,30 @@ def make_bank(
     slide_ids: Sequence[str | None],
     encoder: Mapping[str, str],
     where: str,
+    *,
+    name_of: Callable[[int], str] = "row {}".format,
 ) -> Bank:
-    """A checked bank in canonical order. InputError (naming `where`) for NaN, one embedding under two labels, unknown levels."""
+    """A checked bank in canonical order. InputError (naming `where`) for NaN, one embedding under two labels, unknown levels.
+
+    `name_of` says what a row is called in messages (a row of a file, a tile).
+    """
     vectors = np.ascontiguousarray(embeddings, np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{where}: {len(bad)} embeddings hold NaN or infinity, the first in row {bad[0]}; remove those rows"
+            f"{where}: {len(bad)} embeddings hold NaN or infinity, the first in {name_of(int(bad[0]))}; remove them"
         )
-    wrong = [level for level in label_levels if level not in LEVELS]
-    if wrong:
-        raise InputError(f"{where}: label_level '{wrong[0]}' does not exist; it would be slide, region or tile")
+    wrong = next((row for row, level in enumerate(label_levels) if level not in LEVELS), None)
+    if wrong is not None:
+        raise InputError(
+            f"{where}: label_level '{shown(label_levels[wrong])}' of {name_of(wrong)} does not exist; "
+            "it would be slide, region or tile"
+        )
     raw = [row.tobytes() for row in vectors]
-    order = sorted(range(len(raw)), key=lambda i: (labels[i], patient_ids[i] or "", slide_ids[i] or "", raw[i]))
+    order = sorted(
+        range(len(raw)),
+        key=lambda i: (labels[i], patient_ids[i] or "", slide_ids[i] or "", raw[i], label_levels[i]),
+    )
     first: dict[bytes, int] = {}
     doubled = 0
     for row in order:
@@ -110,8 +121,8 @@ def make_bank(
             doubled += 1
             if labels[before] != labels[row]:
                 raise InputError(
-                    f"{where}: rows {before} and {row} hold the same embedding under the labels '{labels[before]}' and "
-                    f"'{labels[row]}'; one tile has one label, so remove one of them"
+                    f"{where}: {name_of(before)} and {name_of(row)} hold the same embedding under the labels "
+                    f"'{labels[before]}' and '{labels[row]}'; one tile has one label, so remove one of them"
                 )
     warnings = (f"{where}: {doubled} rows repeat an embedding",) if doubled else ()
 
@@ -129,6 +140,12 @@ def make_bank(
     )
 
 
+def shown(text: str) -> str:
+    """Text of unknown origin, safe to print: unprintable characters escaped, cut at 64."""
+    safe = text if text.isprintable() else ascii(text)[1:-1]
+    return safe if len(safe) <= MAX_SHOWN else safe[: MAX_SHOWN - 3] + "..."
+
+
 def known(value: Any) -> str | None:
     """A patient or slide id, or None for the many ways of writing 'unknown'."""
     text = "" if value is None else str(value).strip()
@@ -141,7 +158,7 @@ def _metadata(schema: pa.Schema, where: str) -> dict[str, Any]:
         encoder = values["encoder"]
         if not (isinstance(encoder["id"], str) and isinstance(encoder["sha256"], str)):
             raise TypeError
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise InputError(
             f'{where}: does not name its encoder; the parquet metadata needs a key "synthfactory" with JSON such as '
             '{"encoder": {"id": "phantom-encoder", "sha256": "...", "token": "class"}}'
@@ -152,9 +169,14 @@ def _metadata(schema: pa.Schema, where: str) -> dict[str, Any]:
 def _check_columns(schema: pa.Schema, where: str) -> None:
     for name in ("embedding", "label", "label_level"):
         if name not in schema.names:
-            close = difflib.get_close_matches(name, schema.names, 1)
-            hint = f" (is '{close[0]}' meant?)" if close else ""
+            others = [other for other in schema.names if other not in ("embedding", *TEXT, *NUMBERS)]
+            close = difflib.get_close_matches(name, [other.lower() for other in others], 1)
+            meant = [other for other in others if close and other.lower() == close[0]]
+            hint = f" (is '{shown(meant[0])}' meant?)" if meant else ""
             raise InputError(f"{where}: has no column '{name}'{hint}; embedding, label and label_level are needed")
+    doubled = [name for name in ("embedding", *TEXT, *NUMBERS) if schema.names.count(name) > 1]
+    if doubled:
+        raise InputError(f"{where}: has more than one column '{doubled[0]}'; keep one of them")
     kind = schema.field("embedding").type
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not listed or not pa.types.is_floating(kind.value_type):
@@ -178,11 +200,18 @@ def _is_text(kind: pa.DataType) -> bool:
 def load_bank(path: str, *, width: int, encoder: Mapping[str, str] | None, classes: Sequence[str]) -> Bank:
     """The rows of `classes` from a parquet bank (path or fsspec URL).
 
-    Raises InputError, always naming the file, for: no such file, no parquet, no encoder named or another one than the model's
-    `encoder`, another width, wrong columns, NaN, an absent label, an mpp more than 5 % off 0.5, one embedding under two labels.
+    Raises InputError, always naming the file, for: no such file, no parquet, no encoder named or another one (or another token)
+    than the model's `encoder`, another width, wrong columns, NaN, an absent label, an mpp more than 5 % off 0.5, one embedding
+    under two labels.
     """
     try:
-        with fsspec.open(path, "rb") as handle:
+        opened = fsspec.open(path, "rb")
+    except ValueError as error:  # a protocol that fsspec does not know
+        raise InputError(f"{path}: {error}; name a parquet bank by its path or fsspec URL") from None
+    except ImportError as error:
+        raise InputError(f"{path}: {error}; install it with pip install 'synthfactory[s3]'") from None
+    try:
+        with opened as handle:
             return _load(pq.ParquetFile(handle), path, width, encoder, classes)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; name a parquet bank of embeddings") from None
@@ -190,10 +219,11 @@ def load_bank(path: str, *, width: int, encoder: Mapping[str, str] | None, class
         raise InputError(
             f"{path}: is a folder; a bank is one parquet file (a folder of tiles goes under embeddings.tiles)"
         ) from None
-    except ImportError as error:
-        raise InputError(f"{path}: {error}; install it with pip install 'synthfactory[s3]'") from None
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: is no readable parquet file ({str(error).splitlines()[0]})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: holds text that is not UTF-8; write the bank again") from None
+    except (pa.ArrowException, OSError) as error:  # pyarrow raises both for damaged files
+        why = shown(next(iter(str(error).splitlines()), type(error).__name__))
+        raise InputError(f"{path}: is no readable parquet file ({why})") from None
 
 
 def _load(
@@ -204,8 +234,13 @@ def _load(
     named = _metadata(schema, path)
     if encoder is not None and named["sha256"] != encoder["sha256"]:
         raise InputError(
-            f"{path}: was made with encoder {named['id']} ({named['sha256'][:12]}), but the model is conditioned on "
-            f"{encoder['id']} ({encoder['sha256'][:12]}); embed the tiles again with the model's encoder"
+            f"{path}: was made with encoder {shown(named['id'])} ({shown(named['sha256'][:12])}), but the model is conditioned "
+            f"on {encoder['id']} ({encoder['sha256'][:12]}); embed the tiles again with the model's encoder"
+        )
+    if encoder is not None and named["token"] != encoder.get("token", "class"):
+        raise InputError(
+            f"{path}: holds the encoder's token '{shown(named['token'])}', but the model is conditioned on token "
+            f"'{encoder.get('token', 'class')}'; embed the tiles again with that token"
         )
     if file.metadata.num_rows == 0:
         raise InputError(f"{path}: holds no rows; a bank needs at least one embedding per class")
@@ -213,28 +248,35 @@ def _load(
     columns = [name for name in ("embedding", *TEXT[:4], "mpp") if name in schema.names]
     vectors: list[np.ndarray] = []
     rows: list[tuple[str, str, str | None, str | None]] = []
+    numbers: list[np.ndarray] = []  # of the rows in the file
+    start = 0
     for batch in file.iter_batches(batch_size=8192, columns=columns):
         labels = batch.column("label").cast(pa.string()).to_pylist()
         seen.update(label for label in labels if label is not None)
-        chosen = [number for number, label in enumerate(labels) if label in wanted]
-        if not chosen:
+        chosen = np.flatnonzero([label in wanted for label in labels])
+        start += len(labels)
+        if not len(chosen):
             continue
+        numbers.append(chosen + (start - len(labels)))
         part = batch.take(pa.array(chosen))
         vectors.append(_vectors(part.column("embedding"), width, path))
         _check_mpp(part, path)
         text = {name: _strings(part, name) for name in TEXT[:4]}
         rows.extend(
-            (str(label), str(level), known(patient), known(slide))
+            (str(label), level or "", known(patient), known(slide))
             for label, level, patient, slide in zip(*(text[name] for name in TEXT[:4]), strict=True)
         )
     absent = [name for name in classes if name not in {row[0] for row in rows}]
     if absent:
         close = difflib.get_close_matches(absent[0], sorted(seen), 1)
-        listed = ", ".join(sorted(seen)[:12]) + (", ..." if len(seen) > 12 else "")
-        meant = f"; is '{close[0]}' meant?" if close else ";"
-        raise InputError(f"classes.{absent[0]}: the bank {path} has no such label{meant} it has: {listed}")
+        listed = ", ".join(map(shown, sorted(seen)[:12])) + (", ..." if len(seen) > 12 else "")
+        meant = f"; is '{shown(close[0])}' meant?" if close else ";"
+        raise InputError(f"classes.{absent[0]}: the bank {path} has no such label{meant} it has: {listed or 'none'}")
     labels, levels, patients, slides = zip(*rows, strict=True)
-    return make_bank(np.concatenate(vectors), labels, levels, patients, slides, named, path)
+    at = np.concatenate(numbers)
+    return make_bank(
+        np.concatenate(vectors), labels, levels, patients, slides, named, path, name_of=lambda row: f"row {at[row]}"
+    )
 
 
 def _strings(batch: pa.RecordBatch, name: str) -> list[Any]:
@@ -252,7 +294,8 @@ def _vectors(column: pa.Array, width: int, path: str) -> np.ndarray:
     if column.null_count or lengths != {width}:
         found = "missing values" if column.null_count else f"width {', '.join(map(str, sorted(lengths)[:3]))}"
         raise InputError(f"{path}: embeddings have {found}; the model needs width {width} in every row")
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which make_bank refuses
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
 
 
 def _check_mpp(batch: pa.RecordBatch, path: str) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import secrets
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +18,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank, known, make_bank
+from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank, known, make_bank, shown
 from synthfactory.spec.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+DECODING = (  # what Pillow raises on damaged files
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, EOFError, LookupError, MemoryError, struct.error,
+    zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Seq
                 f"classes.{name}: {folder} has no sub-folder of that name; it has: {', '.join(present[:12]) or 'none'}"
             )
         found = sorted(
-            path.name for path in (root / name).iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+            path.name
+            for path in (root / name).iterdir()
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
         )
         if not found:
             raise InputError(f"classes.{name}: {folder}/{name} holds no images ({', '.join(SUFFIXES)})")
@@ -71,23 +80,26 @@ def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Seq
 
 def _metadata(path: str) -> dict[str, tuple[str | None, str | None]]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
+        with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as handle:
             rows = csv.DictReader(handle)
             if not rows.fieldnames or "tile" not in rows.fieldnames:
                 raise InputError(
                     f"{path}: needs a column 'tile' (CLASS/FILE); patient_id, slide_id and mpp are optional"
                 )
             found: dict[str, tuple[str | None, str | None]] = {}
-            for line, row in enumerate(rows, start=2):
-                tile = str(row["tile"]).strip()
+            for row in rows:
+                line = rows.line_num  # blank lines and quoted line breaks counted
+                tile = (row["tile"] or "").strip()
+                if not tile:
+                    raise InputError(f"{path}:{line}: names no tile; column 'tile' holds CLASS/FILE")
                 if tile in found:
-                    raise InputError(f"{path}:{line}: {tile} stands there twice")
+                    raise InputError(f"{path}:{line}: {shown(tile)} stands there twice; keep one row per tile")
                 _check_mpp(row.get("mpp"), path, line)
                 found[tile] = known(row.get("patient_id")), known(row.get("slide_id"))
             return found
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; embeddings.metadata names a CSV with a column 'tile'") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"{path}: is no readable CSV in UTF-8 ({error})") from None
 
 
@@ -97,15 +109,15 @@ def _check_mpp(text: str | None, path: str, line: int) -> None:
     try:
         mpp = float(str(text))
     except ValueError:
-        raise InputError(f"{path}:{line}: mpp '{text}' is no number") from None
+        raise InputError(f"{path}:{line}: mpp '{shown(str(text))}' is no number; leave it empty or write 0.5") from None
     if not abs(mpp - MPP) <= MPP * MPP_TOLERANCE:
         raise InputError(f"{path}:{line}: mpp {mpp:g} is not {MPP} +- 5 %; give tiles of that resolution")
 
 
 def read_tile(path: Path, size_px: int) -> tuple[np.ndarray, bytes]:
     """(uint8 (size, size, 3), the file's bytes). InputError naming the file where it is no whole 8-bit RGB tile of that size."""
-    data = path.read_bytes()
     try:
+        data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.size != (size_px, size_px):
                 raise InputError(
@@ -116,11 +128,15 @@ def read_tile(path: Path, size_px: int) -> tuple[np.ndarray, bytes]:
                 raise InputError(
                     f"{path}: is {picture.mode} with {getattr(picture, 'n_frames', 1)} frames; one 8-bit RGB image is needed"
                 )
-            return np.asarray(picture.convert("RGB")), data
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: does not decode as an image ({error})") from None
+            whole = (
+                picture.convert("RGBA") if picture.mode == "P" else picture
+            )  # a palette's transparency is in its own form
+            return np.asarray(whole.convert("RGB")), data
+    except InputError:
+        raise
+    except DECODING as error:
+        why = "no known format" if isinstance(error, UnidentifiedImageError) else shown(str(error))
+        raise InputError(f"{path}: does not decode as an image ({why}); replace or remove it") from None
 
 
 def embed_tiles(
@@ -134,7 +150,11 @@ def embed_tiles(
     batch_size: int = 32,
     tick: Callable[[int], None] = lambda count: None,
 ) -> Bank:
-    """The folder as a bank. `embed` maps uint8 (B, H, W, 3) to float32 (B, width); what `cache` holds is not embedded again."""
+    """The folder as a bank. `embed` maps uint8 (B, H, W, 3) to float32 (B, width); what `cache` holds is not embedded again.
+
+    Every call of `embed` has `batch_size` tiles (the last is padded): kernels round by batch, and what the cache holds would else
+    decide the last bits of the rest.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     found = np.zeros((len(tiles.files), width), np.float32)
     waiting: list[tuple[int, Path, np.ndarray]] = []
@@ -142,11 +162,18 @@ def embed_tiles(
     def flush() -> None:
         if not waiting:
             return
-        vectors = np.asarray(embed(np.stack([image for _, _, image in waiting])), np.float32)
-        for (row, place, _), vector in zip(waiting, vectors, strict=True):
+        images = [image for _, _, image in waiting]
+        padded = images + images[-1:] * (batch_size - len(images))
+        vectors = np.asarray(embed(np.stack(padded)), np.float32)
+        if vectors.shape != (batch_size, width):
+            raise InputError(
+                f"model: its encoder gives embeddings of width {vectors.shape[-1]}, but the network is conditioned on width "
+                f"{width}; export the model again"
+            )
+        for (row, place, _), vector in zip(waiting, vectors, strict=False):
             found[row] = vector
-            temporary = place.with_name(f".tmp-{row}-{place.name}")
-            np.save(temporary, vector)
+            temporary = place.with_name(f".tmp-{secrets.token_hex(8)}-{place.name}")
+            temporary.write_bytes(_npy(vector))
             temporary.replace(place)
         tick(len(waiting))
         waiting.clear()
@@ -165,12 +192,33 @@ def embed_tiles(
             flush()
     flush()
     levels = [tiles.label_level] * len(tiles.files)
-    return make_bank(found, tiles.labels, levels, tiles.patient_ids, tiles.slide_ids, encoder, str(tiles.root))
+    return make_bank(
+        found,
+        tiles.labels,
+        levels,
+        tiles.patient_ids,
+        tiles.slide_ids,
+        encoder,
+        str(tiles.root),
+        name_of=tiles.files.__getitem__,
+    )
+
+
+def _npy(vector: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, vector.astype("<f4"))
+    return buffer.getvalue()
 
 
 def _cached(place: Path, width: int) -> np.ndarray | None:
+    """The vector, or None where it is not there or damaged (it is embedded again). Nothing but our own header is parsed."""
     try:
-        vector = np.load(place, allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError, OSError):
-        return None  # not there, or damaged: embedded again
-    return vector if vector.shape == (width,) and vector.dtype == np.float32 and np.isfinite(vector).all() else None
+        data = place.read_bytes()
+    except OSError:
+        return None
+    blank = _npy(np.zeros(width))
+    head = len(blank) - 4 * width
+    if len(data) != len(blank) or data[:head] != blank[:head]:
+        return None
+    vector = np.frombuffer(data[head:], "<f4").astype(np.float32)
+    return vector if np.isfinite(vector).all() else None

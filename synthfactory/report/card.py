@@ -30,7 +30,7 @@ SCREENS = {
     "blur": "sharpness (mean absolute Laplacian of optical density)",
     "agreement": "cosine similarity of the tile's embedding to its condition",
 }
-_ACTIVE = re.compile(r"([\\`*_{}\[\]()#+!|~$@:^=\"'])")
+_ACTIVE = re.compile(r"([\\`*_{}\[\]#!|~$@:])")  # what starts markup, a link or a mention
 
 
 def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], commits: Mapping[int, Commit]) -> bytes:

@@ -150,7 +150,7 @@ def _distribution(lock: Mapping[str, Any], commits: Mapping[int, Commit]) -> lis
 def _tiles(extension: str, *, has_files: bool) -> list[dict[str, Any]]:
     if not has_files:
         return []
-    stem = f"^(?:.*/)?([^/]+)\\.{re.escape(extension)}$"
+    stem = f"^(?:.*/)?([^/.]+)(?:\\.{re.escape(extension)})?$"  # readers may apply it twice: keys hold no dot
     columns = (
         ("label", "sc:Text", "Class: that of the tile whose embedding conditioned this one."),
         ("label_level", "sc:Text", "What that label was given to: slide, region or tile."),

@@ -18,8 +18,7 @@ PRIVACY = (
     "treat as personal data where the bank came from patients"
 )
 MIME = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
-_SIZES = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"), (10**8, "100M"), (10**9, "1B"))
-_SIZES_ABOVE = ((10**10, "10B"), (10**11, "100B"), (10**12, "1T"))
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # from 10^3 in steps of ten
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,10 @@ def _count(executions: list[Execution], commit: Commit) -> None:
 
 def size_category(tiles: int) -> str:
     """The Hub's name for a number of examples, such as 10K<n<100K."""
-    steps = (*_SIZES, *_SIZES_ABOVE)
-    below = ""
-    for limit, name in steps:
-        if tiles < limit:
-            return f"{below}<n<{name}" if below else f"n<{name}"
-        below = name
-    return f"n>{below}"
+    step = next((number for number in range(len(_SIZES)) if tiles < 10 ** (number + 3)), len(_SIZES))
+    if step == len(_SIZES):
+        return f"n>{_SIZES[-1]}"
+    return f"{_SIZES[step - 1]}<n<{_SIZES[step]}" if step else f"n<{_SIZES[0]}"
 
 
 def image_format(lock: Mapping[str, Any]) -> tuple[str, str]:

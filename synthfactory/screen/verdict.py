@@ -55,7 +55,8 @@ def screen_tiles(
 ) -> list[Verdict]:
     """A verdict per tile, uint8 (N, H, W, 3), drawn for conditions float32 (N, E).
 
-    `embed` maps tiles to embeddings; needed by the agreement screen only. A score that is not finite drops the tile.
+    `embed` maps tiles to embeddings; needed by the agreement screen only. Limits are inclusive. A score that is not finite drops the
+    tile, for a reason of its own.
     """
     scores: dict[str, np.ndarray] = {}
     limits: list[tuple[str, str, float, float]] = []  # score, reason stem, least, most
@@ -73,6 +74,14 @@ def screen_tiles(
         limits.append(("agreement", "too near its condition", -np.inf, screen.agreement.max))
     verdicts = []
     for row in range(len(images)):
-        reasons = tuple(reason for name, reason, least, most in limits if not least <= float(scores[name][row]) <= most)
-        verdicts.append(Verdict(not reasons, reasons, {name: round(float(v[row]), 6) for name, v in scores.items()}))
+        values = {name: float(score[row]) for name, score in scores.items()}
+        lost = [f"{name} is no number" for name, value in values.items() if not np.isfinite(value)]
+        outside = [
+            reason
+            for name, reason, least, most in limits
+            if np.isfinite(values[name]) and not least <= values[name] <= most
+        ]
+        verdicts.append(
+            Verdict(not lost and not outside, (*lost, *outside), {name: round(v, 6) for name, v in values.items()})
+        )
     return verdicts
