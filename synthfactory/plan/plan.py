@@ -143,7 +143,7 @@ def render(plan: Plan, width: int = 80) -> str:
         f"network calls  {plan.cost.network_calls:,} without rejects, at most {plan.cost.worst_network_calls:,}",
     ]
     if plan.cost.seconds is None:
-        entries.append("time           unknown: this model states no speed; `synthfactory pilot` measures it")
+        entries.append("time           unknown: no speed is stated; `synthfactory pilot` measures it")
     else:
         low, high = plan.cost.seconds
         entries.append(f"time           {_span(low)} to {_span(high)} on one device, divided by the number of workers")
