@@ -18,8 +18,10 @@ from pathlib import Path
 
 TOKEN = "0f" * 32
 START_SEC = 60.0
-PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
-PORTS += ("runtime-env-agent-port", "ray-client-server-port", "node-manager-port", "object-manager-port")
+PORTS = [
+    *("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"),
+    *("runtime-env-agent-port", "ray-client-server-port", "node-manager-port", "object-manager-port"),
+]
 
 
 @dataclass(frozen=True)
