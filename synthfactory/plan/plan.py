@@ -80,7 +80,8 @@ def _span(seconds: float) -> str:
     for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172_800, "h", 3600)):
         if seconds < limit:
             return f"{seconds / size:.2g} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86_400:,.3g} days"
+    days = seconds / 86_400
+    return f"{days:.3g} days" if days < 100 else f"{days:,.0f} days"
 
 
 def _bytes(count: float) -> str:
@@ -151,8 +152,7 @@ def render(plan: Plan, width: int = 80) -> str:
     lines = [*_wrapped(heading, width, 2), "", *_table(plan, total, width), ""]
     for entry in entries:
         lines += _wrapped(entry, width, 15)
-    notes = _notes(plan)
-    for note in ["", *notes] if notes else []:
+    for note in _notes(plan):
         lines += _wrapped(note, width, 2)
     return "\n".join(lines)
 

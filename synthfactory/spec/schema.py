@@ -42,7 +42,7 @@ class ClassSpec(FrozenModel):
         if type(data) is float:
             raise ValueError(f"{data:g} is no count; write an integer, or {{fraction: {data:g}}} together with total")
         if data is None or isinstance(data, str | bool | list):
-            shown = "nothing" if data is None else json.dumps(data, ensure_ascii=False)[:60]
+            shown = "nothing" if data is None else json.dumps(data, ensure_ascii=False, default=str)[:60]
             raise ValueError(f"{shown} is no count; write an integer such as 40, or fields such as {{count: 40}}")
         return {"count": data} if type(data) is int else data
 

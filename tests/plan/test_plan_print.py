@@ -69,6 +69,8 @@ def test_time_is_a_range_and_a_measured_speed_narrows_it() -> None:
     spec = spec_of({"A": 3600}, PLAIN)
     stated = make_plan(spec, model=replace(MODEL, seconds_per_call=0.1), bank=summaries(spec))
     assert "time           30 min to 2 h on one device" in render(stated)
+    long = make_plan(spec, model=replace(MODEL, seconds_per_call=9e4), bank=summaries(spec))
+    assert "18,750 days to 75,000 days" in render(long)
     measured = make_plan(spec, model=replace(MODEL, seconds_per_call=9.0), bank=summaries(spec), seconds_per_call=0.1)
     assert measured.cost.seconds == pytest.approx((3000, 4320))
 
@@ -108,6 +110,7 @@ def test_no_line_is_over_80_columns(classes: dict[str, object], levels: tuple[st
     assert max(map(columns, text.splitlines())) <= 80
     assert "".join(text.split()).count("s3://bucket/" + "deep/" * 40) == 1, "the whole path can be read"
     assert all(line == line.rstrip() for line in text.splitlines())
+    assert "\n\n\n" not in text
 
 
 def test_long_names_can_still_be_told_apart() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planning import grow
 
 from synthfactory.plan.rounds import Round, check_chain, next_round, num_shards, totals
-from synthfactory.plan.units import Slot, key_of, shard_of, unit_of
+from synthfactory.plan.units import Slot, key_of, num_slots, shard_of, unit_of
 from synthfactory.spec.errors import InputError
 
 NAMES = ["A", "b b", "c.C", "long name of a class", "e"]
@@ -37,6 +37,7 @@ def test_every_slot_is_in_one_shard_and_found_from_either_side(steps: list[dict[
         unit = unit_of(rounds, shard)
         assert unit.shard == shard
         assert unit.slots, "no shard is empty"
+        assert num_slots(rounds, shard) == len(unit.slots)
         assert all(shard_of(rounds, slot) == shard for slot in unit.slots)
         seen += unit.slots
     asked: Counter[str] = sum((Counter(step) for step in steps), Counter())
