@@ -224,15 +224,16 @@ def test_damaged_cache_entries_are_embedded_again(folder: Path, tmp_path: Path, 
     assert victim.read_bytes() == whole
 
 
-def test_two_builds_may_fill_one_cache(folder: Path, tmp_path: Path) -> None:
-    cache, inner, outer = tmp_path / "cache", Encoder(), Encoder()
+def test_two_builds_may_fill_one_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, inner, outer, replace = tmp_path / "cache", Encoder(), Encoder(), Path.replace
 
-    def meanwhile(images: np.ndarray) -> np.ndarray:
-        if not inner.batches:
+    def after_another_build(path: Path, target: Path) -> Path:
+        if not inner.batches:  # between the writing of an entry and its renaming, another build writes them all
             embed(scan(folder), cache, inner, batch_size=3)
-        return outer(images)
+        return replace(path, target)
 
-    bank = embed_tiles(scan(folder), meanwhile, encoder=ENCODER, width=WIDTH, size_px=SIDE, cache=cache, batch_size=6)
+    monkeypatch.setattr(Path, "replace", after_another_build)
+    bank = embed(scan(folder), cache, outer, batch_size=6)
     assert (inner.batches, outer.batches) == ([3, 3], [6])
     assert len(bank) == len(list(cache.iterdir())) == 6
 

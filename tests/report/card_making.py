@@ -98,7 +98,7 @@ def make_out(folder: Path, locked: dict[str, Any]) -> dict[int, Commit]:
             "tiles": len(tiles),
             "classes": {name: names.count(name) for name in sorted(set(names))},
             "shortfall": missing,
-            "fingerprint": GPU if shard == 1 else CPU,
+            "fingerprint": GPU if shard == 2 else CPU,
         }
         commit_shard(store, shard, made, public_parquet(made.rows, shard), body)
     commits = list_commits(store)
