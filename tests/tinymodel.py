@@ -61,9 +61,9 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         "encoder": {"id": "tiny-encoder", **SIZES["encoder"]},
         "files": files,
         "licence": {"name": "Apache-2.0", "sharing": "allowed"},
-        "timing": {"seconds_per_call": 0.0005, "machine": "not measured"},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    (folder / "figures.json").write_text(json.dumps({"timing": {"seconds_per_call": 0.0005}}))
     return folder
 
 

@@ -55,6 +55,25 @@ def export(run_folder: str, out: str, model_id: str, revision: str, licence: str
     click.echo(f"{folder}: {total / 1e6:.1f} MB; name it as `model:` in a spec")
 
 
+@cli.command()
+@click.argument("folder")
+@click.option("--cache", default="out/judge", show_default=True, help="Folder that keeps the judge's tiles.")
+@click.option("--per-class", type=click.IntRange(2), default=100, show_default=True, help="Tiles of each class.")
+@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Heun steps.")
+@click.option("--scale", type=click.FloatRange(1), default=1.5, show_default=True, help="Guidance scale.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
+def measure(folder: str, cache: str, per_class: int, steps: int, scale: float, threads: int) -> None:
+    """Judge a model of phantom tissue by an independent classifier; write figures, contact sheet and card into FOLDER."""
+    from train.agreement import measure as judge
+
+    found = judge(Path(folder), Path(cache), per_class=per_class, steps=steps, scale=scale, threads=threads)
+    agreement, timing = found["agreement"], found["timing"]
+    click.echo(
+        f"agreement {agreement['agreement_of_generated']:.3f} against {agreement['judge_accuracy_on_real']:.3f} on reals: "
+        f"ratio {agreement['ratio']:.3f}; {timing['tiles_per_second']:.2f} tiles/s; see {folder}/README.md"
+    )
+
+
 def main() -> None:
     """Entry point: bad input ends with one message and status 2, an interruption with 130."""
     try:

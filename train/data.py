@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +95,9 @@ def open_tiles(folder: str, cache: Path) -> Tiles:
     )
 
 
-def _fill(shards: list[Path], place: Path) -> None:
+def _fill(shards: list[Path], final: Path) -> None:
+    """Makes the cache under a name of its own and renames it: two runs may begin at once, and a killed one leaves no half."""
+    place = final.with_name(f".tmp-{final.name}-{os.getpid()}")
     place.mkdir(parents=True, exist_ok=True)
     labels, patients, attributes, grids, sums = [], [], [], [], []
     names: list[str] = []
@@ -130,9 +133,11 @@ def _fill(shards: list[Path], place: Path) -> None:
         "grid_channels": channels,
         "digest": hashlib.sha256("".join(sums).encode()).hexdigest(),
     }
-    temporary = place / ".tmp-index.json"
-    temporary.write_text(json.dumps(index))
-    temporary.rename(place / "index.json")  # last: its presence says that the cache is whole
+    (place / "index.json").write_text(json.dumps(index))
+    try:
+        place.rename(final)
+    except OSError:  # another run was faster
+        shutil.rmtree(place)
 
 
 def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Three finished runs -> one model folder that a spec can name: safetensors by hash, config.json, the card's first form."""
+"""Three finished runs -> one model folder that a spec can name: safetensors by hash, config.json, a card without figures yet."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from synthfactory.model.folder import FORMAT
+from synthfactory.model.folder import FIGURES, FORMAT
 from synthfactory.spec.errors import InputError
 from train import checkpoint
+from train.card import write_card
 from train.config import load_config
 
 HEADS = ("class_head.", "attribute_head.", "grid_head.")
@@ -63,11 +64,11 @@ def export(sit_run: Path, out: Path, *, model_id: str, revision: str, licence: d
     }
     encoder_config, vae_config = load_config(f"{encoder_run}/config.yaml"), load_config(f"{vae_run}/config.yaml")
     runs = {
-        name: {"steps": step, "batch": used.optimiser.batch, "hours": round(_seconds(run) / 3600, 2)}
-        for name, step, used, run in (
-            ("encoder", encoder_step, encoder_config, encoder_run),
-            ("vae", vae_step, vae_config, vae_run),
-            ("sit", sit_step, config, sit_run),
+        name: {"steps": step, "batch": used.optimiser.batch, "precision": used.precision, "seed": used.seed}
+        for name, step, used in (
+            ("encoder", encoder_step, encoder_config),
+            ("vae", vae_step, vae_config),
+            ("sit", sit_step, config),
         )
     }
     description = {
@@ -90,4 +91,8 @@ def export(sit_run: Path, out: Path, *, model_id: str, revision: str, licence: d
         },
     }
     (out / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+    runs_by_part = {"encoder": encoder_run, "vae": vae_run, "sit": sit_run}
+    hours = {name: round(_seconds(run) / 3600, 2) for name, run in runs_by_part.items()}
+    (out / FIGURES).write_text(json.dumps({"training_hours": hours}, indent=1) + "\n")
+    write_card(out)
     return out

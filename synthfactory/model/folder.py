@@ -1,14 +1,14 @@
 """A model on disk: a folder with config.json and safetensors, known by hash before anything is loaded (no torch here).
 
-FOLDER/config.json {format, id, revision, tile_size_px, resolution_mpp, sit, vae, encoder, files: {name: sha256}, licence, timing}
-FOLDER/{sit,vae,encoder}.safetensors, FOLDER/README.md (the card)
+FOLDER/config.json {format, id, revision, tile_size_px, resolution_mpp, sit, vae, encoder, files: {name: sha256}, licence, training}
+FOLDER/{sit,vae,encoder}.safetensors, FOLDER/README.md (the card), FOLDER/figures.json (what was measured: no part of the identity)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ FORMAT = "synthfactory-model/1"
 PARTS = ("sit", "vae", "encoder")
 BUILT_IN = {"phantom": Path(__file__).parent / "weights" / "phantom"}
 MAX_CONFIG_BYTES = 1 << 20
+FIGURES = "figures.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ModelFolder:
     path: Path
     config: dict[str, Any]
     sha256: str
+    figures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -66,9 +68,10 @@ class ModelFolder:
 
     @property
     def seconds_per_call(self) -> float | None:
-        """Measured seconds of one network call for one tile on the machine named in config `timing`, or None."""
-        seconds = self.config.get("timing", {}).get("seconds_per_call")
-        return None if seconds is None else float(seconds)
+        """Measured seconds of one network call for one tile, on the machine that figures.json names; None where not measured."""
+        timing = self.figures.get("timing")
+        seconds = timing.get("seconds_per_call") if isinstance(timing, dict) else None
+        return float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None
 
     def check_files(self) -> None:
         """Compares every weight file with its sha256 in config.json; InputError where one is missing or differs."""
@@ -105,7 +108,16 @@ def open_model(name: str) -> ModelFolder:
     problem = _config_problem(config)
     if problem:
         raise InputError(f"model: {path / 'config.json'}: {problem}")
-    return ModelFolder(path, config, hashlib.sha256(raw).hexdigest())
+    return ModelFolder(path, config, hashlib.sha256(raw).hexdigest(), _figures(path))
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    try:
+        with open(path / FIGURES, "rb") as handle:
+            found = json.loads(handle.read(MAX_CONFIG_BYTES))
+    except (OSError, ValueError):
+        return {}  # a model without figures works as well as one with
+    return found if isinstance(found, dict) else {}
 
 
 def _config_problem(config: Any) -> str | None:

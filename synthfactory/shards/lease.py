@@ -45,7 +45,7 @@ def has_ended(holder: bytes) -> bool:
         process = json.loads(holder)["process"]
         if here is None or any(process[key] != here[key] for key in ("boot", "space")):
             return False
-        return _process(int(process["pid"])) != process
+        return bool(_process(int(process["pid"])) != process)
     except (ValueError, KeyError, TypeError):
         return False
 

@@ -20,8 +20,8 @@ from synthfactory.spec.errors import InputError
 from train.cli import cli
 from train.config import load_config
 from train.data import batch_rows, open_tiles, transformed, transformed_grid
-from train.losses import alignment, kl_to_unit
 from train.loop import train
+from train.losses import alignment, kl_to_unit
 
 NETWORK = {
     "image_size": 224,
@@ -184,5 +184,5 @@ def test_losses_at_known_points():
 
 
 def test_shards_of_nothing_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no .tar"):
+    with pytest.raises(InputError, match=r"no \.tar"):
         open_tiles(str(tmp_path), tmp_path / "cache")

@@ -1,0 +1,69 @@
+# Everything happens in a private virtual environment, .venv; a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := out/phantom-model
+
+.PHONY: help demo test test-all lint format bench phantom-model phantom-bank clean
+
+help:
+	@echo "make demo           builds specs/demo.yaml into out/demo and shows how to look at it"
+	@echo "make test           lint, types, import rules and the quick tests"
+	@echo "make test-all       the slow tests as well (kills, clusters, S3)"
+	@echo "make bench          speed and memory, printed"
+	@echo "make phantom-model  trains the built-in model anew (about 2 hours of 2 cores) into $(MODEL)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,jobs]'
+	@touch $@ $(VENV)/.run
+
+demo: $(VENV)/.run
+	$(BIN)/synthfactory build specs/demo.yaml
+	$(BIN)/synthfactory verify out/demo
+	$(BIN)/synthfactory preview out/demo -o out/demo-preview.png
+	@echo
+	@echo "out/demo holds 72 labelled synthetic tiles as WebDataset shards; out/demo/README.md says what they are."
+	@echo "Look at them: open out/demo-preview.png. Change specs/demo.yaml and run"
+	@echo "  $(BIN)/synthfactory build specs/demo.yaml"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m 'not gpu and not gated' --timeout=1200
+
+bench: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/throughput.py
+
+# The built-in model from nothing: tiles, encoder and autoencoder side by side, diffusion, export, figures. Resumes where it stopped.
+phantom-model: $(VENV)/.run
+	$(BIN)/synthfactory phantom shards $(MODEL)/shards --cohort train --per-class 3000
+	$(BIN)/synthfactory-train run train/configs/phantom-encoder.yaml --run $(MODEL)/encoder & first=$$!; \
+	$(BIN)/synthfactory-train run train/configs/phantom-vae.yaml --run $(MODEL)/vae && wait $$first
+	$(BIN)/synthfactory-train run train/configs/phantom-sit.yaml --run $(MODEL)/sit
+	$(BIN)/synthfactory-train export $(MODEL)/sit $(MODEL)/export --id phantom --revision 1
+	$(BIN)/synthfactory-train measure $(MODEL)/export --cache $(MODEL)/judge
+
+# The bank that the demo draws from: invented patients that no model was trained on.
+phantom-bank: $(VENV)/.run
+	$(BIN)/synthfactory phantom bank specs/phantom-bank.parquet --cohort bank
+
+clean:
+	rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,106 @@
+"""Three runs -> one model folder that a spec loads; its card says what was measured and what was not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_training import write_config, write_shard
+
+from synthfactory.model.folder import open_model
+from synthfactory.model.weights import load_model
+from synthfactory.sample.engine import Engine
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.sampler import Sampler
+from train import checkpoint
+from train.card import add_figures
+from train.config import load_config
+from train.export import export
+from train.loop import train
+
+VAE = {"unshuffle": 4, "channels": [8, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}
+SIT = {"width": 16, "depth": 1, "heads": 2, "projection_depth": 1, "projection_hidden": 8, "latent_size": 28}
+TERMS = {"name": "Apache-2.0", "sharing": "allowed"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_shard(folder / "shards")
+    cache = folder / "cache"
+    train(load_config(write_config(folder)), folder / "encoder", cache)
+    train(load_config(write_config(folder, mode="vae", network=VAE, vae={"crop": 64})), folder / "vae", cache)
+    built_on = {"encoder_run": str(folder / "encoder"), "vae_run": str(folder / "vae")}
+    for name, precision in (("sit", "float32"), ("sit16", "bfloat16")):
+        config = write_config(folder, mode="diffusion", network=SIT, precision=precision, **built_on)
+        train(load_config(config), folder / name, cache)
+    return folder
+
+
+@pytest.mark.parametrize("run", ["sit", "sit16"])
+def test_an_export_is_a_model_that_draws(runs: Path, tmp_path: Path, run: str) -> None:
+    folder = open_model(str(export(runs / run, tmp_path / "model", model_id="m", revision="3", licence=TERMS)))
+    assert (folder.id, folder.revision, folder.tile_size_px, folder.licence) == ("m", "3", 224, TERMS)
+    model = load_model(folder)
+    condition = model.embed(np.zeros((2, 224, 224, 3), np.uint8))
+    tiles = Engine(model, threads=1).draw(condition, [(1, 2), (3, 4)], Sampler(steps=2))
+    assert tiles.shape == (2, 224, 224, 3)
+
+
+def test_equal_runs_give_the_same_identity_whatever_the_clock_says(runs: Path, tmp_path: Path) -> None:
+    first = open_model(str(export(runs / "sit", tmp_path / "a", model_id="m", revision="1", licence=TERMS)))
+    log = runs / "sit" / "metrics.jsonl"
+    kept = log.read_text()
+    line = json.loads(kept.splitlines()[-1])
+    log.write_text(kept + json.dumps({**line, "seconds": 7200.0}) + "\n")
+    try:
+        second = open_model(str(export(runs / "sit", tmp_path / "b", model_id="m", revision="1", licence=TERMS)))
+    finally:
+        log.write_text(kept)
+    assert first.sha256 == second.sha256
+    assert second.figures["training_hours"]["sit"] == 2.0
+
+
+def test_the_card_says_what_is_not_measured(runs: Path, tmp_path: Path) -> None:
+    out = export(runs / "sit", tmp_path / "model", model_id="m", revision="1", licence=TERMS)
+    before = open_model(str(out)).sha256
+    text = (out / "README.md").read_text()
+    assert "Not measured yet" in text
+    assert "12 tiles of 3 classes (class-0, class-1, class-2)" in text
+    assert before in text
+    found = {
+        "command": "synthfactory-train measure FOLDER", "sampler": Sampler(steps=10).model_dump(), "tiles_per_class": 9,
+        "judge_accuracy_on_real": 0.9, "agreement_of_generated": 0.81, "agreement_95": [0.7, 0.9], "ratio": 0.9,
+        "per_class": {"class-0": {"real": 0.9, "generated": 0.81}}, "vae_psnr_db": 25.0,
+    }  # fmt: skip
+    timing = {"seconds_per_call": 0.01, "tiles_per_second": 2.0, "threads": 2, "machine": "a CPU"}
+    add_figures(out, {"agreement": found, "timing": timing})
+    text = (out / "README.md").read_text()
+    assert "0.810 (95 % interval 0.700 to 0.900)" in text
+    assert open_model(str(out)).sha256 == before  # figures are no part of the identity
+    assert open_model(str(out)).seconds_per_call == 0.01
+    assert open_model(str(out)).figures["training_hours"].keys() == {"encoder", "vae", "sit"}
+
+
+def test_only_a_diffusion_run_is_exported_and_only_on_what_it_was_trained_with(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a run of mode encoder"):
+        export(runs / "encoder", tmp_path / "x", model_id="m", revision="1", licence=TERMS)
+    extra = runs / "sit" / "extra.json"
+    kept = extra.read_text()
+    extra.write_text(json.dumps({**json.loads(kept), "vae_step": 2}))
+    try:
+        with pytest.raises(InputError, match="was trained on encoder step 6 and VAE step 2"):
+            export(runs / "sit", tmp_path / "x", model_id="m", revision="1", licence=TERMS)
+    finally:
+        extra.write_text(kept)
+    assert not (tmp_path / "x").exists()
+    assert checkpoint.steps(runs / "sit") == [4, 6]
+
+
+@pytest.mark.parametrize("hostile", ["[1]", "{", '{"timing": {"seconds_per_call": "soon"}}', '{"timing": 3}'])
+def test_figures_of_any_kind_never_stop_a_model(runs: Path, tmp_path: Path, hostile: str) -> None:
+    out = export(runs / "sit", tmp_path / "model", model_id="m", revision="1", licence=TERMS)
+    (out / "figures.json").write_text(hostile)
+    assert open_model(str(out)).seconds_per_call is None

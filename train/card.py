@@ -1,0 +1,102 @@
+"""The card of a model folder, README.md: what config.json and figures.json say, in words. What was not measured is said so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from synthfactory.model.folder import FIGURES, ModelFolder, open_model
+
+SHEET = "contact-sheet.webp"
+
+
+def write_card(folder: Path) -> None:
+    """Writes FOLDER/README.md anew."""
+    model = open_model(str(folder))
+    (folder / "README.md").write_text("\n".join([*_head(model), *_training(model), *_figures(model), ""]))
+
+
+def add_figures(folder: Path, figures: dict[str, Any]) -> None:
+    """Merges `figures` into FOLDER/figures.json and renews the card."""
+    known = open_model(str(folder)).figures
+    (folder / FIGURES).write_text(json.dumps({**known, **figures}, indent=1) + "\n")
+    write_card(folder)
+
+
+def _head(model: ModelFolder) -> list[str]:
+    sit, licence = model.config["sit"], model.licence
+    megabytes = sum((model.path / name).stat().st_size for name in model.config["files"]) / 1e6
+    return [
+        f"# {model.id}, revision {model.revision}",
+        "",
+        f"A latent diffusion model of {model.tile_size_px} x {model.tile_size_px} px tiles at {model.resolution_mpp} um/px, conditioned on "
+        f"embeddings of width {model.condition_width}. For research on data tools; no tile shows a real patient or diagnosis where the "
+        "training tiles are invented (the built-in phantom model), and none is ever fit for diagnosis.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| sha256 of config.json (which names the weights' sha256) | `{model.sha256}` |",
+        f"| SiT | {sit['depth']} blocks, width {sit['width']}, {sit['heads']} heads, patch {sit.get('patch_size', 2)} |",
+        f"| weights | {megabytes:.1f} MB, float16 safetensors, averaged (EMA) |",
+        f"| terms | {licence['name']}; sharing: {licence.get('sharing', 'local')} |",
+        "",
+    ]
+
+
+def _training(model: ModelFolder) -> list[str]:
+    training, hours = model.config["training"], model.figures.get("training_hours", {})
+    lines = [
+        "## Training",
+        "",
+        f"{training['tiles']:,} tiles of {len(training['classes'])} classes ({', '.join(training['classes'])}); data sha256 "
+        f"`{training['data_sha256']}`; torch {training['torch']}. Hours are of wall clock on the machine that trained it.",
+        "",
+        "| part | steps | batch | precision | seed | hours |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
+    lines.extend(
+        f"| {part} | {run['steps']:,} | {run['batch']} | {run['precision']} | {run['seed']} | {hours.get(part, 'not recorded')} |"
+        for part, run in training["runs"].items()
+    )
+    return [*lines, ""]
+
+
+def _figures(model: ModelFolder) -> list[str]:
+    found, timing = model.figures.get("agreement"), model.figures.get("timing")
+    if not found or not timing:
+        return ["## Figures", "", "Not measured yet: `synthfactory-train measure FOLDER`."]
+    sampler = found["sampler"]
+    lines = [
+        "## Figures",
+        "",
+        f"By `{found['command']}`. Judge, reals and conditions are of patients that neither model nor judge was trained on; the judge "
+        "(a CNN on pixels) shares nothing with the conditioning encoder. "
+        f"Sampler: {sampler['solver']}, {sampler['steps']} steps, guidance {sampler['guidance']['scale']:g}; "
+        f"{found['tiles_per_class']} tiles of each class.",
+        "",
+        "| | |",
+        "|---|---:|",
+        f"| judge's accuracy on reals | {found['judge_accuracy_on_real']:.3f} |",
+        f"| judge agrees with the class of the condition | {found['agreement_of_generated']:.3f} "
+        f"(95 % interval {found['agreement_95'][0]:.3f} to {found['agreement_95'][1]:.3f}) |",
+        f"| ratio | {found['ratio']:.3f} |",
+        f"| autoencoder, PSNR on unseen tiles | {found['vae_psnr_db']:.2f} dB |",
+        f"| drawing and decoding, {timing['threads']} threads of {timing['machine']} | {timing['tiles_per_second']:.2f} tiles/s |",
+        "",
+        "| class | judge on reals | agreement |",
+        "|---|---:|---:|",
+    ]
+    lines.extend(
+        f"| {name} | {pair['real']:.3f} | {pair['generated']:.3f} |" for name, pair in found["per_class"].items()
+    )
+    return [
+        *lines,
+        "",
+        "Agreement flatters: the judge accepts tiles whose fine structure is wrong. Look at the sheet. In each pair of rows the upper has "
+        "the real (invented) tile whose embedding conditioned the tile below it.",
+        "",
+        f"![Real and drawn tiles side by side]({SHEET})",
+        "",
+        "Not measured: Frechet or kernel distances, diversity, memorisation of training tiles, anything on a GPU.",
+    ]
