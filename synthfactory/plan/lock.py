@@ -115,12 +115,15 @@ def check_same_execution(lock: Mapping[str, Any], spec: Spec) -> None:
             )
 
 
-def grown(lock: Mapping[str, Any], names: Sequence[str], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The lock with classes that are new appended (earlier class indices never change) and their samplers recorded."""
+def grown(
+    lock: Mapping[str, Any], names: Sequence[str], recipe: Mapping[str, Any], label_levels: Sequence[str]
+) -> dict[str, Any]:
+    """The lock with classes that are new appended (earlier class indices never change), and their samplers and label levels."""
     entries = list(lock["classes"])
     known = {entry["name"] for entry in entries}
     for name in names:
         if name not in known:
             entries.append({"name": name, "class_index": len(entries)})
     merged = {part: dict(sorted({**recipe[part], **lock["recipe"][part]}.items())) for part in PER_CLASS}
-    return {**lock, "classes": entries, "recipe": {**lock["recipe"], **merged}}
+    levels = sorted({*lock["label_levels"], *label_levels})
+    return {**lock, "classes": entries, "label_levels": levels, "recipe": {**lock["recipe"], **merged}}

@@ -132,7 +132,7 @@ def _begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict
         standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
         assert standing.lock is not None
     values, keys = _agreed(prepared, standing, lineage)
-    lock = grown(standing.lock, list(spec.classes), values)
+    lock = grown(standing.lock, list(spec.classes), values, label_levels(prepared.summaries))
     if lock != standing.lock:
         standing.store.put(LOCK, lock_yaml(lock))
     return lock, keys

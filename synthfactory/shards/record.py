@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -128,11 +129,11 @@ def public_parquet(rows: Sequence[Mapping[str, Any]], shard: int) -> bytes:
 
 
 def lineage_parquet(rows: Iterable[LineageRow]) -> bytes:
-    """The lineage parquet of a shard; `scores` is JSON."""
-    plain = [
-        {**asdict(row), "reasons": list(row.reasons), "scores": json.dumps(dict(row.scores), sort_keys=True)}
-        for row in rows
-    ]
+    """The lineage parquet of a shard; `scores` is JSON, null where a score is no number."""
+    plain = []
+    for row in rows:
+        scores = {name: value if math.isfinite(value) else None for name, value in row.scores.items()}
+        plain.append({**asdict(row), "reasons": list(row.reasons), "scores": json.dumps(scores, sort_keys=True)})
     return _parquet(pa.Table.from_pylist(plain, schema=LINEAGE_SCHEMA))
 
 

@@ -101,7 +101,8 @@ def test_another_recipe_is_refused_with_every_difference_listed() -> None:
 
 def test_growth_keeps_the_index_of_every_class() -> None:
     lock = lock_of(spec_of(CLASSES))
-    more = grown(lock, ["C", "A"], recipe_of(spec_of({"C": 3, "A": 10})))
+    more = grown(lock, ["C", "A"], recipe_of(spec_of({"C": 3, "A": 10})), ["region"])
+    assert more["label_levels"] == sorted({*lock["label_levels"], "region"})
     assert [(entry["name"], entry["class_index"]) for entry in more["classes"]] == [("A", 0), ("B", 1), ("C", 2)]
     assert more["recipe"]["class_banks"] == {"A": "m1", "B": "m2", "C": "m3"}
     assert more["recipe"]["class_samplers"] == lock["recipe"]["class_samplers"]
@@ -109,7 +110,7 @@ def test_growth_keeps_the_index_of_every_class() -> None:
     assert {key: more[key] for key in lock if key not in ("classes", "recipe")} == {
         key: lock[key] for key in lock if key not in ("classes", "recipe")
     }
-    assert grown(more, ["A", "B", "C"], recipe_of(spec_of({**CLASSES, "C": 3}))) == more
+    assert grown(more, ["A", "B", "C"], recipe_of(spec_of({**CLASSES, "C": 3})), []) == more
     assert [entry["name"] for entry in lock["classes"]] == ["A", "B"], "the lock that was given is left alone"
     assert read_lock(lock_yaml(more)) == more
 
