@@ -107,8 +107,8 @@ def test_growth_keeps_the_index_of_every_class() -> None:
     assert more["recipe"]["class_banks"] == {"A": "m1", "B": "m2", "C": "m3"}
     assert more["recipe"]["class_samplers"] == lock["recipe"]["class_samplers"]
     assert more["recipe_sha256"] == lock["recipe_sha256"]
-    assert {key: more[key] for key in lock if key not in ("classes", "recipe")} == {
-        key: lock[key] for key in lock if key not in ("classes", "recipe")
+    assert {key: more[key] for key in lock if key not in ("classes", "recipe", "label_levels")} == {
+        key: lock[key] for key in lock if key not in ("classes", "recipe", "label_levels")
     }
     assert grown(more, ["A", "B", "C"], recipe_of(spec_of({**CLASSES, "C": 3})), []) == more
     assert [entry["name"] for entry in lock["classes"]] == ["A", "B"], "the lock that was given is left alone"
