@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 
 LEVELS = ("slide", "region", "tile")
@@ -205,13 +206,7 @@ def load_bank(path: str, *, width: int, encoder: Mapping[str, str] | None, class
     under two labels.
     """
     try:
-        opened = fsspec.open(path, "rb")
-    except ValueError as error:  # a protocol that fsspec does not know
-        raise InputError(f"{path}: {error}; name a parquet bank by its path or fsspec URL") from None
-    except ImportError as error:
-        raise InputError(f"{path}: {error}; install it with pip install 'synthfactory[s3]'") from None
-    try:
-        with opened as handle:
+        with open_source(path) as handle:
             return _load(pq.ParquetFile(handle), path, width, encoder, classes)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; name a parquet bank of embeddings") from None

@@ -19,7 +19,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank, known, make_bank, shown
+from synthfactory.shards.store import open_source, open_store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import is_url
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
@@ -33,31 +35,60 @@ DECODING = (  # what Pillow raises on damaged files
 class TileFolder:
     """Tiles found on disk, not yet read: parallel tuples. None is an unknown patient or slide."""
 
-    root: Path
+    root: str
     files: tuple[str, ...] = field(repr=False)
     labels: tuple[str, ...] = field(repr=False)
     label_level: str
     patient_ids: tuple[str | None, ...] = field(repr=False)
     slide_ids: tuple[str | None, ...] = field(repr=False)
 
+    def reader(self) -> Callable[[str], bytes]:
+        """CLASS/FILE -> the file's bytes, on disk or behind a URL; OSError where it cannot be read."""
+        if is_url(self.root):
+            return open_store(self.root, reading=True).read
+        return lambda file: (_local(self.root) / file).read_bytes()
+
+
+def _local(folder: str) -> Path:
+    return Path(folder.partition("://")[2] if "://" in folder else folder).expanduser()
+
+
+def _listing(folder: str, classes: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """(names of all sub-folders, class -> its images' names in order; classes without a sub-folder are left out)."""
+    if is_url(folder):
+        store = open_store(folder, reading=True)
+        names: dict[str, list[str]] = {}
+        for path, _ in store.entries():
+            top, _, rest = path.partition("/")
+            names.setdefault(top, []).append(rest)
+        present = sorted(name for name, files in names.items() if any(files))
+        found = {name: [file for file in names[name] if "/" not in file] for name in classes if name in present}
+    else:
+        root = _local(folder)
+        if not root.is_dir():
+            raise InputError(f"{folder}: no such folder; embeddings.tiles names a folder with one sub-folder per class")
+        present = sorted(path.name for path in root.iterdir() if path.is_dir())
+        found = {
+            name: [path.name for path in (root / name).iterdir() if path.is_file()]
+            for name in classes
+            if name in present
+        }
+    return present, {
+        name: sorted(file for file in files if file.lower().endswith(SUFFIXES) and not file.startswith("."))
+        for name, files in found.items()
+    }
+
 
 def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Sequence[str]) -> TileFolder:
     """Lists CLASS/*.png (jpg, tif, webp) of the classes asked for. InputError for absent folders, empty classes, a wrong CSV."""
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise InputError(f"{folder}: no such folder; embeddings.tiles names a folder with one sub-folder per class")
-    present = sorted(path.name for path in root.iterdir() if path.is_dir())
+    present, images = _listing(folder, classes)
     files: list[tuple[str, str]] = []
     for name in classes:
-        if name not in present:
+        if name not in images:
             raise InputError(
                 f"classes.{name}: {folder} has no sub-folder of that name; it has: {', '.join(present[:12]) or 'none'}"
             )
-        found = sorted(
-            path.name
-            for path in (root / name).iterdir()
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-        )
+        found = images[name]
         if not found:
             raise InputError(f"classes.{name}: {folder}/{name} holds no images ({', '.join(SUFFIXES)})")
         files.extend((f"{name}/{file}", name) for file in found)
@@ -69,7 +100,7 @@ def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Seq
         )
     pairs = [known_of.get(file, (None, None)) for file, _ in files]
     return TileFolder(
-        root,
+        folder,
         tuple(file for file, _ in files),
         tuple(label for _, label in files),
         label_level,
@@ -80,7 +111,7 @@ def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Seq
 
 def _metadata(path: str) -> dict[str, tuple[str | None, str | None]]:
     try:
-        with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as handle:
+        with open_source(path) as raw, io.TextIOWrapper(raw, newline="", encoding="utf-8-sig") as handle:
             rows = csv.DictReader(handle)
             if not rows.fieldnames or "tile" not in rows.fieldnames:
                 raise InputError(
@@ -114,29 +145,27 @@ def _check_mpp(text: str | None, path: str, line: int) -> None:
         raise InputError(f"{path}:{line}: mpp {mpp:g} is not {MPP} +- 5 %; give tiles of that resolution")
 
 
-def read_tile(path: Path, size_px: int) -> tuple[np.ndarray, bytes]:
-    """(uint8 (size, size, 3), the file's bytes). InputError naming the file where it is no whole 8-bit RGB tile of that size."""
+def decode_tile(data: bytes, where: str, size_px: int) -> np.ndarray:
+    """uint8 (size, size, 3). InputError naming `where` the tile lies, if it is no whole 8-bit RGB image of that size."""
     try:
-        data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.size != (size_px, size_px):
                 raise InputError(
-                    f"{path}: is {picture.size[0]} x {picture.size[1]} px; tiles are {size_px} x {size_px} px at {MPP} um/px, "
+                    f"{where}: is {picture.size[0]} x {picture.size[1]} px; tiles are {size_px} x {size_px} px at {MPP} um/px, "
                     "so cut the slide anew at that size"
                 )
             if getattr(picture, "n_frames", 1) != 1 or picture.mode not in ("RGB", "RGBA", "P"):
                 raise InputError(
-                    f"{path}: is {picture.mode} with {getattr(picture, 'n_frames', 1)} frames; one 8-bit RGB image is needed"
+                    f"{where}: is {picture.mode} with {getattr(picture, 'n_frames', 1)} frames; one 8-bit RGB image is needed"
                 )
-            whole = (
-                picture.convert("RGBA") if picture.mode == "P" else picture
-            )  # a palette's transparency is in its own form
-            return np.asarray(whole.convert("RGB")), data
+            # A palette's transparency is in its own form.
+            whole = picture.convert("RGBA") if picture.mode == "P" else picture
+            return np.asarray(whole.convert("RGB"))
     except InputError:
         raise
     except DECODING as error:
         why = "no known format" if isinstance(error, UnidentifiedImageError) else shown(str(error))
-        raise InputError(f"{path}: does not decode as an image ({why}); replace or remove it") from None
+        raise InputError(f"{where}: does not decode as an image ({why}); replace or remove it") from None
 
 
 def embed_tiles(
@@ -178,8 +207,14 @@ def embed_tiles(
         tick(len(waiting))
         waiting.clear()
 
+    read = tiles.reader()
     for row, file in enumerate(tiles.files):
-        image, data = read_tile(tiles.root / file, size_px)
+        where = f"{tiles.root.rstrip('/')}/{file}"
+        try:
+            data = read(file)
+        except OSError as error:
+            raise InputError(f"{where}: cannot be read ({error.strerror or error}); replace or remove it") from None
+        image = decode_tile(data, where, size_px)
         name = hashlib.sha256(str(encoder["sha256"]).encode() + b":" + data).hexdigest()
         place = cache / f"{name}.npy"
         stored = _cached(place, width)
@@ -199,7 +234,7 @@ def embed_tiles(
         tiles.patient_ids,
         tiles.slide_ids,
         encoder,
-        str(tiles.root),
+        tiles.root,
         name_of=tiles.files.__getitem__,
     )
 

@@ -31,9 +31,12 @@ Result = TypeVar("Result")
 
 
 class RemoteStore(Store):
-    """Objects below a URL. `pause` sleeps between tries. InputError where the place cannot be used at all."""
+    """Objects below a URL. `pause` sleeps between tries. InputError where the place cannot be used at all.
 
-    def __init__(self, url: str, pause: Callable[[float], None] = time.sleep) -> None:
+    `reading` promises that nothing is written, so that kinds of store without exclusive creation will do.
+    """
+
+    def __init__(self, url: str, pause: Callable[[float], None] = time.sleep, *, reading: bool = False) -> None:
         scheme, _, rest = url.partition("://")
         self.place = f"{scheme}://{rest.rstrip('/')}"
         self._pause = pause
@@ -57,7 +60,8 @@ class RemoteStore(Store):
             self._denied += (client.NoCredentialsError, client.PartialCredentialsError, client.ProfileNotFound)
             self._faults += (client.BotoCoreError, client.ClientError)
         writer = getattr(type(self.fs), "_pipe_file", None) or self.fs.pipe_file
-        if writer is AsyncFileSystem._pipe_file or "mode" not in inspect.signature(writer).parameters:
+        exclusive = writer is not AsyncFileSystem._pipe_file and "mode" in inspect.signature(writer).parameters
+        if not reading and not exclusive:
             raise InputError(
                 f"{url}: this kind of store offers no exclusive creation; use a folder or s3://bucket/folder"
             )

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+from typing import BinaryIO
+
 from synthfactory.shards.base import Store, is_temporary
 from synthfactory.shards.local import LocalStore
 from synthfactory.shards.remote import RemoteStore
+from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
 
-__all__ = ["LocalStore", "RemoteStore", "Store", "is_temporary", "open_store"]
+__all__ = ["LocalStore", "RemoteStore", "Store", "is_temporary", "open_source", "open_store"]
 
 
-def open_store(place: str) -> Store:
-    """The store at a local folder or fsspec URL; nothing is created.
+def open_store(place: str, *, reading: bool = False) -> Store:
+    """The store at a local folder or fsspec URL; nothing is created. `reading`: nothing will ever be written through it.
 
     InputError where the URL is unknown, a package is missing, the bucket does not exist, or the credentials are refused.
     """
     if is_url(place):
-        return RemoteStore(place)
+        return RemoteStore(place, reading=reading)
     return LocalStore(place.partition("://")[2] if "://" in place else place)
+
+
+def open_source(place: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    """One file for reading, by local path (~ allowed) or fsspec URL. OSError where it cannot be read; InputError as `open_store`."""
+    if not is_url(place):
+        return open(Path(place.partition("://")[2] if "://" in place else place).expanduser(), "rb")
+    parent, _, name = place.rpartition("/")
+    if parent.endswith((":", "/")) or not name:
+        raise InputError(f"{place}: names no file; write for example s3://bucket/folder/file")
+    return open_store(parent, reading=True).open(name)

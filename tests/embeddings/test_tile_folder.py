@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from synthfactory.embeddings.bank import Bank
-from synthfactory.embeddings.tiles import TileFolder, embed_tiles, read_tile, scan_tiles
+from synthfactory.embeddings.tiles import TileFolder, decode_tile, embed_tiles, scan_tiles
 from synthfactory.spec.errors import InputError
 
 SIDE, WIDTH = 16, 6
@@ -149,6 +150,10 @@ def test_csv_cannot_lead_out_of_the_folder(folder: Path, tmp_path: Path) -> None
         scan(folder, classes=("..",))
 
 
+def decoded(path: Path) -> np.ndarray:
+    return decode_tile(path.read_bytes(), str(path), SIDE)
+
+
 def test_bank_holds_each_tile_with_its_facts(folder: Path, tmp_path: Path) -> None:
     path = csv_file(tmp_path, "tile,patient_id,slide_id", *(f"{file},P{i % 2},S{i}" for i, file in enumerate(ALL)))
     encoder = Encoder()
@@ -158,7 +163,7 @@ def test_bank_holds_each_tile_with_its_facts(folder: Path, tmp_path: Path) -> No
     for number, file in enumerate(ALL):
         row = bank.slide_ids.index(f"S{number}")
         assert (bank.labels[row], bank.patient_ids[row]) == (file.partition("/")[0], f"P{number % 2}")
-        image, _ = read_tile(folder / file, SIDE)
+        image = decoded(folder / file)
         np.testing.assert_allclose(bank.embeddings[row], encoder(image[None])[0], rtol=1e-6)
 
 
@@ -271,7 +276,7 @@ def test_tiles_that_are_not_rgb_are_refused(tmp_path: Path, mode: str, message: 
     path = tmp_path / ("tile.tif" if mode in ("CMYK", "I;16") else "tile.png")
     Image.new(mode, (SIDE, SIDE)).save(path)
     with pytest.raises(InputError, match=f"{message}.*one 8-bit RGB image is needed"):
-        read_tile(path, SIDE)
+        decoded(path)
 
 
 def test_other_tiles_are_refused_with_what_would_be_right(tmp_path: Path) -> None:
@@ -279,30 +284,26 @@ def test_other_tiles_are_refused_with_what_would_be_right(tmp_path: Path) -> Non
     with pytest.raises(
         InputError, match=r"large\.png: is 20 x 20 px; tiles are 16 x 16 px at 0\.5 um/px, so cut the slide"
     ):
-        read_tile(tmp_path / "large.png", SIDE)
+        decoded(tmp_path / "large.png")
     picture(0).save(tmp_path / "many.tif", save_all=True, append_images=[picture(1)])
     with pytest.raises(InputError, match=r"many\.tif: is RGB with 2 frames"):
-        read_tile(tmp_path / "many.tif", SIDE)
+        decoded(tmp_path / "many.tif")
     picture(0).save(tmp_path / "tile.bmp")
     (tmp_path / "tile.bmp").rename(tmp_path / "tile.png")
     with pytest.raises(InputError, match=r"tile\.png: does not decode as an image \(no known format\)"):
-        read_tile(tmp_path / "tile.png", SIDE)
-    with pytest.raises(InputError, match=r"gone\.png: does not decode"):
-        read_tile(tmp_path / "gone.png", SIDE)
+        decoded(tmp_path / "tile.png")
     Image.new("RGB", (12_000, 12_000)).save(tmp_path / "bomb.png")  # Pillow warns of it before its size is looked at
     with pytest.raises(InputError, match=r"bomb\.png: does not decode"):
-        read_tile(tmp_path / "bomb.png", SIDE)
+        decoded(tmp_path / "bomb.png")
 
 
 def test_palette_and_transparent_tiles_become_rgb(tmp_path: Path) -> None:
     whole = picture(0)
     whole.convert("RGBA").save(tmp_path / "rgba.png")
-    image, data = read_tile(tmp_path / "rgba.png", SIDE)
-    np.testing.assert_array_equal(image, np.asarray(whole))
-    assert data == (tmp_path / "rgba.png").read_bytes()
+    np.testing.assert_array_equal(decoded(tmp_path / "rgba.png"), np.asarray(whole))
     palette = whole.quantize(16)
     palette.save(tmp_path / "palette.png", transparency=bytes([0] * 8 + [255] * 8))
-    np.testing.assert_array_equal(read_tile(tmp_path / "palette.png", SIDE)[0], np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(decoded(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
@@ -317,8 +318,39 @@ def test_damaged_tiles_never_raise_anything_else(tmp_path: Path, suffix: str) ->
                 damaged[luck.randrange(len(damaged))] ^= 1 << luck.randrange(8)
         path.write_bytes(damaged)
         try:
-            image, _ = read_tile(path, SIDE)
+            image = decoded(path)
             assert image.shape == (SIDE, SIDE, 3)
         except InputError:
             refused += 1
     assert refused > 40
+
+
+def test_a_tile_that_goes_away_is_named(folder: Path, tmp_path: Path) -> None:
+    found = scan(folder)
+    (folder / "gland" / "b.png").unlink()
+    with pytest.raises(InputError, match=r"gland/b\.png: cannot be read \(No such file"):
+        embed(found, tmp_path / "cache", Encoder())
+
+
+def test_a_folder_behind_a_url_is_the_same_bank(folder: Path, tmp_path: Path) -> None:
+    """memory:// stands for every kind of store that fsspec reads, with or without exclusive creation."""
+    memory = fsspec.filesystem("memory")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            memory.pipe_file(f"/tiles/{path.relative_to(folder)}", path.read_bytes())
+    sheet = csv_file(tmp_path, "tile,patient_id,slide_id", *(f"{file},P{i % 2},S{i}" for i, file in enumerate(ALL)))
+    memory.pipe_file("/sheets/tiles.csv", Path(sheet).read_bytes())
+    try:
+        local = embed(scan(folder, sheet), tmp_path / "cache", Encoder())
+        remote = scan_tiles(
+            "memory://tiles", "memory://sheets/tiles.csv", "tile", list(dict.fromkeys(f.split("/")[0] for f in ALL))
+        )
+        bank = embed(remote, tmp_path / "other-cache", Encoder())
+        assert bank.mac(b"k" * 16) == local.mac(b"k" * 16)
+        with pytest.raises(InputError, match=r"memory://tiles has no sub-folder of that name; it has: "):
+            scan_tiles("memory://tiles", None, "tile", ["absent"])
+        with pytest.raises(InputError, match=r"memory://sheets/none\.csv: no such file"):
+            scan_tiles("memory://tiles", "memory://sheets/none.csv", "tile", ["gland"])
+    finally:
+        memory.rm("/tiles", recursive=True)
+        memory.rm("/sheets", recursive=True)
