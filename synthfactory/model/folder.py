@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import cache_folder, is_url
 
 FORMAT = "synthfactory-model/1"
 PARTS = ("sit", "vae", "encoder")
@@ -29,6 +33,7 @@ class ModelFolder:
     config: dict[str, Any]
     sha256: str
     figures: dict[str, Any] = field(default_factory=dict)
+    url: str | None = None  # where it was opened by URL: `path` is then its cache on this machine
 
     @property
     def id(self) -> str:
@@ -74,26 +79,54 @@ class ModelFolder:
         return float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None
 
     def check_files(self) -> None:
-        """Compares every weight file with its sha256 in config.json; InputError where one is missing or differs."""
+        """Compares every weight file with its sha256 in config.json (fetching what a URL's cache lacks); InputError where one differs."""
         for name, wanted in self.config["files"].items():
             path = self.path / name
+            if self.url and not path.is_file():
+                _fetch(f"{self.url}/{name}", path, wanted)
             if not path.is_file():
                 raise InputError(f"model: {path}: is missing; export the model again")
-            digest = hashlib.sha256()
-            with open(path, "rb") as handle:
-                for block in iter(lambda: handle.read(1 << 20), b""):
-                    digest.update(block)
-            if digest.hexdigest() != wanted:
+            if _sha256_of(path) != wanted:
                 raise InputError(
                     f"model: {path}: differs from the sha256 in config.json; the file is damaged or swapped"
                 )
 
 
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        for block in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fetch(url: str, path: Path, wanted: str) -> None:
+    """Downloads a weight file into the cache; it has its name only when whole and of the wanted sha256."""
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        with open_source(url) as source, open(temporary, "xb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        if _sha256_of(temporary) != wanted:
+            raise InputError(f"model: {url}: differs from the sha256 in config.json; the file is damaged or swapped")
+        temporary.replace(path)
+    except FileNotFoundError:
+        raise InputError(f"model: {url}: is missing; export the model again") from None
+    except OSError as error:
+        raise InputError(f"model: {url}: cannot be read ({error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def open_model(name: str) -> ModelFolder:
-    """The built-in model of that name, or the model folder at that path. InputError names what is wrong and what would be right."""
+    """The built-in model of that name, or the model folder at that path or URL (whose weights are fetched when they are needed).
+
+    InputError names what is wrong and what would be right.
+    """
+    url = name.rstrip("/") if is_url(name) else None
     path = BUILT_IN.get(name, Path(name).expanduser())
     try:
-        raw = (path / "config.json").read_bytes()
+        with open_source(f"{url}/config.json" if url else str(path / "config.json")) as handle:
+            raw = handle.read(MAX_CONFIG_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         if name in BUILT_IN:
             raise InputError(f"model: {name}: its weights are not installed; reinstall the package") from None
@@ -101,21 +134,27 @@ def open_model(name: str) -> ModelFolder:
         raise InputError(
             f"model: '{name}': neither a built-in model ({known}) nor a folder with config.json, as `synthfactory-train export` writes"
         ) from None
+    except OSError as error:
+        raise InputError(f"model: {name}: config.json cannot be read ({error.strerror or error})") from None
     try:
-        config = json.loads(raw[: MAX_CONFIG_BYTES + 1])
-    except ValueError:
-        raise InputError(f"model: {path / 'config.json'}: is no JSON; export the model again") from None
+        config = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise InputError(f"model: {url or path}/config.json: is no JSON; export the model again") from None
     problem = _config_problem(config)
     if problem:
-        raise InputError(f"model: {path / 'config.json'}: {problem}")
-    return ModelFolder(path, config, hashlib.sha256(raw).hexdigest(), _figures(path))
+        raise InputError(f"model: {url or path}/config.json: {problem}")
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if url:
+        path = cache_folder() / "models" / sha256
+        path.mkdir(parents=True, exist_ok=True)
+    return ModelFolder(path, config, sha256, _figures(url or str(path)), url)
 
 
-def _figures(path: Path) -> dict[str, Any]:
+def _figures(place: str) -> dict[str, Any]:
     try:
-        with open(path / FIGURES, "rb") as handle:
+        with open_source(f"{place}/{FIGURES}") as handle:
             found = json.loads(handle.read(MAX_CONFIG_BYTES))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # a model without figures works as well as one with
     return found if isinstance(found, dict) else {}
 

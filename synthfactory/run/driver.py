@@ -34,6 +34,7 @@ from synthfactory.shards.mend import collect, discard, move_foreign
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Report, verify
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import cache_folder
 
 MAX_STRIKES = 3  # exceptions of a unit's own
 MAX_DEATHS = 5  # of the process that worked on it
@@ -363,4 +364,4 @@ def scratch_cache(spec_lineage: str) -> Path:
     """Where embeddings of tile folders are cached: in LINEAGE where that is a local folder, else in the user's cache."""
     store = open_store(spec_lineage)
     root = getattr(store, "root", None)
-    return root / "embeddings" if isinstance(root, Path) else Path.home() / ".cache" / "synthfactory" / "embeddings"
+    return root / "embeddings" if isinstance(root, Path) else cache_folder() / "embeddings"

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os.path
 import posixpath
 from collections.abc import Callable
+from pathlib import Path
 
 
 def is_url(place: str) -> bool:
     """True for fsspec URLs other than file://, such as s3://bucket/folder."""
     return "://" in place and not place.startswith(("file://", "local://"))
+
+
+def cache_folder() -> Path:
+    """Where downloads and embeddings are kept on this machine: $SYNTHFACTORY_CACHE, or ~/.cache/synthfactory."""
+    return Path(os.environ.get("SYNTHFACTORY_CACHE") or "~/.cache/synthfactory").expanduser()
 
 
 def place_problem(place: str) -> str | None:
