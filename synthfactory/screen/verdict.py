@@ -13,6 +13,7 @@ import numpy as np
 from synthfactory.spec.schema import Screen
 
 TISSUE_DENSITY = 0.06  # glass and lumina lie below, pale stroma above
+_DENSITY_OF = -np.log10((np.arange(256, dtype=np.float64) + 1) / 256)  # of each pixel value
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,31 @@ class Verdict:
 
 
 def _density(images: np.ndarray) -> np.ndarray:
-    return np.asarray(-np.log10((images.astype(np.float64) + 1) / 256).mean(axis=-1))
+    red, green, blue = np.moveaxis(images, -1, 0)
+    density: np.ndarray = _DENSITY_OF[red]
+    density += _DENSITY_OF[green]
+    density += _DENSITY_OF[blue]
+    density /= 3
+    return density
 
 
 def tissue_fraction(images: np.ndarray) -> np.ndarray:
     """uint8 (N, H, W, 3) -> share of pixels with optical density above 0.06, (N,) in [0, 1]."""
-    return np.asarray((_density(images) > TISSUE_DENSITY).mean(axis=(1, 2)))
+    return _tissue(_density(images))
 
 
 def sharpness(images: np.ndarray) -> np.ndarray:
     """uint8 (N, H, W, 3) -> mean absolute Laplacian of optical density, (N,): 0 is flat, H&E in focus is about 0.02 to 0.1."""
-    d = _density(images)
-    laplacian = 4 * d[:, 1:-1, 1:-1] - d[:, :-2, 1:-1] - d[:, 2:, 1:-1] - d[:, 1:-1, :-2] - d[:, 1:-1, 2:]
-    return np.asarray(np.abs(laplacian).mean(axis=(1, 2)))
+    return _laplacian(_density(images))
+
+
+def _tissue(density: np.ndarray) -> np.ndarray:
+    return np.asarray((density > TISSUE_DENSITY).mean(axis=(1, 2)))
+
+
+def _laplacian(d: np.ndarray) -> np.ndarray:
+    found = 4 * d[:, 1:-1, 1:-1] - d[:, :-2, 1:-1] - d[:, 2:, 1:-1] - d[:, 1:-1, :-2] - d[:, 1:-1, 2:]
+    return np.asarray(np.abs(found).mean(axis=(1, 2)))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -60,11 +73,13 @@ def screen_tiles(
     """
     scores: dict[str, np.ndarray] = {}
     limits: list[tuple[str, str, float, float]] = []  # score, reason stem, least, most
+    if screen.tissue is not None or screen.blur is not None:
+        density = _density(images)
     if screen.tissue is not None:
-        scores["tissue"] = tissue_fraction(images)
+        scores["tissue"] = _tissue(density)
         limits.append(("tissue", "little tissue", screen.tissue.min_fraction, np.inf))
     if screen.blur is not None:
-        scores["sharpness"] = sharpness(images)
+        scores["sharpness"] = _laplacian(density)
         limits.append(("sharpness", "blurred", screen.blur.min_sharpness, np.inf))
     if screen.agreement is not None:
         if embed is None:
