@@ -1,0 +1,85 @@
+"""The pilot: a look before the budget goes. And progress, as it is said without a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from running import contents, run
+
+from synthfactory.run.progress import LINE_EVERY_SEC, Progress, duration
+
+MakeSpec = Callable[..., Path]
+
+
+def test_a_pilot_shows_tiles_and_costs_and_touches_no_output(spec_file: MakeSpec, tmp_path: Path) -> None:
+    ended = run("pilot", spec_file(), "--tiles", 3)
+    assert ended.code == 0, ended.err
+    assert [line.split() for line in ended.out.splitlines()[1:3]] == [["alpha", "3", "3", "-"], ["beta", "3", "3", "-"]]
+    assert "the whole set: about 330 network calls" in ended.out  # 33 tiles, 10 calls each
+    assert "on 1 worker like this one" in ended.out
+    assert not (tmp_path / "out").exists()
+    assert sorted(contents(tmp_path / "lineage")) == ["pilot/contact-sheet.png", "pilot/pilot.json"]
+    sheet = Image.open(io.BytesIO(contents(tmp_path / "lineage")["pilot/contact-sheet.png"]))
+    assert sheet.width > 3 * 112
+    assert sheet.height > 2 * 112
+
+
+def test_rejects_raise_the_estimate(spec_file: MakeSpec, tmp_path: Path) -> None:
+    screen = {"blur": {"min_sharpness": 0.336}}  # about the median of the tiny model's tiles
+    ended = run("pilot", spec_file(screen=screen, budget={"max_attempts": 20, "network_calls": 335}), "--tiles", 8)
+    assert ended.code == 0, ended.err
+    figures = json.loads(contents(tmp_path / "lineage")["pilot/pilot.json"])
+    drawn = {name: entry["drawn"] / entry["kept"] for name, entry in figures["classes"].items()}
+    assert min(drawn.values()) >= 1.0
+    assert max(drawn.values()) > 1.0
+    expected = 10 * (20 * drawn["alpha"] + 13 * drawn["beta"])
+    assert figures["network_calls_expected"] == pytest.approx(expected, abs=1)
+    assert "blurred" in ended.out
+    assert f"needs {expected - 335:,.0f} more" in ended.out
+
+
+def test_a_class_that_keeps_nothing_is_warned_about(spec_file: MakeSpec) -> None:
+    ended = run("pilot", spec_file(screen={"blur": {"min_sharpness": 9.0}}, budget={"max_attempts": 2}), "--tiles", 2)
+    assert ended.code == 0
+    assert "alpha: no candidate was kept" in ended.out
+
+
+def test_what_is_made_already_is_not_counted_again(spec_file: MakeSpec) -> None:
+    spec = spec_file()
+    assert run("build", spec, "--local").code == 0
+    ended = run("pilot", spec_file(classes={"alpha": 21, "beta": 13}), "--tiles", 2)
+    assert "about 10 network calls" in ended.out
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
+    said: list[str] = []
+    clock = Clock()
+    progress = Progress(100, say=said.append, clock=clock)
+    for _ in range(10):
+        clock.now += LINE_EVERY_SEC / 5
+        progress.tick(4, 1)
+    progress.close()
+    assert said == [
+        "15/100 tiles, 0.50 tiles/s, about 3 min left, 5 of 20 candidates rejected",
+        "30/100 tiles, 0.50 tiles/s, about 2 min left, 10 of 40 candidates rejected",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (89, "89 s"), (120, "2 min"), (9000, "2.5 h"), (400_000, "4.6 days")],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
