@@ -1,0 +1,89 @@
+"""The benchmark runs and gives every figure (none is asserted: they depend on the machine); memory stays flat where it must."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinymodel
+from bench_parent import Child, Workshop, side_by_side
+
+SCRIPT = Path(__file__).with_name("throughput.py")
+WIDE = {  # tiny networks that draw tiles of full size: what memory holds is tiles
+    "sit": {**tinymodel.SIZES["sit"], "latent_size": 28, "patch_size": 14},
+    "vae": {**tinymodel.SIZES["vae"], "unshuffle": 8, "channels": [16]},
+    "encoder": {**tinymodel.SIZES["encoder"], "image_size": 224, "patch_size": 56},
+}
+TILE_BYTES = 224 * 224 * 3
+
+
+def test_the_benchmark_gives_every_figure(tmp_path: Path) -> None:
+    model = tinymodel.make_tiny_model(tmp_path / "model")
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--model",
+        model,
+        "--tiles",
+        "8",
+        "--repeats",
+        "1",
+        "--json",
+        tmp_path / "f.json",
+    ]
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert max(map(len, ended.stdout.splitlines())) <= 80
+    found = json.loads((tmp_path / "f.json").read_text())
+    local, ray, memory, plan = found["local"], found["ray"], found["memory"], found["plan"]
+    stages = {"condition", "sample", "decode", "screen", "encode", "commit", "other"}
+    assert set(local["seconds"]) == set(local["share"]) == stages
+    assert all(f"  {stage} " in ended.stdout for stage in stages)
+    assert min(local["seconds"][stage] for stage in stages - {"other"}) > 0
+    assert sum(local["share"].values()) == pytest.approx(1)
+    assert (local["tiles"], local["network_calls"]) == (4, 4 * 2 * 19)  # Heun's 10 steps are 19 evaluations, guided
+    assert local["tiles_per_second"] == pytest.approx(4 / local["wall"])
+    assert (ray["tiles"], ray["workers"]) == (8, 2)
+    assert ray["overhead"] == pytest.approx(ray["wall"] / ray["wall_of_local_pair"] - 1)
+    assert ray["reached"] == (ray["overhead"] < ray["goal"] == 0.05)
+    assert min(ray["start"], ray["stop"], ray["wall"]) > 0
+    assert min(memory["local"], memory["ray_driver"], memory["ray_worker"]) > 50e6
+    assert plan["1e9"]["peak"] - plan["1e3"]["peak"] == plan["peak_difference"] < 300_000_000
+    assert plan["1e9"]["wall"] < 5
+
+
+def test_what_is_wrong_with_the_model_is_one_message(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--model", str(tmp_path / "absent")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "neither a built-in model" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """A model of full-size tiles that draws hundreds of them a second."""
+    monkeypatch.setattr(tinymodel, "SIZES", WIDE)
+    model = tinymodel.make_tiny_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "tile_size_px": 224}))
+    return Workshop(tmp_path, str(model), {"method": "ode", "solver": "euler", "steps": 1})
+
+
+def test_a_workers_memory_does_not_grow_with_the_shard(shop: Workshop) -> None:
+    with Child() as small, Child() as large:
+        found = side_by_side([small, large], [shop.spec(tiles, tiles, "webp", screen={}) for tiles in (200, 2000)])
+    assert [ended["tiles"] for ended in found] == [200, 2000]
+    held = 1800 * TILE_BYTES  # what a worker that keeps the decoded tiles of its shard needs on top: 271 MB
+    assert found[1]["peak"] - found[0]["peak"] < 0.4 * held
+
+
+def test_a_process_answers_for_its_own_memory_not_for_its_parents() -> None:
+    ballast = np.ones(60_000_000)  # 480 MB, resident
+    with Child() as child:
+        child.send(peak=True)
+        assert child.answer()["peak"] < ballast.nbytes / 2
