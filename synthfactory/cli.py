@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +21,9 @@ from synthfactory.spec.errors import InputError
 if TYPE_CHECKING:
     from synthfactory.run.prepare import Prepared
     from synthfactory.spec.schema import Spec
+
+# Read when torch is loaded: threads that wait by spinning slow everything where builds or other processes share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 EXIT_FAULT, EXIT_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -39,8 +44,15 @@ def cli() -> None:
     """
 
 
+def _fit(text: str, width: int = 80) -> str:
+    """The text with every line wrapped between words; paths and other long words stay whole."""
+    wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(piece for line in text.split("\n") for piece in wrap.wrap(line) or [""])
+
+
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    """To stderr: whole lines for log files, wrapped ones for a terminal."""
+    click.echo(_fit(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text, err=True)
 
 
 def _prepared(spec_file: str) -> Prepared:
@@ -105,7 +117,8 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
     """Make the set, or what is missing of it. The same command resumes after any interruption."""
     from synthfactory.plan.plan import render
     from synthfactory.run import driver
-    from synthfactory.run.prepare import read_standing
+    from synthfactory.run.check_model import check_model
+    from synthfactory.run.prepare import check_writable, read_standing
 
     if local and (address or workers):
         raise click.UsageError("--local works in this one process; leave out --address and --workers")
@@ -116,10 +129,12 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
     found = prepared.plan(read_standing(spec.output.path))
     _say(render(found) + "\n")
     driver.check_affordable(prepared, found)
+    check_writable(spec)
+    check_model(spec, prepared.folder)
     prepared = _embedded(prepared)
     result = driver.build(prepared, _pool_maker(local, workers, address), say=_say, quick=quick, use_lease=not no_lease)
     for line in driver.summary(result, spec.output.path):
-        click.echo(line)
+        click.echo(_fit(line))
     if not result.complete:
         sys.exit(EXIT_INCOMPLETE)
     click.echo(f"look at it: synthfactory preview {spec.output.path}")
@@ -244,14 +259,21 @@ def preview(out: str, target: str | None, columns: int, tile_px: int) -> None:
     """Write a contact sheet of the set: classes as rows, the first tiles of each."""
     from synthfactory.report.contact import contact_sheet
     from synthfactory.report.status import first_tiles
+    from synthfactory.shards.tarfmt import DamagedShardError
 
     standing = _standing(out)
     names = [str(entry["name"]) for entry in standing.lock["classes"]]
-    sheet = contact_sheet(
-        first_tiles(standing.store, names, columns), columns=columns, tile_px=tile_px, title=str(standing.lock["name"])
-    )
-    path = Path(target or f"{out.rstrip('/').rpartition('/')[2]}-preview.png")
-    sheet.save(path, "PNG", optimize=True)
+    try:
+        tiles_of = first_tiles(standing.store, names, columns)
+    except DamagedShardError as error:
+        _say(f"Error: {error}; `synthfactory verify {out}` names every fault, and the next build mends them")
+        sys.exit(EXIT_FAULT)
+    sheet = contact_sheet(tiles_of, columns=columns, tile_px=tile_px, title=str(standing.lock["name"]))
+    path = Path(target or f"{out.rstrip('/').rpartition('/')[2].strip('.') or standing.lock['name']}-preview.png")
+    try:
+        sheet.save(path, "PNG", optimize=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file with -o") from None
     click.echo(f"{path}: {sheet.width} x {sheet.height} px")
 
 
@@ -350,6 +372,9 @@ def main() -> NoReturn:
         sys.exit(EXIT_INPUT)
     except BrokenPipeError:  # `synthfactory plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAULT)
+    except OSError as error:  # a disk, a network or a store that fails
+        _say(f"Error: {error}; once that is mended, the same command goes on")
         sys.exit(EXIT_FAULT)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray 2.60 warns at every start
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in cli.py, in the worker's own process: before torch is loaded
 
 import ray
 import ray.exceptions
