@@ -38,6 +38,9 @@ from synthfactory.spec.places import cache_folder
 
 MAX_STRIKES = 3  # exceptions of a unit's own
 MAX_DEATHS = 5  # of the process that worked on it
+MAX_SET_ASIDE = (
+    3  # units in a row, none made between: then it is not the units that fail, and no more are drawn in vain
+)
 WAIT_SEC = 2.0
 
 PoolMaker = Callable[[Setup, Tick], Pool]
@@ -54,6 +57,7 @@ class BuildResult:
     shortfall: int
     set_aside: dict[int, str] = field(default_factory=dict)
     out_of_budget: bool = False
+    gave_up: bool = False
     drawn: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # `condition`: the driver's own
@@ -296,12 +300,16 @@ def _run_units(
     spent = spent_calls(lineage) if limit else 0
     strikes, deaths = Counter[int](), Counter[int]()
     progress = Progress(tiles_to_draw, say=say)
-    pool = make_pool(setup, progress.tick)
+    try:
+        pool = make_pool(setup, progress.tick)
+    except BaseException:
+        progress.close()
+        raise
     progress.say(f"{tiles_to_draw} tiles in {len(waiting)} shards to draw: {pool.describe()}")
-    queue, busy = list(reversed(waiting)), 0
+    queue, busy, in_a_row = list(reversed(waiting)), 0, 0
     try:
         while queue or busy:
-            while queue and pool.free() > 0 and not result.out_of_budget:
+            while queue and pool.free() > 0 and not result.out_of_budget and not result.gave_up:
                 began = time.perf_counter()
                 task = tasks.task(queue.pop())
                 result.seconds["condition"] += time.perf_counter() - began
@@ -312,11 +320,13 @@ def _run_units(
             for event in pool.wait(WAIT_SEC):
                 busy -= 1
                 if isinstance(event, Done):
+                    in_a_row = 0
                     _record(event.result, setup.run_id, lineage, result)
                     spent += event.result.network_calls
                     result.out_of_budget = limit is not None and spent >= limit and bool(queue)
                 else:
-                    _strike(event, strikes, deaths, queue, result, progress.say)
+                    in_a_row += _strike(event, strikes, deaths, queue, result, progress.say)
+                    result.gave_up = in_a_row >= MAX_SET_ASIDE and bool(queue)
     finally:
         progress.close()
         pool.close()
@@ -333,16 +343,18 @@ def _record(unit: UnitResult, run_id: str, lineage: Store, result: BuildResult) 
 
 def _strike(
     event: Failed, strikes: Counter[int], deaths: Counter[int], queue: list[int], result: BuildResult, say: Say
-) -> None:
+) -> bool:
+    """Hands the unit out again, or sets it aside (True)."""
     counter, limit = (deaths, MAX_DEATHS) if event.died else (strikes, MAX_STRIKES)
     counter[event.shard] += 1
     what = "its worker ended" if event.died else "it failed"
     if counter[event.shard] >= limit:
         result.set_aside[event.shard] = event.message
         say(f"shard {event.shard:06d} set aside: {what} {limit} times, last with {event.message}")
-    else:
-        say(f"shard {event.shard:06d} is drawn again: {what} ({event.message})")
-        queue.append(event.shard)
+        return True
+    say(f"shard {event.shard:06d} is drawn again: {what} ({event.message})")
+    queue.append(event.shard)
+    return False
 
 
 def summary(result: BuildResult, where: str) -> list[str]:
@@ -362,6 +374,10 @@ def summary(result: BuildResult, where: str) -> list[str]:
     if result.out_of_budget:
         lines.append("budget.network_calls is spent; raise it and run the command again to go on")
     lines.extend(f"shard {shard:06d} was set aside: {message}" for shard, message in sorted(result.set_aside.items()))
+    if result.gave_up:
+        lines.append(f"{MAX_SET_ASIDE} shards in a row failed, so no more were drawn")
+    if result.set_aside:
+        lines.append("once that is mended, the same command goes on")
     return lines
 
 

@@ -5,6 +5,8 @@ Reads only; imports no torch (a folder of tiles is embedded by a callable that i
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,10 @@ def read_standing(place: str) -> Standing:
         lock: dict[str, Any] | None = read_lock(store.read(LOCK))
     except FileNotFoundError:
         lock = None
+    except NotADirectoryError:
+        raise InputError(f"{place}: is a file, or lies below one; name a folder or a URL") from None
+    except InputError as error:
+        raise InputError(f"{place}/{error}") from None
     if lock is None:
         strange = next((path for path, _ in store.entries() if not path.rpartition("/")[2].startswith(".tmp-")), None)
         if strange is not None:
@@ -70,8 +76,12 @@ def read_standing(place: str) -> Standing:
                 f"{place}: holds {strange}, but no {LOCK}, so it is no set of synthfactory's; choose an empty output.path"
             )
         return Standing(store, None, (), {})
-    rounds = tuple(Round.from_json(values) for values in read_rounds(store))
-    check_chain(rounds)
+    values = read_rounds(store)
+    try:
+        rounds = tuple(Round.from_json(step) for step in values)
+        check_chain(rounds)
+    except InputError as error:
+        raise InputError(f"{place}/{error}") from None
     return Standing(store, lock, rounds, list_commits(store))
 
 
@@ -99,15 +109,22 @@ class Prepared:
         """The same with a bank: embeds the folder's tiles through `embed`, as far as `cache` does not hold them."""
         if self.bank is not None or self.tiles is None:
             return self
-        bank = embed_tiles(
-            self.tiles,
-            embed,
-            encoder=self.facts.encoder,
-            width=self.facts.condition_width,
-            size_px=self.facts.tile_size_px,
-            cache=cache,
-            tick=tick,
-        )
+        made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
+        try:
+            bank = embed_tiles(
+                self.tiles,
+                embed,
+                encoder=self.facts.encoder,
+                width=self.facts.condition_width,
+                size_px=self.facts.tile_size_px,
+                cache=cache,
+                tick=tick,
+            )
+        except InputError as error:
+            with contextlib.suppress(OSError):  # embeddings that are there already stay for the next time
+                for folder in made:
+                    folder.rmdir()
+            raise _placed(self.spec, error) from None
         return Prepared(self.spec, self.folder, self.facts, bank, self.tiles, self.summaries)
 
     def plan(self, standing: Standing, seconds_per_call: float | None = None) -> Plan:
@@ -159,6 +176,19 @@ def prepare(spec: Spec) -> Prepared:
         )
     except InputError as error:
         raise _placed(spec, error) from None
+
+
+def check_writable(spec: Spec) -> None:
+    """InputError where OUT or LINEAGE is a local place that cannot be a folder of ours: found before either is begun."""
+    for field, place in (("output.path", spec.output.path), ("lineage", spec.lineage)):
+        root = getattr(open_store(place), "root", None)
+        if not isinstance(root, Path):
+            continue  # an object store says so at the first write
+        nearest = next(step for step in (root, *root.parents) if os.path.lexists(step))
+        if not nearest.is_dir():
+            raise spec.error(field, f"{nearest} is no folder; name a place where a folder can be made")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise spec.error(field, f"no permission to write in {nearest}; correct that, or name another place")
 
 
 def _placed(spec: Spec, error: InputError) -> InputError:
