@@ -69,7 +69,7 @@ def with_webdataset(shards: list[str], *, held_out: bool) -> webdataset.WebDatas
 
 def batches(shards: list[str], *, held_out: bool) -> DataLoader[Any]:
     """One pass over a side of the split."""
-    return DataLoader(with_webdataset(shards, held_out=held_out), batch_size=16)  # type: ignore[arg-type]
+    return DataLoader(with_webdataset(shards, held_out=held_out), batch_size=16)
 
 
 def train_probe(shards: list[str], num_classes: int, steps: int) -> torch.nn.Module:
@@ -82,7 +82,7 @@ def train_probe(shards: list[str], num_classes: int, steps: int) -> torch.nn.Mod
         for images, labels in batches(shards, held_out=False):
             loss = F.cross_entropy(probe(images), labels)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             seen += 1
             if seen % 10 == 0 or seen == steps:
@@ -108,7 +108,7 @@ def main() -> None:
     counts, names = with_tarfile(shards)
     if not counts:
         parser.error(f"{options.out} holds no tile yet")
-    print(f"{sum(counts.values())} tiles in {len(shards)} shards: {dict(counts)}")
+    print(f"{sum(counts.values())} tiles in {len(shards)} shards: {dict(sorted(counts.items()))}")
     probe = train_probe(shards, max(names) + 1, options.steps)
     right, all_of = Counter[str](), Counter[str]()
     with torch.no_grad():

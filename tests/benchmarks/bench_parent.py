@@ -47,9 +47,12 @@ class Child:
         self._process.stdin.close()  # it ends by itself; Ray is shut down on the way
         if kind is not None:
             self._process.terminate()
-        self._process.wait(60)
-        self._process.stdout.close()
-        self._errors.close()
+        try:
+            self._process.wait(60)
+        finally:
+            self._process.kill()  # nothing, where it has ended
+            self._process.stdout.close()
+            self._errors.close()
 
     def send(self, **asked: Any) -> None:
         """A line to the process."""
