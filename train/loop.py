@@ -55,8 +55,6 @@ def train(config: TrainConfig, run: Path, cache: Path) -> int:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling every new tensor costs a quarter of a step; nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        False  # a quarter of a step's time; nothing here reads such memory
-    )
     cache.mkdir(parents=True, exist_ok=True)
     tiles = open_tiles(config.data.shards, cache)
     work = step_for(config, tiles, cache)
