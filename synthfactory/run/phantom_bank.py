@@ -19,7 +19,7 @@ def write_phantom_bank(file: str, refs: Sequence[TileRef], model_name: str, say:
     """Writes the bank (path or fsspec URL) and returns a line that says what it holds."""
     folder = open_model(model_name)
     encoder = load_encoder(folder)
-    progress = Progress(len(refs), say=say)
+    progress = Progress(len(refs), say=say, screened=False)
     vectors = []
     for start in range(0, len(refs), BATCH):
         batch = refs[start : start + BATCH]

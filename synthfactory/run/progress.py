@@ -24,15 +24,31 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Tiles kept so far out of `total`, with tiles/s, remaining time and rejects. `tick` may be called between batches."""
+    """Tiles kept so far out of `total`, with tiles/s, remaining time and rejects. `tick` may be called between batches.
 
-    def __init__(self, total: int, *, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._say, self._clock = total, say, clock
+    `screened` False leaves rejects out (nothing is screened while tiles are only embedded or written).
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        screened: bool = True,
+    ) -> None:
+        self._total, self._say, self._clock, self._screened = total, say, clock, screened
         self._kept = self._drawn = self._rejected = 0
         self._began = self._last = clock()
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, unit=" tiles", dynamic_ncols=True, smoothing=0.05, file=sys.stderr)
+
+    def begin(self) -> None:
+        """Counts time from now: workers are ready."""
+        self._began = self._last = self._clock()
+        if self._bar is not None:
+            self._bar.reset(total=self._total)
 
     def tick(self, drawn: int, rejected: int) -> None:
         """`drawn` more candidates, `rejected` of them dropped."""
@@ -42,7 +58,8 @@ class Progress:
         self._kept += kept
         if self._bar is not None:
             self._bar.update(kept)
-            self._bar.set_postfix_str(f"{self._rejected} rejected", refresh=False)
+            if self._screened:
+                self._bar.set_postfix_str(f"{self._rejected} rejected", refresh=False)
         elif drawn and self._clock() - self._last >= LINE_EVERY_SEC:
             self._last = self._clock()
             self._say(self.line())
@@ -51,10 +68,8 @@ class Progress:
         """One plain line of where the build stands."""
         rate = self._kept / max(self._clock() - self._began, 1e-9)
         left = duration((self._total - self._kept) / rate) if rate > 0 else "unknown"
-        return (
-            f"{self._kept}/{self._total} tiles, {rate:.2f} tiles/s, about {left} left, "
-            f"{self._rejected} of {self._drawn} candidates rejected"
-        )
+        line = f"{self._kept}/{self._total} tiles, {rate:.2f} tiles/s, about {left} left"
+        return f"{line}, {self._rejected} of {self._drawn} candidates rejected" if self._screened else line
 
     def say(self, text: str) -> None:
         """A message that does not tear the bar."""

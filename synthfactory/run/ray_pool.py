@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from typing import Any
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray 2.60 warns at every start
@@ -23,6 +24,7 @@ from synthfactory.run.worker import Worker
 from synthfactory.spec.errors import InputError
 
 POLL_SEC = 0.5
+REPORT_SEC = 2.0
 
 
 class _Actor:
@@ -92,6 +94,7 @@ class RayPool:
         self._actors = {number: kind.remote(setup) for number in range(self._count)}
         self._seen = dict.fromkeys(self._actors, (0, 0))
         self._busy: dict[Any, tuple[int, int]] = {}  # call -> (actor, shard)
+        self._reported = time.monotonic()
         self._check_first()
 
     def _check_first(self) -> None:
@@ -127,7 +130,8 @@ class RayPool:
         if not self._busy:
             return []
         done, _ = ray.wait(list(self._busy), num_returns=1, timeout=min(timeout_sec, POLL_SEC))
-        self._report()
+        if not done or time.monotonic() - self._reported > REPORT_SEC:  # an idle worker's next unit comes first
+            self._report()
         return [self._ended(call) for call in done]
 
     def _ended(self, call: Any) -> Done | Failed:
@@ -143,6 +147,7 @@ class RayPool:
             return Failed(shard, type(error).__name__, died=True)
 
     def _report(self) -> None:
+        self._reported = time.monotonic()
         calls = {number: actor.progress.remote() for number, actor in self._actors.items()}
         ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=0.2)
         for number, call in calls.items():
@@ -156,6 +161,8 @@ class RayPool:
 
     def close(self) -> None:
         """Ends the actors and this process's connection."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._report()
         for actor in self._actors.values():
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor, no_restart=True)

@@ -118,7 +118,10 @@ class BlurScreen(FrozenModel):
     """Drops blurred tiles."""
 
     min_sharpness: float = Field(
-        default=0.01, ge=0.0, description="Least sharpness, 0 and up. Default 0.01.", examples=[0.01]
+        default=0.005,
+        ge=0.0,
+        description="Least sharpness, 0 and up: mean |Laplacian| of optical density. Default 0.005.",
+        examples=[0.005],
     )
 
 
@@ -146,7 +149,7 @@ class Screen(FrozenModel):
         default=None, description="Tissue screen; null = off (default).", examples=[{"min_fraction": 0.1}]
     )
     blur: BlurScreen | None = Field(
-        default=None, description="Blur screen; null = off (default).", examples=[{"min_sharpness": 0.01}]
+        default=None, description="Blur screen; null = off (default).", examples=[{"min_sharpness": 0.005}]
     )
     agreement: AgreementScreen | None = Field(
         default=None,
