@@ -78,7 +78,7 @@ def _embedded(prepared: Prepared) -> Prepared:
     assert prepared.tiles is not None
     encoder = load_encoder(prepared.folder)
     _say(f"embedding {len(prepared.tiles.files):,} tiles with {prepared.facts.encoder['id']}")
-    progress = Progress(len(prepared.tiles.files), say=_say)
+    progress = Progress(len(prepared.tiles.files), say=_say, screened=False)
     try:
         return prepared.with_embedded(
             encoder.embed, scratch_cache(prepared.spec.lineage), lambda count: progress.tick(count, 0)
@@ -93,11 +93,11 @@ def plan(spec_file: str) -> None:
     """Print classes, shards, network calls, time and the patients behind each class; draw nothing."""
     from synthfactory.plan.plan import render
     from synthfactory.run.driver import check_affordable
-    from synthfactory.run.prepare import read_standing
+    from synthfactory.run.prepare import standing_of
 
     prepared = _prepared(spec_file)
     _warn(prepared)
-    found = prepared.plan(read_standing(prepared.spec.output.path))
+    found = prepared.plan(standing_of(prepared.spec))
     click.echo(render(found))
     check_affordable(prepared, found)
 
@@ -118,7 +118,7 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
     from synthfactory.plan.plan import render
     from synthfactory.run import driver
     from synthfactory.run.check_model import check_model
-    from synthfactory.run.prepare import check_writable, read_standing
+    from synthfactory.run.prepare import check_writable, standing_of
 
     if local and (address or workers):
         raise click.UsageError("--local works in this one process; leave out --address and --workers")
@@ -126,10 +126,10 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
     prepared = _prepared(spec_file)
     spec = prepared.spec
     _warn(prepared)
-    found = prepared.plan(read_standing(spec.output.path))
+    check_writable(spec)
+    found = prepared.plan(standing_of(spec))
     _say(render(found) + "\n")
     driver.check_affordable(prepared, found)
-    check_writable(spec)
     check_model(spec, prepared.folder)
     prepared = _embedded(prepared)
     result = driver.build(prepared, _pool_maker(local, workers, address), say=_say, quick=quick, use_lease=not no_lease)
@@ -168,7 +168,7 @@ def pilot(spec_file: str, per_class: int, workers: int) -> None:
     prepared = _prepared(spec_file)
     _warn(prepared)
     for line in run(_embedded(prepared), per_class=per_class, workers=workers, say=_say):
-        click.echo(line)
+        click.echo(_fit(line))
 
 
 @cli.command()
@@ -333,7 +333,7 @@ def tiles(folder: str, cohort: str, per_class: int | None) -> None:
 def _drawn(folder: str, refs: Any, write: Any) -> None:
     from synthfactory.run.progress import Progress
 
-    progress = Progress(len(refs), say=_say)
+    progress = Progress(len(refs), say=_say, screened=False)
     for count in write(Path(folder), refs):
         progress.tick(count, 0)
     progress.close()
@@ -357,7 +357,7 @@ def bank(file: str, cohort: str, per_class: int | None, model_name: str) -> None
 def main() -> NoReturn:
     """Entry point. What the user can mend is one message and status 2, never a traceback."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="synthfactory", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)

@@ -111,9 +111,10 @@ def _figures(
         for name, count in plan.counts.items()
     )
     seconds = calls * seconds_per_call
+    yield f"the whole set: about {calls:,.0f} network calls with redraws,"
     yield (
-        f"the whole set: about {calls:,.0f} network calls with redraws, {duration(seconds / 1.2 / workers)} to "
-        f"{duration(seconds * 1.2 / workers)} on {workers} worker{'s' * (workers > 1)} like this one"
+        f"  {duration(seconds / 1.2 / workers)} to {duration(seconds * 1.2 / workers)} on {workers} "
+        f"worker{'s' * (workers > 1)} like this one"
     )
     limit = spec.budget.network_calls
     if limit is not None and calls > limit:

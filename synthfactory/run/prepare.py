@@ -178,10 +178,21 @@ def prepare(spec: Spec) -> Prepared:
         raise _placed(spec, error) from None
 
 
+def standing_of(spec: Spec) -> Standing:
+    """`read_standing` of the spec's OUT; errors name the place in the spec."""
+    try:
+        return read_standing(spec.output.path)
+    except InputError as error:
+        raise spec.error("output.path", str(error)) from None
+
+
 def check_writable(spec: Spec) -> None:
-    """InputError where OUT or LINEAGE is a local place that cannot be a folder of ours: found before either is begun."""
+    """InputError where OUT or LINEAGE cannot be reached, or cannot be a folder of ours: found before either is begun."""
     for field, place in (("output.path", spec.output.path), ("lineage", spec.lineage)):
-        root = getattr(open_store(place), "root", None)
+        try:
+            root = getattr(open_store(place), "root", None)
+        except InputError as error:
+            raise spec.error(field, str(error)) from None
         if not isinstance(root, Path):
             continue  # an object store says so at the first write
         nearest = next(step for step in (root, *root.parents) if os.path.lexists(step))
