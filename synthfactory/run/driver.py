@@ -305,6 +305,7 @@ def _run_units(
     except BaseException:
         progress.close()
         raise
+    progress.begin()
     progress.say(f"{tiles_to_draw} tiles in {len(waiting)} shards to draw: {pool.describe()}")
     queue, busy, in_a_row = list(reversed(waiting)), 0, 0
     try:
