@@ -29,7 +29,7 @@ def read_rounds(store: Store) -> list[dict[str, Any]]:
         if match:
             try:
                 found[int(match[1])] = json.loads(store.read(path))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise InputError(f"{store.place}/{path}: is damaged; restore it from a copy") from None
     if sorted(found) != list(range(len(found))):
         raise InputError(
