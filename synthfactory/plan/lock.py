@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from synthfactory.plan.lock_form import Lock
 from synthfactory.plan.recipe import PER_CLASS, ModelFacts, recipe_difference, recipe_hash
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
@@ -64,26 +65,15 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _is_whole(lock: Any) -> bool:
-    values = lock["recipe"]
-    return bool(
-        lock["format"] == FORMAT
-        and isinstance(lock["name"], str)
-        and isinstance(lock["model"]["sha256"], str)
-        and all(isinstance(values[part], dict) for part in PER_CLASS)
-        and lock["recipe_sha256"] == recipe_hash(values)
-        and [entry["class_index"] for entry in lock["classes"]] == list(range(len(lock["classes"])))
-        and all(isinstance(entry["name"], str) for entry in lock["classes"])
-        and all(key in lock["execution"] for key in ("batch_size", "dtype", "threads", "strict"))
-    )
-
-
 def read_lock(data: bytes) -> dict[str, Any]:
     """The lock of an existing OUT; InputError where it is damaged or of another version."""
     try:
         lock = yaml.load(data, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
-        whole = _is_whole(lock)
-    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        checked = Lock.model_validate(lock)
+        # Equal, so that no field was left to a default: what reads the lock later finds all of it.
+        complete = checked.model_dump() == lock and checked.format == FORMAT
+        whole = complete and checked.recipe_sha256 == recipe_hash(lock["recipe"])
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
         whole = False
     if not whole:
         raise InputError(

@@ -38,7 +38,7 @@ class Round:
         try:
             ranges = {str(name): (int(low), int(high)) for name, (low, high) in values["ranges"].items()}
             made = cls(int(values["round"]), ranges, int(values["first_shard"]), int(values["num_shards"]))
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise InputError(
                 "rounds/: a file is damaged: round, ranges, first_shard and num_shards are needed"
             ) from None

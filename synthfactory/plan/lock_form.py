@@ -1,0 +1,90 @@
+"""The form of spec.lock.yaml. A set may come from anyone, so a lock is checked whole before any part of it is used or printed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from synthfactory.spec.names import class_name_problem
+from synthfactory.spec.sampler import FrozenModel, Sampler
+from synthfactory.spec.schema import Screen
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
+def _class_name(text: str) -> str:
+    problem = class_name_problem(text)
+    if problem:
+        raise ValueError(problem)
+    return text
+
+
+Text = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+ClassName = Annotated[str, AfterValidator(_class_name)]
+SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
+Sha256 = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _ModelName(FrozenModel):
+    id: Text
+    revision: Text
+    sha256: Sha256
+
+
+class _Model(_ModelName):
+    tile_size_px: Positive
+    resolution_mpp: Annotated[float, Field(gt=0)]
+    licence: dict[Text, Any]
+
+
+class _Recipe(FrozenModel):
+    name: SetName
+    model: _ModelName
+    conditions_version: int
+    seed_kind: Literal["secret", "integer"]
+    sampler: Sampler
+    class_samplers: dict[ClassName, Sampler]
+    class_banks: dict[ClassName, Text]
+    screen: Screen
+    format: Literal["png", "webp", "jpeg"]
+
+
+class _Class(FrozenModel):
+    name: ClassName
+    class_index: Annotated[int, Field(ge=0)]
+
+
+class _Execution(FrozenModel):
+    batch_size: Positive
+    dtype: Literal["float32", "bfloat16", "float16"]
+    threads: Positive
+    strict: bool
+
+
+class Lock(FrozenModel):
+    """What `plan.lock.build_lock` writes. ValueError (pydantic's) where something is missing, foreign or of another kind."""
+
+    format: Text
+    name: SetName
+    recipe_sha256: Sha256
+    recipe: _Recipe
+    model: _Model
+    encoder: dict[Text, Text]
+    label_levels: list[Literal["slide", "region", "tile"]]
+    classes: Annotated[list[_Class], Field(min_length=1)]
+    execution: _Execution
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Lock:
+        names = [entry.name for entry in self.classes]
+        if [entry.class_index for entry in self.classes] != list(range(len(names))) or len(set(names)) < len(names):
+            raise ValueError("class indices are not 0, 1, 2, ...")
+        if set(names) - self.recipe.class_banks.keys():
+            raise ValueError("a class has no bank")
+        return self
