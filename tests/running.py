@@ -43,11 +43,17 @@ def run(*arguments: object) -> Ended:
     raise AssertionError("main() always exits")
 
 
+# Whatever starts the tests may ignore SIGINT (a shell does for its background jobs), and children inherit that.
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from synthfactory.cli import main; main()"
+)
+
+
 def start(*arguments: object, **extra_environment: str) -> subprocess.Popen[bytes]:
     """The same as a process in a group of its own, Ray on loopback; ended by `kill`."""
     environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **extra_environment}
     return subprocess.Popen(
-        [sys.executable, "-m", "synthfactory.cli", *map(str, arguments)],
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment,
