@@ -87,7 +87,7 @@ def _embedded(prepared: Prepared) -> Prepared:
         progress.close()
 
 
-@cli.command()
+@cli.command(short_help="What a build would make, and its cost.")
 @spec_argument
 def plan(spec_file: str) -> None:
     """Print classes, shards, network calls, time and the patients behind each class; draw nothing."""
@@ -102,7 +102,7 @@ def plan(spec_file: str) -> None:
     check_affordable(prepared, found)
 
 
-@cli.command()
+@cli.command(short_help="Make the set, or what is missing of it.")
 @spec_argument
 @click.option(
     "--workers", type=click.IntRange(1, 100_000), help="Number of workers (default: one per GPU, or per core)."
@@ -153,7 +153,7 @@ def _pool_maker(local: bool, workers: int | None, address: str | None) -> Any:
     return make
 
 
-@cli.command()
+@cli.command(short_help="A few tiles of each class, to look at first.")
 @spec_argument
 @click.option(
     "--tiles", "per_class", type=click.IntRange(1, 64), default=4, show_default=True, help="Tiles of each class."
@@ -171,7 +171,7 @@ def pilot(spec_file: str, per_class: int, workers: int) -> None:
         click.echo(_fit(line))
 
 
-@cli.command()
+@cli.command(short_help="Send the build to a Ray cluster as a job.")
 @spec_argument
 @click.option("--address", required=True, help="The cluster's job server, such as http://HOST:8265.")
 @click.option(
@@ -199,7 +199,7 @@ def _standing(out: str) -> Any:
     return standing
 
 
-@cli.command()
+@cli.command(short_help="Check every byte of a set.")
 @out_argument
 @click.option("--quick", is_flag=True, help="Sizes, names and counts only; read no shard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -218,7 +218,7 @@ def verify(out: str, quick: bool, as_json: bool) -> None:
         sys.exit(EXIT_FAULT)
 
 
-@cli.command()
+@cli.command(short_help="How far a set has come.")
 @out_argument
 def status(out: str) -> None:
     """Print how far a set has come, class by class. Status 3 while something is missing."""
@@ -231,7 +231,7 @@ def status(out: str) -> None:
         sys.exit(EXIT_INCOMPLETE)
 
 
-@cli.command()
+@cli.command(short_help="Remove what no commit names.")
 @out_argument
 @click.option("--lineage", help="The build's lineage folder: makes sure that no build is at work.")
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
@@ -248,7 +248,7 @@ def gc(out: str, lineage: str | None, dry_run: bool) -> None:
         click.echo(line)
 
 
-@cli.command()
+@cli.command(short_help="A contact sheet of a set.")
 @out_argument
 @click.option("-o", "--output", "target", help="PNG file to write (default: OUT's name with -preview.png, here).")
 @click.option("--columns", type=click.IntRange(1, 64), default=8, show_default=True, help="Tiles of each class.")
@@ -277,7 +277,7 @@ def preview(out: str, target: str | None, columns: int, tile_px: int) -> None:
     click.echo(f"{path}: {sheet.width} x {sheet.height} px")
 
 
-@cli.command()
+@cli.command(short_help="The JSON Schema of a spec.")
 def schema() -> None:
     """Print the JSON Schema of a spec, for editors that complete and check YAML."""
     from synthfactory.spec.jsonschema import json_schema
@@ -285,7 +285,7 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
-@cli.group()
+@cli.group(short_help="Make invented tissue: shards, tiles, banks.")
 def phantom() -> None:
     """Make invented H&E-like tissue: training shards, folders of tiles, banks."""
 

@@ -306,7 +306,9 @@ def _run_units(
         progress.close()
         raise
     progress.begin()
-    progress.say(f"{tiles_to_draw} tiles in {len(waiting)} shards to draw: {pool.describe()}")
+    progress.say(
+        f"{tiles_to_draw:,} tiles in {len(waiting):,} shard{'s' * (len(waiting) > 1)} to draw: {pool.describe()}"
+    )
     queue, busy, in_a_row = list(reversed(waiting)), 0, 0
     try:
         while queue or busy:
@@ -360,7 +362,9 @@ def _strike(
 
 def summary(result: BuildResult, where: str) -> list[str]:
     """What a build says at its end."""
-    lines = [f"{result.tiles:,} of {result.asked:,} tiles in {result.shards:,} shards in {where}"]
+    lines = [
+        f"{result.tiles:,} of {result.asked:,} tiles in {result.shards:,} shard{'s' * (result.shards > 1)} in {where}"
+    ]
     if result.drawn:
         rate = result.drawn / max(result.wall_seconds, 1e-9)
         dropped = sum(result.rejects.values())

@@ -87,7 +87,7 @@ def test_growing_keeps_every_earlier_object(spec_file: MakeSpec, out: Path, tmp_
     before = contents(out)
     ended = run("build", spec_file(classes={"alpha": 20, "beta": 21}), "--local")
     assert ended.code == 0
-    assert "8 tiles in 1 shards to draw" in ended.err
+    assert "8 tiles in 1 shard to draw" in ended.err
     after = contents(out)
     kept = {path for path in before if path.startswith(("shards/", "commits/", "rounds/"))}
     assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
