@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from synthfactory.spec.names import class_name_problem
 from synthfactory.spec.sampler import FrozenModel, Sampler
-from synthfactory.spec.schema import Screen
+from synthfactory.spec.sections import Screen
 
 
 def _printable(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synthfactory.spec.schema import Screen
+from synthfactory.spec.sections import Screen
 
 TISSUE_DENSITY = 0.06  # glass and lumina lie below, pale stroma above
 _DENSITY_OF = -np.log10((np.arange(256, dtype=np.float64) + 1) / 256)  # of each pixel value

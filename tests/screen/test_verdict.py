@@ -9,7 +9,7 @@ import pytest
 
 from synthfactory.screen import screen_tiles, sharpness, tissue_fraction
 from synthfactory.screen.verdict import TISSUE_DENSITY, cosine
-from synthfactory.spec.schema import Screen
+from synthfactory.spec.sections import Screen
 
 SIDE = 32
 

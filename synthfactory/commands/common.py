@@ -1,0 +1,75 @@
+"""What the commands share: messages that fit the terminal, a spec made ready, a set that stands."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from synthfactory.spec.errors import InputError
+
+if TYPE_CHECKING:
+    from synthfactory.run.prepare import Prepared
+
+EXIT_FAULT, EXIT_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+spec_argument = click.argument("spec_file", metavar="SPEC.yaml")
+out_argument = click.argument("out", metavar="OUT")
+
+
+def fit(text: str, width: int = 80) -> str:
+    """The text with every line wrapped between words; paths and other long words stay whole."""
+    wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(piece for line in text.split("\n") for piece in wrap.wrap(line) or [""])
+
+
+def say(text: str) -> None:
+    """To stderr: whole lines for log files, wrapped ones for a terminal."""
+    click.echo(fit(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text, err=True)
+
+
+def open_spec(spec_file: str) -> Prepared:
+    """The spec with its model and source, checked."""
+    from synthfactory.run.prepare import prepare
+    from synthfactory.spec.load import load_spec
+
+    return prepare(load_spec(spec_file))
+
+
+def warn(prepared: Prepared) -> None:
+    """Prints what is allowed, but should be known."""
+    for text in prepared.bank.warnings if prepared.bank else ():
+        say(f"warning: {text}")
+
+
+def with_bank(prepared: Prepared) -> Prepared:
+    """With a bank: a folder of tiles is embedded now, with the model's encoder, as far as the cache does not hold it."""
+    if prepared.bank is not None:
+        return prepared
+    from synthfactory.model.weights import load_encoder
+    from synthfactory.run.driver import scratch_cache
+    from synthfactory.run.progress import Progress
+
+    assert prepared.tiles is not None
+    encoder = load_encoder(prepared.folder)
+    say(f"embedding {len(prepared.tiles.files):,} tiles with {prepared.facts.encoder['id']}")
+    progress = Progress(len(prepared.tiles.files), say=say, screened=False)
+    try:
+        return prepared.with_embedded(
+            encoder.embed, scratch_cache(prepared.spec.lineage), lambda count: progress.tick(count, 0)
+        )
+    finally:
+        progress.close()
+
+
+def open_set(out: str) -> Any:
+    """A set as it stands; InputError where there is none."""
+    from synthfactory.run.prepare import read_standing
+
+    standing = read_standing(out)
+    if standing.lock is None:
+        raise InputError(f"{out}: holds no set (no spec.lock.yaml); name the output.path of a build")
+    return standing

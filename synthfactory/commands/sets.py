@@ -1,0 +1,90 @@
+"""verify, status, gc, preview: what stands in an OUT."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from synthfactory.commands.common import EXIT_FAULT, EXIT_INCOMPLETE, open_set, out_argument, say
+from synthfactory.spec.errors import InputError
+
+
+@click.command(short_help="Check every byte of a set.")
+@out_argument
+@click.option("--quick", is_flag=True, help="Sizes, names and counts only; read no shard.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def verify(out: str, quick: bool, as_json: bool) -> None:
+    """Check checksums, counts, schema, keys, images and that nothing lies there unreferenced. Status 1 where a fault is found."""
+    from synthfactory.run.driver import check_output
+    from synthfactory.shards.verify import render
+
+    report = check_output(open_set(out), quick=quick)
+    if as_json:
+        faults = [vars(finding) for finding in report.findings]
+        click.echo(json.dumps({"tiles": report.tiles, "shards": report.shards, "findings": faults}, indent=1))
+    else:
+        click.echo(render(report))
+    if report.findings:
+        sys.exit(EXIT_FAULT)
+
+
+@click.command(short_help="How far a set has come.")
+@out_argument
+def status(out: str) -> None:
+    """Print how far a set has come, class by class. Status 3 while something is missing."""
+    from synthfactory.report.status import render_status
+
+    standing = open_set(out)
+    text, complete = render_status(standing.lock, standing.rounds, standing.commits)
+    click.echo(f"{out}: {text}")
+    if not complete:
+        sys.exit(EXIT_INCOMPLETE)
+
+
+@click.command(short_help="Remove what no commit names.")
+@out_argument
+@click.option("--lineage", help="The build's lineage folder: makes sure that no build is at work.")
+@click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
+def gc(out: str, lineage: str | None, dry_run: bool) -> None:
+    """Remove what no commit names: objects of builds that lost a race, temporary files, unfinished uploads."""
+    from synthfactory.shards.gc import gc as clean
+    from synthfactory.shards.lease import Lease
+    from synthfactory.shards.store import open_store
+
+    standing = open_set(out)
+    lease = Lease(open_store(lineage)) if lineage else None
+    lines = clean(standing.store, lease=lease, dry_run=dry_run)
+    for line in lines or ["nothing to remove"]:
+        click.echo(line)
+
+
+@click.command(short_help="A contact sheet of a set.")
+@out_argument
+@click.option("-o", "--output", "target", help="PNG file to write (default: OUT's name with -preview.png, here).")
+@click.option("--columns", type=click.IntRange(1, 64), default=8, show_default=True, help="Tiles of each class.")
+@click.option(
+    "--tile-px", type=click.IntRange(32, 512), default=112, show_default=True, help="Width of a tile on the sheet."
+)
+def preview(out: str, target: str | None, columns: int, tile_px: int) -> None:
+    """Write a contact sheet of the set: classes as rows, the first tiles of each."""
+    from synthfactory.report.contact import contact_sheet
+    from synthfactory.report.status import first_tiles
+    from synthfactory.shards.tarfmt import DamagedShardError
+
+    standing = open_set(out)
+    names = [str(entry["name"]) for entry in standing.lock["classes"]]
+    try:
+        tiles_of = first_tiles(standing.store, names, columns)
+    except DamagedShardError as error:
+        say(f"Error: {error}; `synthfactory verify {out}` names every fault, and the next build mends them")
+        sys.exit(EXIT_FAULT)
+    sheet = contact_sheet(tiles_of, columns=columns, tile_px=tile_px, title=str(standing.lock["name"]))
+    path = Path(target or f"{out.rstrip('/').rpartition('/')[2].strip('.') or standing.lock['name']}-preview.png")
+    try:
+        sheet.save(path, "PNG", optimize=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file with -o") from None
+    click.echo(f"{path}: {sheet.width} x {sheet.height} px")

@@ -1,0 +1,153 @@
+"""The sections of a spec: source of conditions, screens, output, budget, execution. Checks that span sections are in schema.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from synthfactory.spec.places import place_problem
+from synthfactory.spec.sampler import FrozenModel, UnitFloat
+from synthfactory.spec.source import Problems
+
+
+class Embeddings(FrozenModel):
+    """Where the conditioning embeddings come from: a parquet bank, or a folder of real tiles to embed (one of the two)."""
+
+    bank: str | None = Field(
+        default=None, description="Parquet bank of embeddings (path or URL).", examples=["specs/phantom-bank.parquet"]
+    )
+    tiles: str | None = Field(
+        default=None, description="Folder with one sub-folder of tiles per class.", examples=["./tiles"]
+    )
+    label_level: Literal["slide", "region", "tile"] | None = Field(
+        default=None,
+        description="With tiles: what the class of a folder was given to (a slide, a region or each tile).",
+        examples=["tile"],
+    )
+    metadata: str | None = Field(
+        default=None,
+        description="With tiles: CSV with patient and slide of each tile; without it patients are unknown.",
+        examples=["tiles.csv"],
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Embeddings:
+        if (self.bank is None) == (self.tiles is None):
+            raise ValueError("needs exactly one of bank (a parquet file) and tiles (a folder of class folders)")
+        found = []
+        if self.bank is not None:
+            for key in ("label_level", "metadata"):
+                if getattr(self, key) is not None:
+                    found.append((key, "goes with tiles only; a bank carries this itself, so leave the key out"))
+        elif self.label_level is None:
+            found.append(("label_level", "is missing; say what the labels were given to: slide, region or tile"))
+        for key in ("bank", "tiles", "metadata"):
+            place = getattr(self, key)
+            problem = None if place is None else place_problem(place)
+            if problem:
+                found.append((key, problem))
+        if found:
+            raise Problems(found)
+        return self
+
+
+class TissueScreen(FrozenModel):
+    """Drops tiles with too little tissue."""
+
+    min_fraction: UnitFloat = Field(
+        0.1, description="Least share of tissue pixels, 0 to 1. Default 0.1.", examples=[0.1]
+    )
+
+
+class BlurScreen(FrozenModel):
+    """Drops blurred tiles."""
+
+    min_sharpness: float = Field(
+        default=0.005,
+        ge=0.0,
+        description="Least sharpness, 0 and up: mean |Laplacian| of optical density. Default 0.005.",
+        examples=[0.005],
+    )
+
+
+class AgreementScreen(FrozenModel):
+    """Drops tiles whose embedding is too far from its condition, or so near that the tile may be a copy."""
+
+    min: float = Field(
+        0.3, ge=-1.0, le=1.0, description="Least cosine similarity to the condition. Default 0.3.", examples=[0.3]
+    )
+    max: float = Field(
+        0.999, ge=-1.0, le=1.0, description="Greatest cosine similarity. Default 0.999.", examples=[0.999]
+    )
+
+    @model_validator(mode="after")
+    def _interval(self) -> AgreementScreen:
+        if self.min >= self.max:
+            raise Problems([("min", f"{self.min:g} is not below max = {self.max:g}; min < max is needed")])
+        return self
+
+
+class Screen(FrozenModel):
+    """Which tiles are kept; a screen that is left out or null is off. Dropped tiles are drawn again."""
+
+    tissue: TissueScreen | None = Field(
+        default=None, description="Tissue screen; null = off (default).", examples=[{"min_fraction": 0.1}]
+    )
+    blur: BlurScreen | None = Field(
+        default=None, description="Blur screen; null = off (default).", examples=[{"min_sharpness": 0.005}]
+    )
+    agreement: AgreementScreen | None = Field(
+        default=None,
+        description="Screen of agreement with the condition; null = off (default).",
+        examples=[{"min": 0.4}],
+    )
+
+
+class Output(FrozenModel):
+    """Where the tile set goes (may be published) and in which form."""
+
+    path: str = Field(description="Folder or fsspec URL of the tile set.", examples=["out/demo"])
+    shard_size: int = Field(
+        1000, ge=1, le=100_000, description="Tiles per shard, a target. Default 1000.", examples=[1000]
+    )
+    format: Literal["png", "webp", "jpeg"] = Field(
+        default="png",
+        description="png or webp (both lossless); jpeg is lossy and warned about. Default png.",
+        examples=["png"],
+    )
+
+
+class Budget(FrozenModel):
+    """What the build may spend; a plan that cannot fit is refused before anything is drawn."""
+
+    max_attempts: int = Field(
+        4, ge=1, le=100, description="Draws per tile before it counts as a shortfall. Default 4.", examples=[4]
+    )
+    network_calls: int | None = Field(
+        default=None, ge=1, description="Most calls of the network; null = no limit.", examples=[1_000_000]
+    )
+    device_hours: float | None = Field(
+        default=None, gt=0.0, description="Most hours of one device; null = no limit.", examples=[8.0]
+    )
+
+
+class Execution(FrozenModel):
+    """How the machine computes; fixed by the first build into an output, since it decides the last bits of pixels."""
+
+    batch_size: int | None = Field(
+        default=None, ge=1, le=4096, description="Tiles per batch; null = chosen at the first build.", examples=[16]
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Number format of the network. Default float32.", examples=["float32"]
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads per worker; null = chosen at the first build.",
+        examples=[2],
+    )
+    strict: bool = Field(
+        False, description="true = refuse to mix kinds of hardware or software. Default false.", examples=[True]
+    )
