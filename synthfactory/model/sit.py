@@ -82,7 +82,7 @@ class ConditionEmbedder(nn.Module):
         self.proj = nn.Linear(config.condition_width, config.width)
         self.null = nn.Parameter(torch.zeros(config.width), requires_grad=config.null_form == "learned")
 
-    def forward(self, condition_BE: Tensor, is_null_B: Tensor | None) -> Tensor:
+    def forward(self, condition_BE: Tensor, is_null_B: Tensor | None = None) -> Tensor:
         embedded = self.proj((condition_BE - self.mean) / self.std)
         if is_null_B is None:
             return embedded  # type: ignore[no-any-return]
@@ -231,14 +231,17 @@ class SiT(nn.Module):
 
         is_null (B,) bool marks rows that get the null condition. Raises RuntimeError on shapes that do not fit.
         """
+        return self.at(x_BCHW, self.t_embedder(t_B) + self.y_embedder(condition_BE, is_null_B), project)
+
+    def at(self, x_BCHW: Tensor, c_BD: Tensor, project: bool = False) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, from the sum c of embedded time and condition: samplers embed each of the two once."""
         x = self.x_embedder(x_BCHW) + self.pos_embed
-        c = self.t_embedder(t_B) + self.y_embedder(condition_BE, is_null_B)
         projection = None
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, c)
+            x = block(x, c_BD)
             if project and number == self.config.projection_depth:
                 projection = self.projectors[0](x)
-        return self._unpatchify(self.final_layer(x, c)), projection
+        return self._unpatchify(self.final_layer(x, c_BD)), projection
 
     def _unpatchify(self, x_BNP: Tensor) -> Tensor:
         p, g, channels = self.config.patch_size, self.grid, self.config.latent_channels

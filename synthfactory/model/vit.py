@@ -162,13 +162,20 @@ class ViT(nn.Module):
     @torch.no_grad()
     def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """uint8 (N, H, W, 3) -> class tokens, float32 (N, D). Raises ValueError on another shape or dtype."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}")
+        device = self.pos_embed.device
         found = [
-            self.class_token(self(images_to_tensor(images[start : start + batch_size]).to(self.pos_embed.device)))
+            self.embed_tiles(
+                torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            ).cpu()
             for start in range(0, len(images), batch_size)
         ]
-        if not found:
-            return np.zeros((0, self.config.width), np.float32)
-        return torch.cat(found).float().cpu().numpy()
+        return torch.cat(found).numpy() if found else np.zeros((0, self.config.width), np.float32)
+
+    def embed_tiles(self, tiles_BHW3: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) on the encoder's device -> class tokens there, float32 (B, D)."""
+        return self.class_token(self(tiles_BHW3.permute(0, 3, 1, 2).float() / 255.0)).float()
 
 
 def parameter_count(module: nn.Module) -> int:

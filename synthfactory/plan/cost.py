@@ -15,10 +15,10 @@ LAST_SDE_TIME = 0.04
 
 def evaluation_times(sampler: Sampler) -> np.ndarray:
     """Times t at which the network is evaluated for one tile (t = 1 is noise), in order."""
-    if sampler.method == "sde":
+    if sampler.solver == "euler_maruyama":
         return np.linspace(1.0, LAST_SDE_TIME, sampler.steps)
     times = np.linspace(1.0, 0.0, sampler.steps + 1)
-    if sampler.solver == "euler":
+    if sampler.solver != "heun":
         return times[:-1]
     return np.concatenate([times[:1], np.repeat(times[1:-1], 2)])  # Heun looks ahead, but not to t = 0
 

@@ -42,6 +42,7 @@ def build_lock(
             "batch_size": execution.batch_size or DEFAULT_BATCH,
             "dtype": execution.dtype,
             "threads": execution.threads or 1,
+            "compile": execution.compile,
             "strict": execution.strict,
         },
     }
@@ -96,7 +97,7 @@ def check_same_recipe(lock: Mapping[str, Any], recipe: Mapping[str, Any], where:
 
 def check_same_execution(lock: Mapping[str, Any], spec: Spec) -> None:
     """InputError where the spec asks for another batch size, number format or threads than OUT was begun with."""
-    for key in ("batch_size", "dtype", "threads"):
+    for key in ("batch_size", "dtype", "threads", "compile"):
         asked = getattr(spec.execution, key)
         if asked is not None and key in spec.execution.model_fields_set and asked != lock["execution"][key]:
             raise spec.error(

@@ -64,6 +64,7 @@ class _Execution(FrozenModel):
     batch_size: Positive
     dtype: Literal["float32", "bfloat16", "float16"]
     threads: Positive
+    compile: bool | None
     strict: bool
 
 

@@ -8,25 +8,25 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synthfactory.plan.conditions import choose
 from synthfactory.plan.cost import check_budget
 from synthfactory.plan.lock import LOCK, build_lock, check_same_execution, check_same_recipe, grown, lock_yaml
 from synthfactory.plan.plan import Plan
 from synthfactory.plan.recipe import recipe
 from synthfactory.plan.rounds import Round, num_shards
 from synthfactory.plan.seeds import Keys
-from synthfactory.plan.units import key_of, num_slots, unit_of
+from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, expected_of, label_levels, read_standing
 from synthfactory.run.progress import Progress, duration
-from synthfactory.run.task import Done, Failed, Pool, Setup, Source, Task, Tick, UnitResult
+from synthfactory.run.task import Done, Failed, Pool, Setup, Task, Tick, UnitResult
+from synthfactory.run.tasks import Tasks
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.manifest import append_round, dataset_json, put_if_changed, shards_txt
@@ -42,6 +42,7 @@ MAX_SET_ASIDE = (
     3  # units in a row, none made between: then it is not the units that fail, and no more are drawn in vain
 )
 WAIT_SEC = 2.0
+MAX_READY = 16  # units whose conditions are prepared ahead
 
 PoolMaker = Callable[[Setup, Tick], Pool]
 Say = Callable[[str], None]
@@ -241,44 +242,6 @@ def _mend(
         lineage.sweep()
 
 
-class _Tasks:
-    """Makes the task of a shard: its slots, and the bank row that conditions each."""
-
-    def __init__(self, prepared: Prepared, rounds: tuple[Round, ...], keys: Keys) -> None:
-        assert prepared.bank is not None
-        self._bank, self._spec, self._rounds, self._keys = prepared.bank, prepared.spec, rounds, keys
-        self._indices = prepared.class_indices()
-        self._rows_of = {name: prepared.bank.rows_of(name)[1] for name in prepared.spec.classes}
-
-    def check(self, waiting: list[int]) -> None:
-        """InputError where one of these shards has a class that the spec no longer names: its conditions are unknown."""
-        open_rounds = [
-            step
-            for step in self._rounds
-            if any(step.first_shard <= shard < step.first_shard + step.num_shards for shard in waiting)
-        ]
-        named = {name for step in open_rounds for name in step.ranges}
-        absent = sorted(named - self._indices.keys())
-        if absent:
-            raise self._spec.error(
-                "classes", f"{absent[0]} has tiles still to draw in {self._spec.output.path}; name it in the spec again"
-            )
-
-    def task(self, shard: int) -> Task:
-        """The unit of a shard with its conditions, float32 (n, E)."""
-        slots, bank = unit_of(self._rounds, shard).slots, self._bank
-        picked = [
-            choose(self._indices[slot.class_name], slot.index, self._keys.conditions, slot.class_name) for slot in slots
-        ]
-        rows = [int(self._rows_of[slot.class_name][row]) for slot, row in zip(slots, picked, strict=True)]
-        sources = tuple(
-            Source(row, bank.label_levels[at], bank.patient_ids[at], bank.slide_ids[at])
-            for row, at in zip(picked, rows, strict=True)
-        )
-        keys = tuple(key_of(self._spec.name, slot) for slot in slots)
-        return Task(shard, slots, keys, bank.embeddings[rows], sources)
-
-
 def _run_units(
     prepared: Prepared,
     setup: Setup,
@@ -292,7 +255,7 @@ def _run_units(
 ) -> None:
     spec = prepared.spec
     began = time.perf_counter()
-    tasks = _Tasks(prepared, rounds, keys)
+    tasks = Tasks(prepared, rounds, keys)
     tasks.check(waiting)
     result.seconds["condition"] += time.perf_counter() - began
     tiles_to_draw = sum(num_slots(rounds, shard) for shard in waiting)
@@ -309,39 +272,53 @@ def _run_units(
     progress.say(
         f"{tiles_to_draw:,} tiles in {len(waiting):,} shard{'s' * (len(waiting) > 1)} to draw: {pool.describe()}"
     )
-    queue, busy, in_a_row = list(reversed(waiting)), 0, 0
+    queue, ready, busy, in_a_row = list(reversed(waiting)), deque[Task](), 0, 0
+
+    def prepare_one() -> None:
+        began = time.perf_counter()
+        ready.append(tasks.task(queue.pop()))
+        result.seconds["condition"] += time.perf_counter() - began
+
     try:
-        while queue or busy:
-            while queue and pool.free() > 0 and not result.out_of_budget and not result.gave_up:
-                began = time.perf_counter()
-                task = tasks.task(queue.pop())
-                result.seconds["condition"] += time.perf_counter() - began
-                pool.submit(task)
+        while queue or ready or busy:
+            while (queue or ready) and pool.free() > 0 and not result.out_of_budget and not result.gave_up:
+                if not ready:
+                    prepare_one()
+                pool.submit(ready.popleft())
                 busy += 1
             if not busy:
                 break
-            for event in pool.wait(WAIT_SEC):
+            more = bool(queue) and len(ready) < min(busy, MAX_READY)
+            if more:  # the next units' conditions are there before a worker asks for them
+                prepare_one()
+            for event in pool.wait(0.0 if more else WAIT_SEC):
                 busy -= 1
                 if isinstance(event, Done):
                     in_a_row = 0
-                    _record(event.result, setup.run_id, lineage, result)
+                    _record(event.result, setup, lineage, result, progress.say)
                     spent += event.result.network_calls
-                    result.out_of_budget = limit is not None and spent >= limit and bool(queue)
+                    result.out_of_budget = limit is not None and spent >= limit and bool(queue or ready)
                 else:
                     in_a_row += _strike(event, strikes, deaths, queue, result, progress.say)
-                    result.gave_up = in_a_row >= MAX_SET_ASIDE and bool(queue)
+                    result.gave_up = in_a_row >= MAX_SET_ASIDE and bool(queue or ready)
     finally:
         progress.close()
         pool.close()
 
 
-def _record(unit: UnitResult, run_id: str, lineage: Store, result: BuildResult) -> None:
-    lineage.put(f"runs/{run_id}/unit-{unit.shard:06d}.json", json.dumps(vars(unit), sort_keys=True).encode() + b"\n")
+def _record(unit: UnitResult, setup: Setup, lineage: Store, result: BuildResult, say: Say) -> None:
+    body = json.dumps(vars(unit), sort_keys=True).encode() + b"\n"
+    lineage.put(f"runs/{setup.run_id}/unit-{unit.shard:06d}.json", body)
     result.drawn += unit.candidates
     result.network_calls += unit.network_calls
     result.rejects.update(unit.rejects)
     for stage, seconds in unit.seconds.items():
         result.seconds[stage] += seconds
+    asked = int(setup.lock["execution"]["batch_size"])
+    if unit.batch_size < asked:
+        say(
+            f"shard {unit.shard:06d}: memory was short, so it was drawn in batches of {unit.batch_size} instead of {asked}"
+        )
 
 
 def _strike(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -26,4 +27,12 @@ def fingerprint(engine: Engine, batch_size: int) -> dict[str, Any]:
         "batch_size": batch_size,
         "threads": 0 if cuda else torch.get_num_threads(),
         "attention": "sdpa",
+        "compiled": engine.compiled,
     }
+
+
+def compiles(execution: Mapping[str, Any]) -> bool:
+    """Whether workers compile the network: as the lock says; by default on CUDA only, and not where strict."""
+    if execution["compile"] is not None:
+        return bool(execution["compile"])
+    return torch.cuda.is_available() and not execution["strict"]

@@ -47,7 +47,10 @@ class Task:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of a unit. `seconds` per stage: sample, decode, screen, encode, commit."""
+    """What became of a unit. `seconds` per stage: sample, decode, screen, encode, commit (encode runs beside the others).
+
+    `batch_size` is smaller than the lock's where memory was short.
+    """
 
     shard: int
     outcome: str
@@ -55,6 +58,7 @@ class UnitResult:
     shortfall: int
     candidates: int
     network_calls: int
+    batch_size: int
     rejects: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -5,7 +5,6 @@ Optical density of a pixel: od = -log10((v + 1) / 256), mean over channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,12 +63,12 @@ def screen_tiles(
     images: np.ndarray,
     conditions: np.ndarray,
     screen: Screen,
-    embed: Callable[[np.ndarray], np.ndarray] | None,
+    embeddings: np.ndarray | None,
 ) -> list[Verdict]:
     """A verdict per tile, uint8 (N, H, W, 3), drawn for conditions float32 (N, E).
 
-    `embed` maps tiles to embeddings; needed by the agreement screen only. Limits are inclusive. A score that is not finite drops the
-    tile, for a reason of its own.
+    `embeddings`, float32 (N, E), are the encoder's of the tiles; needed by the agreement screen only.
+    Limits are inclusive. A score that is not finite drops the tile, for a reason of its own.
     """
     scores: dict[str, np.ndarray] = {}
     limits: list[tuple[str, str, float, float]] = []  # score, reason stem, least, most
@@ -82,9 +81,9 @@ def screen_tiles(
         scores["sharpness"] = _laplacian(density)
         limits.append(("sharpness", "blurred", screen.blur.min_sharpness, np.inf))
     if screen.agreement is not None:
-        if embed is None:
-            raise ValueError("the agreement screen needs the model's encoder")
-        scores["agreement"] = cosine(embed(images), conditions)
+        if embeddings is None:
+            raise ValueError("the agreement screen needs the tiles' embeddings")
+        scores["agreement"] = cosine(embeddings, conditions)
         limits.append(("agreement", "far from its condition", screen.agreement.min, np.inf))
         limits.append(("agreement", "too near its condition", -np.inf, screen.agreement.max))
     verdicts = []

@@ -148,6 +148,11 @@ class Execution(FrozenModel):
         description="CPU threads per worker; null = chosen at the first build.",
         examples=[2],
     )
+    compile: bool | None = Field(
+        default=None,
+        description="torch.compile for the network; null = on CUDA (with CUDA graphs) unless strict, not on CPUs.",
+        examples=[True],
+    )
     strict: bool = Field(
         False, description="true = refuse to mix kinds of hardware or software. Default false.", examples=[True]
     )

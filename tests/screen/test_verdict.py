@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -40,14 +38,6 @@ def unit(*angles_deg: float) -> np.ndarray:
     return (np.stack([np.cos(radians), np.sin(radians)], axis=1) * np.arange(1, len(angles_deg) + 1)[:, None]).astype(
         np.float32
     )
-
-
-def returning(vectors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    def embed(images: np.ndarray) -> np.ndarray:
-        assert len(images) == len(vectors)
-        return vectors
-
-    return embed
 
 
 def conditions(count: int) -> np.ndarray:
@@ -125,7 +115,7 @@ def test_each_screen_gives_its_own_reason() -> None:
 def test_agreement_is_bounded_below_and_above() -> None:
     angles = (0.0, 10.0, 45.0, 89.0, 180.0)
     verdicts = screen_tiles(
-        batch(*[noisy()] * 5), conditions(5), screens(agreement={"min": 0.5, "max": 0.999}), returning(unit(*angles))
+        batch(*[noisy()] * 5), conditions(5), screens(agreement={"min": 0.5, "max": 0.999}), unit(*angles)
     )
     near, far = ("too near its condition",), ("far from its condition",)
     assert [verdict.reasons for verdict in verdicts] == [near, (), (), far, far]
@@ -137,7 +127,7 @@ def test_limits_are_inclusive() -> None:
     images, half = batch(noisy()), flat(255)
     half[: SIDE // 2] = 100
     for limits in ({"min": 1.0 - 1e-12, "max": 1.0}, {"min": -1.0, "max": 1.0}):
-        assert screen_tiles(images, conditions(1), screens(agreement=limits), returning(unit(0.0)))[0].keep
+        assert screen_tiles(images, conditions(1), screens(agreement=limits), unit(0.0))[0].keep
     assert screen_tiles(batch(half), conditions(1), screens(tissue={"min_fraction": 0.5}), None)[0].keep
     assert not screen_tiles(batch(half), conditions(1), screens(tissue={"min_fraction": 0.500001}), None)[0].keep
     assert screen_tiles(batch(flat(255)), conditions(1), screens(blur={"min_sharpness": 0.0}), None)[0].keep
@@ -146,17 +136,15 @@ def test_limits_are_inclusive() -> None:
 @pytest.mark.parametrize("vector", [[np.nan, 1], [np.inf, 0], [0, 0]])
 def test_a_score_that_is_no_number_drops_the_tile_for_that_reason_alone(vector: list[float]) -> None:
     widest = screens(agreement={"min": -1.0, "max": 1.0})
-    verdicts = screen_tiles(
-        batch(noisy(), noisy()), conditions(2), widest, returning(np.array([vector, [1, 1]], np.float32))
-    )
+    verdicts = screen_tiles(batch(noisy(), noisy()), conditions(2), widest, np.array([vector, [1, 1]], np.float32))
     assert [(verdict.keep, verdict.reasons) for verdict in verdicts] == [
         (False, ("agreement is no number",)),
         (True, ()),
     ]
 
 
-def test_agreement_without_an_encoder_is_the_callers_mistake() -> None:
-    with pytest.raises(ValueError, match="needs the model's encoder"):
+def test_agreement_without_embeddings_is_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="needs the tiles' embeddings"):
         screen_tiles(batch(noisy()), conditions(1), screens(agreement={}), None)
 
 
@@ -168,7 +156,7 @@ def test_verdicts_are_the_same_in_any_batch() -> None:
         return np.stack([(image.reshape(-1) / 255 @ weights) for image in some]).astype(np.float32)
 
     every = screens(tissue={"min_fraction": 0.2}, blur={"min_sharpness": 0.02}, agreement={"min": 0.0})
-    whole = screen_tiles(images, conditions(8), every, embed)
-    apart = [screen_tiles(image[None], conditions(1), every, embed)[0] for image in images]
+    whole = screen_tiles(images, conditions(8), every, embed(images))
+    apart = [screen_tiles(image[None], conditions(1), every, embed(image[None]))[0] for image in images]
     assert whole == apart
     assert len({verdict.keep for verdict in whole}) == 2

@@ -1,0 +1,167 @@
+"""Draws a unit: waves of batches until every slot has a tile that passes the screens, or its attempts are spent.
+
+Batches are a function of (unit, attempt): the slots still open, in slot order, grouped by sampler, cut at the batch size. While the
+device draws a batch, the one before it is screened and encoded in threads; what is kept is decided, and written, in slot order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from synthfactory.plan.seeds import Keys, noise_key
+from synthfactory.run.task import Task, Tick
+from synthfactory.sample.engine import Drawn, Engine
+from synthfactory.screen import Verdict, screen_tiles
+from synthfactory.shards.record import LineageRow
+from synthfactory.shards.tarfmt import encode_image
+from synthfactory.spec.sampler import Sampler
+from synthfactory.spec.schema import Spec
+
+ENCODERS = 2  # threads: a GPU outruns one PNG encoder
+AHEAD = 2  # batches on their way: one on the device, one being encoded
+
+
+@dataclass
+class Unit:
+    """What a unit has come to so far. Encoded tiles lie in a spool file, so that memory does not grow with the shard size."""
+
+    task: Task
+    spool: Path
+    attempts: dict[int, int] = field(default_factory=dict)  # position of a filled slot -> attempt kept
+    places: dict[int, tuple[int, int]] = field(default_factory=dict)  # position -> (offset, length) in the spool
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    rows: list[LineageRow] = field(default_factory=list)
+    rejects: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    attempt: int
+    positions: list[int]
+    keys: list[tuple[int, int]]
+    conditions: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A batch that was looked at: per tile its verdict, its size, and its bytes where it is kept."""
+
+    batch: _Batch
+    tiles: list[tuple[Verdict, tuple[int, int], bytes | None]]
+    screen_seconds: float
+    encode_seconds: float
+
+
+class Drawing:
+    """Engine, screens and format of a build; `unit` works through one task."""
+
+    def __init__(self, engine: Engine, spec: Spec, keys: Keys) -> None:
+        self._engine, self._spec, self._keys = engine, spec, keys
+        self._embeds = spec.screen.agreement is not None
+
+    def unit(self, task: Task, scratch: Path, batch_size: int, tick: Tick) -> Unit:
+        """Draws, screens and encodes the unit's tiles into a spool file in `scratch`."""
+        unit = Unit(task, scratch / "spool")
+        spent = self._engine.spent.seconds
+        before = dict(spent)
+        with open(unit.spool, "wb") as spool, ThreadPoolExecutor(ENCODERS) as threads:
+            waiting = list(range(len(task.slots)))
+            for attempt in range(self._spec.budget.max_attempts):
+                self._wave(unit, spool, threads, waiting, attempt, batch_size, tick)
+                waiting = [position for position in waiting if position not in unit.attempts]
+                if not waiting:
+                    break
+        for stage, seconds in spent.items():
+            unit.seconds[stage] += seconds - before[stage]
+        return unit
+
+    def _wave(
+        self,
+        unit: Unit,
+        spool: BinaryIO,
+        threads: ThreadPoolExecutor,
+        waiting: list[int],
+        attempt: int,
+        batch_size: int,
+        tick: Tick,
+    ) -> None:
+        under_way: deque[Future[_Finished]] = deque()
+        for sampler, batch in self._batches(unit.task, waiting, attempt, batch_size):
+            drawn = self._engine.begin(batch.conditions, batch.keys, sampler, embed=self._embeds)
+            under_way.append(threads.submit(self._finished, batch, drawn))
+            while len(under_way) >= AHEAD:
+                self._keep(unit, spool, under_way.popleft().result(), tick)
+        while under_way:
+            self._keep(unit, spool, under_way.popleft().result(), tick)
+
+    def _batches(
+        self, task: Task, waiting: list[int], attempt: int, batch_size: int
+    ) -> Iterator[tuple[Sampler, _Batch]]:
+        groups: dict[str, tuple[Sampler, list[int]]] = {}
+        for position in waiting:
+            sampler = self._spec.sampler_for(task.slots[position].class_name)
+            groups.setdefault(sampler.model_dump_json(), (sampler, []))[1].append(position)
+        for sampler, members in groups.values():
+            for start in range(0, len(members), batch_size):
+                positions = members[start : start + batch_size]
+                slots = [task.slots[position] for position in positions]
+                keys = [noise_key(self._keys, slot.class_name, slot.index, attempt) for slot in slots]
+                yield sampler, _Batch(attempt, positions, keys, np.ascontiguousarray(task.conditions[positions]))
+
+    def _finished(self, batch: _Batch, drawn: Drawn) -> _Finished:
+        images, embeddings = drawn.wait()
+        began = time.perf_counter()
+        verdicts = screen_tiles(images, batch.conditions, self._spec.screen, embeddings)
+        screened = time.perf_counter()
+        tiles = [
+            (
+                verdict,
+                (image.shape[1], image.shape[0]),
+                encode_image(image, self._spec.output.format) if verdict.keep else None,
+            )
+            for image, verdict in zip(images, verdicts, strict=True)
+        ]
+        return _Finished(batch, tiles, screened - began, time.perf_counter() - screened)
+
+    def _keep(self, unit: Unit, spool: BinaryIO, finished: _Finished, tick: Tick) -> None:
+        batch = finished.batch
+        kept = 0
+        for position, key, (verdict, size, encoded) in zip(batch.positions, batch.keys, finished.tiles, strict=True):
+            unit.rows.append(_row(unit.task, position, batch.attempt, key, verdict))
+            if encoded is None:
+                unit.rejects.update(verdict.reasons)
+                continue
+            unit.attempts[position] = batch.attempt
+            unit.places[position] = (spool.tell(), len(encoded))
+            unit.sizes[position] = size
+            spool.write(encoded)
+            kept += 1
+        unit.seconds["screen"] += finished.screen_seconds
+        unit.seconds["encode"] += finished.encode_seconds
+        tick(len(batch.positions), len(batch.positions) - kept)
+
+
+def _row(task: Task, position: int, attempt: int, key: tuple[int, int], verdict: Verdict) -> LineageRow:
+    slot, source = task.slots[position], task.sources[position]
+    return LineageRow(
+        key=task.keys[position],
+        class_name=slot.class_name,
+        index=slot.index,
+        attempt=attempt,
+        accepted=verdict.keep,
+        reasons=verdict.reasons,
+        scores=verdict.scores,
+        bank_row=source.bank_row,
+        patient_id=source.patient_id,
+        slide_id=source.slide_id,
+        noise_key=f"{key[0]:016x}{key[1]:016x}",
+    )

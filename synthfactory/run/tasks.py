@@ -1,0 +1,48 @@
+"""From a shard's number to its task: the slots, and the bank row that conditions each."""
+
+from __future__ import annotations
+
+from synthfactory.plan.conditions import choose
+from synthfactory.plan.rounds import Round
+from synthfactory.plan.seeds import Keys
+from synthfactory.plan.units import key_of, unit_of
+from synthfactory.run.prepare import Prepared
+from synthfactory.run.task import Source, Task
+
+
+class Tasks:
+    """Makes the task of a shard: its slots, and the bank row that conditions each."""
+
+    def __init__(self, prepared: Prepared, rounds: tuple[Round, ...], keys: Keys) -> None:
+        assert prepared.bank is not None
+        self._bank, self._spec, self._rounds, self._keys = prepared.bank, prepared.spec, rounds, keys
+        self._indices = prepared.class_indices()
+        self._rows_of = {name: prepared.bank.rows_of(name)[1] for name in prepared.spec.classes}
+
+    def check(self, waiting: list[int]) -> None:
+        """InputError where one of these shards has a class that the spec no longer names: its conditions are unknown."""
+        open_rounds = [
+            step
+            for step in self._rounds
+            if any(step.first_shard <= shard < step.first_shard + step.num_shards for shard in waiting)
+        ]
+        named = {name for step in open_rounds for name in step.ranges}
+        absent = sorted(named - self._indices.keys())
+        if absent:
+            raise self._spec.error(
+                "classes", f"{absent[0]} has tiles still to draw in {self._spec.output.path}; name it in the spec again"
+            )
+
+    def task(self, shard: int) -> Task:
+        """The unit of a shard with its conditions, float32 (n, E)."""
+        slots, bank = unit_of(self._rounds, shard).slots, self._bank
+        picked = [
+            choose(self._indices[slot.class_name], slot.index, self._keys.conditions, slot.class_name) for slot in slots
+        ]
+        rows = [int(self._rows_of[slot.class_name][row]) for slot, row in zip(slots, picked, strict=True)]
+        sources = tuple(
+            Source(row, bank.label_levels[at], bank.patient_ids[at], bank.slide_ids[at])
+            for row, at in zip(picked, rows, strict=True)
+        )
+        keys = tuple(key_of(self._spec.name, slot) for slot in slots)
+        return Task(shard, slots, keys, bank.embeddings[rows], sources)
