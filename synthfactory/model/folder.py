@@ -2,6 +2,7 @@
 
 FOLDER/config.json {format, id, revision, tile_size_px, resolution_mpp, sit, vae, encoder, files: {name: sha256}, licence, training}
 FOLDER/{sit,vae,encoder}.safetensors, FOLDER/README.md (the card), FOLDER/figures.json (what was measured: no part of the identity)
+`encoder` may be {id} alone, without a file: the embeddings' maker is named then, and not part of the folder.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import hashlib
 import json
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from synthfactory.model.files import sha256_of
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder, is_url
@@ -66,10 +69,20 @@ class ModelFolder:
         return dict(self.config["licence"])
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether the encoder is part of the folder; else only its name is known."""
+        return "encoder.safetensors" in self.config["files"]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The networks that the folder holds."""
+        return PARTS if self.has_encoder else PARTS[:2]
+
+    @property
     def encoder(self) -> dict[str, str]:
-        """Who made the embeddings that fit: id, sha256 of the weights, token."""
-        entry = self.config["encoder"]
-        return {"id": str(entry["id"]), "sha256": str(self.config["files"]["encoder.safetensors"]), "token": "class"}
+        """Who made the embeddings that fit: id, sha256 of the weights ('' where only the name is known), token."""
+        sha256 = self.config["files"].get("encoder.safetensors", "")
+        return {"id": str(self.config["encoder"]["id"]), "sha256": str(sha256), "token": "class"}
 
     @property
     def seconds_per_call(self) -> float | None:
@@ -78,26 +91,20 @@ class ModelFolder:
         seconds = timing.get("seconds_per_call") if isinstance(timing, dict) else None
         return float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None
 
-    def check_files(self) -> None:
-        """Compares every weight file with its sha256 in config.json (fetching what a URL's cache lacks); InputError where one differs."""
-        for name, wanted in self.config["files"].items():
-            path = self.path / name
+    def check_files(self, names: Iterable[str] | None = None) -> None:
+        """Compares weight files (default: all) with their sha256 in config.json, fetching what a URL's cache lacks; InputError where
+        one differs.
+        """
+        for name in self.config["files"] if names is None else names:
+            path, wanted = self.path / name, self.config["files"][name]
             if self.url and not path.is_file():
                 _fetch(f"{self.url}/{name}", path, wanted)
             if not path.is_file():
                 raise InputError(f"model: {path}: is missing; export the model again")
-            if _sha256_of(path) != wanted:
+            if sha256_of(path) != wanted:
                 raise InputError(
                     f"model: {path}: differs from the sha256 in config.json; the file is damaged or swapped"
                 )
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        for block in iter(lambda: handle.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fetch(url: str, path: Path, wanted: str) -> None:
@@ -106,7 +113,7 @@ def _fetch(url: str, path: Path, wanted: str) -> None:
     try:
         with open_source(url) as source, open(temporary, "xb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-        if _sha256_of(temporary) != wanted:
+        if sha256_of(temporary) != wanted:
             raise InputError(f"model: {url}: differs from the sha256 in config.json; the file is damaged or swapped")
         temporary.replace(path)
     except FileNotFoundError:
@@ -167,8 +174,10 @@ def _config_problem(config: Any) -> str | None:
         if not isinstance(config.get(key), kind):
             return f"'{key}' is missing or no {kind.__name__}"
     expected = {f"{part}.safetensors" for part in PARTS}
-    if set(config["files"]) != expected:
-        return f"'files' must name exactly {', '.join(sorted(expected))}"
+    if set(config["files"]) not in (expected, expected - {"encoder.safetensors"}):
+        return f"'files' must name exactly {', '.join(sorted(expected))} (the encoder may be absent)"
+    if not all(isinstance(digest, str) for digest in config["files"].values()):
+        return "'files' must give each file's sha256"
     if not isinstance(config["sit"].get("condition_width"), int) or "id" not in config["encoder"]:
         return "'sit.condition_width' or 'encoder.id' is missing"
     return None

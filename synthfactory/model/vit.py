@@ -8,6 +8,7 @@ Shapes: B batch, H W pixels, T = 1 + registers + patches tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -162,20 +163,34 @@ class ViT(nn.Module):
     @torch.no_grad()
     def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """uint8 (N, H, W, 3) -> class tokens, float32 (N, D). Raises ValueError on another shape or dtype."""
+        return self._embedded(images, batch_size, self.embed_tiles, (self.config.width,))
+
+    @torch.no_grad()
+    def embed_patches(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """uint8 (N, H, W, 3) -> patch tokens in row order, float32 (N, grid*grid, D). Raises as `embed`."""
+
+        def patches(tiles: Tensor) -> Tensor:
+            return self.patch_tokens(self._tokens(tiles)).float()
+
+        return self._embedded(images, batch_size, patches, (self.grid**2, self.config.width))
+
+    def _embedded(
+        self, images: np.ndarray, batch_size: int, embed: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+    ) -> np.ndarray:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}")
-        device = self.pos_embed.device
-        found = [
-            self.embed_tiles(
-                torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
-            ).cpu()
-            for start in range(0, len(images), batch_size)
-        ]
-        return torch.cat(found).numpy() if found else np.zeros((0, self.config.width), np.float32)
+        found = np.zeros((len(images), *shape), np.float32)
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+            found[start : start + len(batch)] = embed(batch.to(self.pos_embed.device)).cpu().numpy()
+        return found
+
+    def _tokens(self, tiles_BHW3: Tensor) -> Tensor:
+        return self(tiles_BHW3.permute(0, 3, 1, 2).float() / 255.0)  # type: ignore[no-any-return]
 
     def embed_tiles(self, tiles_BHW3: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) on the encoder's device -> class tokens there, float32 (B, D)."""
-        return self.class_token(self(tiles_BHW3.permute(0, 3, 1, 2).float() / 255.0)).float()
+        return self.class_token(self._tokens(tiles_BHW3)).float()
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -1,8 +1,10 @@
-"""Loads a model folder: config.json -> networks, safetensors -> weights, every file checked against its hash first."""
+"""Loads model folders and encoders: config.json -> networks, safetensors -> weights, every file checked against its hash first."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from synthfactory.model.encoder import EncoderFolder, encoder_of
+from synthfactory.model.files import pickle_problem, shapes_in
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import SiT, sit_from_dict
 from synthfactory.model.vae import VAE, vae_from_dict
@@ -24,12 +28,13 @@ class LoadedModel:
 
     sit: SiT
     vae: VAE
-    encoder: ViT
+    encoder: ViT | None  # None: only its name is known
     tile_size_px: int
     device: torch.device
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W, 3) -> embeddings float32 (N, E)."""
+        """uint8 (N, H, W, 3) -> embeddings float32 (N, E). Only where there is an encoder."""
+        assert self.encoder is not None
         return self.encoder.embed(images)
 
 
@@ -38,24 +43,73 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _filled(module: nn.Module, folder: ModelFolder, part: str) -> nn.Module:
-    path = folder.path / f"{part}.safetensors"
+def _filled(module: nn.Module, path: Path, what: str) -> nn.Module:
+    problem = pickle_problem(path)
+    if problem:
+        raise InputError(f"model: {path}: {problem}; safetensors are needed")
     try:
         state = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
         module.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
-            f"model: {path}: does not fit the {part} of config.json: {str(error).splitlines()[0]}"
+            f"model: {path}: does not fit the {what} of config.json: {str(error).splitlines()[0]}"
         ) from None
     return module.eval().requires_grad_(False)
 
 
-def load_encoder(folder: ModelFolder, device: torch.device | None = None) -> ViT:
-    """The encoder alone, for embedding tiles before any sampling."""
-    folder.check_files()
-    encoder = _filled(vit_from_dict(_size(folder, "encoder")), folder, "encoder")
-    assert isinstance(encoder, ViT)
-    return encoder.to(device or default_device())
+def load_encoder(encoder: EncoderFolder, device: torch.device | None = None) -> ViT:
+    """An encoder alone, float32, in eval mode: the part of a model folder, or H0-mini as published.
+
+    InputError where the weights are missing, damaged, a pickle, or of another form than H0-mini's.
+    """
+    encoder.check()
+    path = encoder.weights
+    size = encoder.size if encoder.size is not None else timm_size(shapes_in(path, "fetch it again"), encoder)
+    try:
+        found = _filled(vit_from_dict(dict(size)), path, "encoder")
+    except ValidationError as error:
+        raise InputError(f"encoder: {path}: {str(error).splitlines()[0]}") from None
+    assert isinstance(found, ViT)
+    return found.to(device or default_device())
+
+
+def timm_size(shapes: Mapping[str, tuple[int, ...]], encoder: EncoderFolder) -> dict[str, object]:
+    """The fields of our ViT for an encoder of timm's form, read off its tensors; heads are 64 wide, as in every ViT-S, B and L.
+
+    InputError where the tensors are not those of a ViT with packed SwiGLU, and positions for patches alone.
+    """
+    where = f"encoder: {encoder.weights}"
+    try:
+        width = shapes["cls_token"][-1]
+        patch = shapes["patch_embed.proj.weight"][-1]
+        positions, registers = shapes["pos_embed"][1], shapes["reg_token"][1]
+        hidden, inner = shapes["blocks.0.mlp.fc1.weight"][0], shapes["blocks.0.mlp.fc2.weight"][1]
+    except (KeyError, IndexError) as error:
+        raise InputError(f"{where}: has no tensor {error}; H0-mini's form (timm's names) is needed") from None
+    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    if hidden != 2 * inner:
+        raise InputError(
+            f"{where}: its blocks have a plain MLP ({hidden} to {inner}); H0-mini's packed SwiGLU is needed"
+        )
+    if patch < 1 or positions != (encoder.image_size_px // patch) ** 2:
+        raise InputError(
+            f"{where}: has {positions} positions; {encoder.image_size_px} px in patches of {patch} px need "
+            f"{(encoder.image_size_px // max(patch, 1)) ** 2}, without class token and registers"
+        )
+    if width != encoder.width or width % 64:
+        raise InputError(f"{where}: is {width} wide; config.json says {encoder.width}, and heads of 64 are needed")
+    return {
+        "image_size": encoder.image_size_px,
+        "patch_size": patch,
+        "width": width,
+        "depth": depth,
+        "heads": width // 64,
+        "mlp_hidden": hidden,
+        "registers": registers,
+        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
+        "mean": encoder.mean,
+        "std": encoder.std,
+    }
 
 
 def _size(folder: ModelFolder, part: str) -> dict[str, object]:
@@ -63,15 +117,16 @@ def _size(folder: ModelFolder, part: str) -> dict[str, object]:
 
 
 def load_model(folder: ModelFolder, device: torch.device | None = None) -> LoadedModel:
-    """All three networks. InputError where a file is missing, damaged or does not fit config.json."""
+    """All networks of the folder. InputError where a file is missing, damaged or does not fit config.json."""
     place = device or default_device()
+    folder.check_files()
     try:
         sit, vae = sit_from_dict(_size(folder, "sit")), vae_from_dict(_size(folder, "vae"))
-        encoder = load_encoder(folder, place)
+        encoder = load_encoder(encoder_of(folder), place) if folder.has_encoder else None
     except (ValidationError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model: {folder.path / 'config.json'}: {str(error).splitlines()[0]}") from None
-    _filled(sit, folder, "sit")
-    _filled(vae, folder, "vae")
+    _filled(sit, folder.path / "sit.safetensors", "sit")
+    _filled(vae, folder.path / "vae.safetensors", "vae")
     return LoadedModel(sit.to(place), vae.to(place), encoder, folder.tile_size_px, place)

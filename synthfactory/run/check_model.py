@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from synthfactory.model.folder import PARTS, ModelFolder
+from synthfactory.model.files import shapes_in
+from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import vae_from_dict
 from synthfactory.model.vit import vit_from_dict
@@ -26,7 +26,7 @@ def check_model(spec: Spec, folder: ModelFolder) -> None:
     """
     try:
         folder.check_files()
-        for part in PARTS:
+        for part in folder.parts:
             _check_part(folder, part)
     except InputError as error:
         raise spec.error("model", str(error).removeprefix("model: ")) from None
@@ -35,11 +35,7 @@ def check_model(spec: Spec, folder: ModelFolder) -> None:
 def _check_part(folder: ModelFolder, part: str) -> None:
     path = folder.path / f"{part}.safetensors"
     wanted = _shapes(_on_meta(folder, part))
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
-        raise InputError(f"{path}: is no safetensors file ({error}); export the model again") from None
+    found = shapes_in(path, "export the model again")
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
         what = f"has {found.get(wrong[0])}, config.json needs {wanted.get(wrong[0])}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from synthfactory.embeddings.bank import make_bank, write_bank
+from synthfactory.model.encoder import encoder_of
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_encoder
 from synthfactory.phantom import TileRef
@@ -18,7 +19,7 @@ BATCH = 32
 def write_phantom_bank(file: str, refs: Sequence[TileRef], model_name: str, say: Callable[[str], None]) -> str:
     """Writes the bank (path or fsspec URL) and returns a line that says what it holds."""
     folder = open_model(model_name)
-    encoder = load_encoder(folder)
+    encoder = load_encoder(encoder_of(folder))
     progress = Progress(len(refs), say=say, screened=False)
     vectors = []
     for start in range(0, len(refs), BATCH):

@@ -154,7 +154,12 @@ class Engine:
         self.spent.network_calls += count * calls_per_tile(sampler)
         tiles = self._decoded(self.model.sit.denormalise(latents))
         marks.set("decode")
-        return Drawn(tiles, self.model.encoder.embed_tiles(tiles) if embed else None, finite, count, marks)
+        return Drawn(tiles, self._embedded(tiles) if embed else None, finite, count, marks)
+
+    def _embedded(self, tiles: Tensor) -> Tensor:
+        if self.model.encoder is None:
+            raise ValueError("the model holds no encoder")
+        return self.model.encoder.embed_tiles(tiles)
 
     def _to_device(self, values: Tensor) -> Tensor:
         if self.device.type == "cpu":

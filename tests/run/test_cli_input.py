@@ -231,7 +231,7 @@ CASES = {
     "weights of no kind": Case(
         model_with(weights("vae", lambda file: file.write_bytes(b"PK\x03\x04 a pickle"))),
         "model",
-        "vae.safetensors: is no safetensors file",
+        "vae.safetensors: is a zip archive (a torch checkpoint, which holds a pickle); safetensors are needed",
     ),
     # folders of tiles
     "no tiles": Case(
