@@ -3,15 +3,18 @@
 As in SiT and REPA-E (arXiv 2401.08740, 2504.10483):
   ODE  dx = v dt, over linspace(1, 0, steps + 1): Euler, or Heun (its last step, to t = 0, is Euler: 2 steps - 1 evaluations).
   SDE  Euler-Maruyama over linspace(1, 0.04, steps), then one noise-free step to 0; diffusion w(t) = 2t, drift v - w s / 2.
-One evaluation a step, second order, over linspace(1, 0, steps + 1), in the data prediction D = x - t v:
-  dpmpp_2m      DPM-Solver++(2M) for the ODE (arXiv 2211.01095, algorithm 2)
-  dpmpp_2m_sde  SDE-DPM-Solver++(2M) for the reverse SDE (same paper, appendix)
+Beside these:
+  ab2              the two-step Adams-Bashforth method for the ODE: second order at one evaluation a step, over linspace(1, 0, steps + 1)
+                   (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, III.1; for diffusion: arXiv 2204.13902)
+  stochastic_heun  Heun for the SDE, whose noise does not depend on the state: weak order two (Kloeden and Platen, Numerical Solution
+                   of Stochastic Differential Equations, 15.1), over linspace(1, 0.04, steps), then the data prediction x - t v
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,10 +29,12 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 def integrate(sampler: Sampler, velocity: Velocity, start: Tensor, fresh_noise: Callable[[], Tensor]) -> Tensor:
     """The latent (B, C, H, W) that `start` (standard normal, same shape) flows to. `fresh_noise` is called by the SDE only."""
-    if sampler.solver in ("dpmpp_2m", "dpmpp_2m_sde"):
-        return _multistep(sampler, velocity, start, fresh_noise if sampler.method == "sde" else None)
-    if sampler.method == "sde":
+    if sampler.solver == "euler_maruyama":
         return _euler_maruyama(sampler.steps, velocity, start, fresh_noise)
+    if sampler.solver == "stochastic_heun":
+        return _stochastic_heun(sampler.steps, velocity, start, fresh_noise)
+    if sampler.solver == "ab2":
+        return _adams_bashforth(sampler, velocity, start)
     return _ode(sampler.steps, velocity, start, second_order=sampler.solver == "heun")
 
 
@@ -58,38 +63,26 @@ def _euler_maruyama(steps: int, velocity: Velocity, x: Tensor, fresh_noise: Call
     return x - last * _drift(velocity, x, last)
 
 
-def _multistep(sampler: Sampler, velocity: Velocity, x: Tensor, fresh_noise: Callable[[], Tensor] | None) -> Tensor:
-    """Two-step solvers in the data prediction; with `fresh_noise` the stochastic one.
+def _stochastic_heun(steps: int, velocity: Velocity, x: Tensor, fresh_noise: Callable[[], Tensor]) -> Tensor:
+    times: list[float] = np.linspace(1.0, LAST_SDE_TIME, steps).tolist()
+    for now, after in pairwise(times):
+        step = after - now
+        kick = math.sqrt(now**2 - after**2) * fresh_noise()  # variance: the integral of w = 2t over the step
+        slope = _drift(velocity, x, now)
+        ahead = _drift(velocity, x + step * slope + kick, after)
+        x = x + 0.5 * step * (slope + ahead) + kick
+    return x - times[-1] * velocity(x, times[-1])
 
-    With h the step in log-SNR, log((1 - t) / t), and g = 1 for the ODE, 2 for the SDE:
-      x' = (t'/t) e^{-(g-1)h} x + (1 - t') (1 - e^{-gh}) D + t' sqrt(1 - e^{-2h}) z (SDE only),
-    D extrapolated from this and the last prediction to the middle of the step. Near t = 1 and at t = 0, where h has no bound, and
-    where guidance begins or ends, D is this prediction alone.
-    """
-    times = np.linspace(1.0, 0.0, sampler.steps + 1)
-    last: tuple[Tensor, float, bool] | None = None  # data prediction, its step in log-SNR, whether guided
-    for now, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-        data = x - now * velocity(x, now)
-        both = is_guided(sampler.guidance, now)
-        step = _log_snr(after) - _log_snr(now)
-        middle = data
-        if last is not None and math.isfinite(step) and math.isfinite(last[1]) and last[2] == both:
-            middle = torch.lerp(last[0], data, 1.0 + 0.5 * step / last[1])
-        shrink = math.exp(-step)
-        if fresh_noise is None:
-            x = after / now * x + (1.0 - after) * (1.0 - shrink) * middle
-        else:
-            x = after / now * shrink * x + (1.0 - after) * (1.0 - shrink**2) * middle
-            if after > 0:
-                x = x + after * math.sqrt(1.0 - shrink**2) * fresh_noise()
-        last = (data, step, both)
+
+def _adams_bashforth(sampler: Sampler, velocity: Velocity, x: Tensor) -> Tensor:
+    """x' = x + (t' - t) (3 v - v_before) / 2; one Euler step where there is none before, or where guidance begins or ends."""
+    last: tuple[Tensor, bool] | None = None
+    for now, after in pairwise(np.linspace(1.0, 0.0, sampler.steps + 1).tolist()):
+        slope, both = velocity(x, now), is_guided(sampler.guidance, now)
+        jumps = last is None or last[1] != both
+        x = x + (after - now) * (slope if jumps or last is None else torch.lerp(last[0], slope, 1.5))
+        last = (slope, both)
     return x
-
-
-def _log_snr(t: float) -> float:
-    if t <= 0.0:
-        return math.inf
-    return -math.inf if t >= 1.0 else math.log((1.0 - t) / t)
 
 
 def is_guided(guidance: Guidance, t: float) -> bool:

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from synthfactory.spec.source import Problems
 
 Method = Literal["ode", "sde"]
-Solver = Literal["euler", "heun", "dpmpp_2m", "euler_maruyama", "dpmpp_2m_sde"]
+Solver = Literal["euler", "heun", "ab2", "euler_maruyama", "stochastic_heun"]
 SOLVERS: dict[str, tuple[str, ...]] = {  # first = default
-    "ode": ("heun", "euler", "dpmpp_2m"),
-    "sde": ("euler_maruyama", "dpmpp_2m_sde"),
+    "ode": ("heun", "euler", "ab2"),
+    "sde": ("euler_maruyama", "stochastic_heun"),
 }
 
 UnitFloat = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -58,7 +58,7 @@ class Sampler(FrozenModel):
     )
     solver: Solver = Field(
         default="heun",
-        description="For ode: heun (default), euler or dpmpp_2m. For sde: euler_maruyama (default) or dpmpp_2m_sde.",
+        description="For ode: heun (default), euler or ab2. For sde: euler_maruyama (default) or stochastic_heun.",
         examples=["heun"],
     )
     steps: int = Field(default=25, ge=1, le=10_000, description="Solver steps per tile. Default 25.", examples=[10])
