@@ -23,7 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from synthfactory.embeddings.bank import LEVELS, make_bank, write_bank
+from synthfactory.embeddings.bank import LEVELS
+from synthfactory.embeddings.indexing import make_bank
+from synthfactory.embeddings.parquet import write_bank
 from synthfactory.model.folder import open_model
 from synthfactory.spec.errors import InputError
 

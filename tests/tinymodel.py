@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from synthfactory.embeddings.bank import make_bank, write_bank
+from synthfactory.embeddings.indexing import make_bank
+from synthfactory.embeddings.parquet import write_bank
 from synthfactory.model.folder import FORMAT, open_model
 from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import vae_from_dict

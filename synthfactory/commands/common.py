@@ -51,7 +51,7 @@ def with_bank(prepared: Prepared) -> Prepared:
         return prepared
     from synthfactory.model.encoder import encoder_of
     from synthfactory.model.weights import load_encoder
-    from synthfactory.run.driver import scratch_cache
+    from synthfactory.run.prepare import scratch_cache
     from synthfactory.run.progress import Progress
 
     assert prepared.tiles is not None

@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank, known, make_bank, shown
+from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank
+from synthfactory.embeddings.indexing import make_bank
+from synthfactory.embeddings.rows import known, shown
 from synthfactory.shards.store import open_source, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url

@@ -11,7 +11,6 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from synthfactory.plan.cost import check_budget
@@ -34,7 +33,6 @@ from synthfactory.shards.mend import collect, discard, move_foreign
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Report, verify
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.places import cache_folder
 
 MAX_STRIKES = 3  # exceptions of a unit's own
 MAX_DEATHS = 5  # of the process that worked on it
@@ -361,10 +359,3 @@ def summary(result: BuildResult, where: str) -> list[str]:
     if result.set_aside:
         lines.append("once that is mended, the same command goes on")
     return lines
-
-
-def scratch_cache(spec_lineage: str) -> Path:
-    """Where embeddings of tile folders are cached: in LINEAGE where that is a local folder, else in the user's cache."""
-    store = open_store(spec_lineage)
-    root = getattr(store, "root", None)
-    return root / "embeddings" if isinstance(root, Path) else cache_folder() / "embeddings"

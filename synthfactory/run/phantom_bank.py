@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from synthfactory.embeddings.bank import make_bank, write_bank
+from synthfactory.embeddings.indexing import make_bank
+from synthfactory.embeddings.parquet import write_bank
 from synthfactory.model.encoder import encoder_of
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_encoder
@@ -37,4 +38,4 @@ def write_phantom_bank(file: str, refs: Sequence[TileRef], model_name: str, say:
         file,
     )
     write_bank(file, bank)
-    return f"{file}: {len(refs):,} embeddings of width {bank.embeddings.shape[1]} by {folder.encoder['id']}"
+    return f"{file}: {len(refs):,} embeddings of width {bank.width} by {folder.encoder['id']}"

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from synthfactory.embeddings.bank import Bank, load_bank
+from synthfactory.embeddings.bank import Bank
+from synthfactory.embeddings.parquet import load_bank
+from synthfactory.embeddings.places import local
 from synthfactory.embeddings.tiles import TileFolder, embed_tiles, scan_tiles
 from synthfactory.model.folder import ModelFolder, open_model
 from synthfactory.plan.conditions import ClassIndex
@@ -28,6 +30,7 @@ from synthfactory.shards.manifest import read_rounds
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Expected
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import cache_folder, is_url
 from synthfactory.spec.schema import Spec
 
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -147,8 +150,7 @@ class Prepared:
         assert self.bank is not None
         found = {}
         for name in self.spec.classes:
-            patients, rows = self.bank.rows_of(name)
-            found[name] = ClassIndex.from_rows(patients, np.arange(len(rows)))
+            found[name] = ClassIndex(*self.bank.patients_of(name))
         return found
 
 
@@ -163,10 +165,14 @@ def prepare(spec: Spec) -> Prepared:
     try:
         if source.bank is not None:
             bank = load_bank(
-                source.bank, width=facts.condition_width, encoder=facts.encoder, classes=list(spec.classes)
+                source.bank,
+                width=facts.condition_width,
+                encoder=facts.encoder,
+                classes=list(spec.classes),
+                cache=scratch_cache(spec.lineage),
+                extent=facts.tile_size_px,
             )
-            columns = (bank.labels, bank.patient_ids, bank.slide_ids, bank.label_levels)
-            return Prepared(spec, folder, facts, bank, None, _summaries(spec, *columns))
+            return Prepared(spec, folder, facts, bank, None, bank_summaries(bank, spec.classes))
         assert source.tiles is not None
         assert source.label_level is not None
         tiles = scan_tiles(source.tiles, source.metadata, source.label_level, list(spec.classes))
@@ -213,6 +219,23 @@ def _placed(spec: Spec, error: InputError) -> InputError:
     return spec.error(f"embeddings.{named}", text)
 
 
+def bank_summaries(bank: Bank, classes: Iterable[str]) -> dict[str, ClassSummary]:
+    """What stands behind each class of a bank, from its groups alone."""
+    found: dict[str, ClassSummary] = {}
+    for name in classes:
+        members, groups = bank.groups.of_label(name), bank.groups
+        low, high = bank.span(name)
+        unknown = sum(int(groups.starts[g + 1] - groups.starts[g]) for g in members if groups.patients[g] is None)
+        found[name] = ClassSummary(
+            rows=high - low,
+            patients=len(bank.patients_of(name)[0]),
+            slides=len({groups.slides[g] for g in members} - {None}),
+            unknown_rows=unknown,
+            label_levels=bank.classes[name].levels,
+        )
+    return found
+
+
 def _summaries(
     spec: Spec,
     labels: Sequence[str],
@@ -237,3 +260,8 @@ def _summaries(
 def label_levels(summaries: Mapping[str, ClassSummary]) -> list[str]:
     """All label levels that occur."""
     return sorted({level for summary in summaries.values() for level in summary.label_levels})
+
+
+def scratch_cache(lineage: str) -> Path:
+    """Where embeddings are cached and large banks indexed: in LINEAGE where that is a local folder, else in the user's cache."""
+    return (cache_folder() if is_url(lineage) else local(lineage)) / "embeddings"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from synthfactory.plan.conditions import choose
 from synthfactory.plan.rounds import Round
 from synthfactory.plan.seeds import Keys
@@ -17,7 +19,7 @@ class Tasks:
         assert prepared.bank is not None
         self._bank, self._spec, self._rounds, self._keys = prepared.bank, prepared.spec, rounds, keys
         self._indices = prepared.class_indices()
-        self._rows_of = {name: prepared.bank.rows_of(name)[1] for name in prepared.spec.classes}
+        self._first_row = {name: prepared.bank.span(name)[0] for name in prepared.spec.classes}
 
     def check(self, waiting: list[int]) -> None:
         """InputError where one of these shards has a class that the spec no longer names: its conditions are unknown."""
@@ -39,10 +41,7 @@ class Tasks:
         picked = [
             choose(self._indices[slot.class_name], slot.index, self._keys.conditions, slot.class_name) for slot in slots
         ]
-        rows = [int(self._rows_of[slot.class_name][row]) for slot, row in zip(slots, picked, strict=True)]
-        sources = tuple(
-            Source(row, bank.label_levels[at], bank.patient_ids[at], bank.slide_ids[at])
-            for row, at in zip(picked, rows, strict=True)
-        )
+        rows = np.array([self._first_row[slot.class_name] + row for slot, row in zip(slots, picked, strict=True)])
+        sources = tuple(Source(row, *facts) for row, facts in zip(picked, bank.facts(rows), strict=True))
         keys = tuple(key_of(self._spec.name, slot) for slot in slots)
-        return Task(shard, slots, keys, bank.embeddings[rows], sources)
+        return Task(shard, slots, keys, bank.take(rows), sources)

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from synthfactory.embeddings.bank import make_bank, write_bank
+from synthfactory.embeddings.indexing import make_bank
+from synthfactory.embeddings.parquet import write_bank
 from synthfactory.model.folder import open_model
 from synthfactory.spec.errors import InputError
 

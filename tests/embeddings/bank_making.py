@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synthfactory.embeddings.bank import METADATA_KEY, Bank, load_bank, make_bank
+from synthfactory.embeddings.bank import Bank
+from synthfactory.embeddings.indexing import make_bank
+from synthfactory.embeddings.parquet import METADATA_KEY, load_bank
 
 WIDTH = 6
 ENCODER = {"id": "small-encoder", "sha256": "5" * 64, "token": "class"}
@@ -50,7 +52,7 @@ def write_parquet(
     """A parquet file of these columns; `metadata` is an encoder, raw bytes, or nothing."""
     table = pa.table(dict(values))
     if metadata is not None:
-        raw = metadata if isinstance(metadata, bytes) else json.dumps({"encoder": dict(metadata)}).encode()
+        raw = metadata if isinstance(metadata, bytes) else json.dumps({"encoder": dict(metadata), "mpp": 0.5}).encode()
         table = table.replace_schema_metadata({METADATA_KEY: raw})
     pq.write_table(table, path, **how)
     return str(path)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from bank_making import CLASSES, ENCODER, WIDTH, columns, load, rows, small_bank, vectors, write_parquet
 
-from synthfactory.embeddings.bank import METADATA_KEY, load_bank, make_bank, write_bank
+from synthfactory.embeddings.indexing import make_bank
+from synthfactory.embeddings.parquet import METADATA_KEY, load_bank, write_bank
 from synthfactory.spec.errors import InputError
 
 KEY = b"k" * 16
@@ -98,11 +99,10 @@ def test_rows_without_a_patient_are_one_patient(tmp_path: Path) -> None:
     )
     bank = load(path, ["fat"])
     assert sorted(bank.patient_ids, key=str) == [None, None, None, None, "P1", "P1"]
-    patients, numbers = bank.rows_of("fat")
-    assert sorted(patients) == ["", "", "", "", "P1", "P1"]
-    assert numbers.tolist() == list(range(6))
+    patients, starts = bank.patients_of("fat")
+    assert (patients, starts.tolist()) == (["", "P1"], [0, 4, 6])
+    assert bank.span("fat") == (0, 6)
     assert bank.slide_ids == (None,) * 6
-    assert len(bank.rows_of("gland")[1]) == 0
 
 
 @pytest.mark.parametrize(

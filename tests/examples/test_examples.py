@@ -17,7 +17,7 @@ import pytest
 from running import Ended, run, write_spec
 from tinymodel import EMBEDDING, make_bank_file, make_tiny_model
 
-from synthfactory.embeddings.bank import load_bank
+from synthfactory.embeddings.parquet import load_bank
 from synthfactory.model.folder import open_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

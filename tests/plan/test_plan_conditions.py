@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synthfactory.plan import conditions
 from synthfactory.plan.conditions import ClassIndex, choose
 
 KEY = bytes(range(16))
@@ -16,11 +17,10 @@ SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 
 
 def index_of(sizes: list[int]) -> tuple[ClassIndex, list[str]]:
-    """A class whose patient p has sizes[p] rows, scattered over the bank; and the patient of each row."""
-    patients = [f"P{patient}" for patient, size in enumerate(sizes) for _ in range(size)]
-    order = np.random.default_rng(1).permutation(len(patients))
-    patients = [patients[place] for place in order]
-    return ClassIndex.from_rows(patients, np.arange(len(patients))), patients
+    """A class whose patient p has sizes[p] rows; and the patient of each row."""
+    names = [f"P{patient}" for patient in range(len(sizes))]
+    patients = [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
+    return ClassIndex(names, np.concatenate([[0], np.cumsum(sizes)])), patients
 
 
 @settings(deadline=None)
@@ -59,8 +59,7 @@ def test_the_choice_does_not_depend_on_how_many_or_in_which_order_slots_are_aske
 
 
 def test_the_choice_is_fixed_for_good() -> None:
-    patients = [f"P{patient}" for patient, size in enumerate([3, 1, 4, 1, 5]) for _ in range(size)]
-    index = ClassIndex.from_rows(patients, np.arange(14))
+    index, _ = index_of([3, 1, 4, 1, 5])
     assert [choose(index, slot, KEY, "A") for slot in range(10)] == [9, 3, 1, 8, 4, 8, 11, 5, 2, 3]
 
 
@@ -82,22 +81,46 @@ def test_orders_are_even() -> None:
 
 
 def test_a_large_bank_is_no_burden() -> None:
-    patients = [f"P{number // 3}" for number in range(60_000)]
-    index = ClassIndex.from_rows(patients, np.arange(60_000))
+    index, _ = index_of([3] * 20_000)
     assert len({choose(index, slot, KEY, "A") // 3 for slot in range(20_000)}) == 20_000
 
 
-def test_rows_may_be_any_of_the_bank() -> None:
-    index = ClassIndex.from_rows(["b", "a", "b"], [70, 10, 30])
-    assert {choose(index, slot, KEY, "A") for slot in range(4)} == {10, 30, 70}
+@pytest.mark.parametrize("sizes", [[5000, 3000], [3, 4] * 2000], ids=["many tiles", "many patients"])
+def test_what_is_too_much_to_list_takes_turns_all_the_same(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "LISTED", 2500)
+    index, patient_of = index_of(sizes)
+    blocks = max(sizes) if len(sizes) == 2 else 2
+    rows = [choose(index, slot, KEY, "A") for slot in range(blocks * len(sizes))]
+    for block in range(blocks):
+        used = [patient_of[row] for row in rows[block * len(sizes) : (block + 1) * len(sizes)]]
+        assert len(set(used)) == len(sizes), "each patient once in a block"
+    if len(sizes) == 2:
+        assert sorted(row for row in rows if row < 5000) == list(range(5000)), "each tile once before any twice"
+        assert rows != sorted(rows)
+        assert rows != [choose(index, slot, bytes(16), "A") for slot in range(len(rows))]
+
+
+def test_a_hundred_million_tiles_without_a_patient_cost_nothing() -> None:
+    index = ClassIndex([""], np.array([0, 100_000_000]))
+    rows = [choose(index, slot, KEY, "A") for slot in range(200)]
+    assert len(set(rows)) == 200
+    assert 20_000_000 < np.mean(rows) < 80_000_000
+
+
+def test_memory_of_orders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = conditions._Orders()
+    monkeypatch.setattr(conditions, "KEPT_BYTES", 40_000)
+    for number in range(100):
+        orders.get(KEY, f"tiles:{number}", 1000)
+    assert len(orders._held) == 10
+    assert orders._bytes == 40_000
 
 
 def test_a_class_without_rows_is_refused() -> None:
-    for patients, rows in (([], []), (["a"], []), (["a"], [1, 2])):
-        with pytest.raises(ValueError, match="at least one row, and one patient id for each"):
-            ClassIndex.from_rows(patients, rows)
+    for patients, starts in (([], [0]), (["a"], [0, 0]), (["a"], [0, 1, 2])):
+        with pytest.raises(ValueError, match="at least one patient, and each at least one row"):
+            ClassIndex(patients, np.array(starts))
 
 
 def test_nothing_of_a_patient_is_in_a_printed_row_table() -> None:
-    index = ClassIndex.from_rows(["b", "a"], [123456, 234567])
-    assert "123456" not in repr(index)
+    assert "PATIENT" not in repr(ClassIndex(["PATIENT"], np.array([0, 3])))

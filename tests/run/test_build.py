@@ -18,7 +18,7 @@ import webdataset
 from PIL import Image
 from running import contents, run
 
-from synthfactory.embeddings.bank import load_bank
+from synthfactory.embeddings.parquet import load_bank
 from synthfactory.run.keys import SECRET
 from synthfactory.shards.reader import iter_tiles
 

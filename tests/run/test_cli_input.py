@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from running import run
 from safetensors.torch import load_file, save_file
 from tinymodel import EMBEDDING
 
-from synthfactory.embeddings.bank import Bank, load_bank, write_bank
+from synthfactory.embeddings.parquet import load_bank, write_table
 
 MakeSpec = Callable[..., Path]
 Changes = dict[str, Any]
@@ -39,14 +38,18 @@ class Case(NamedTuple):
 # Sources and models that are wrong ------------------------------------------------------------------------------------
 
 
-def _bank(tiny: Path) -> Bank:
-    return load_bank(str(tiny / "bank.parquet"), width=EMBEDDING, encoder=None, classes=["alpha", "beta"])
+def _written(folder: Path, tiny: Path, *, embeddings: np.ndarray | None = None, **described: Any) -> Changes:
+    """The tiny model's bank with other embeddings, or with another encoder in its metadata."""
+    bank = load_bank(str(tiny / "bank.parquet"), width=EMBEDDING, encoder=None, classes=["alpha", "beta"])
+    columns = {"label": list(bank.labels), "label_level": list(bank.label_levels)}
+    vectors = bank.embeddings if embeddings is None else embeddings
+    write_table(str(folder / "bad.parquet"), vectors, columns, {"encoder": dict(bank.encoder), **described})
+    return {"embeddings": {"bank": str(folder / "bad.parquet")}}
 
 
 def bank_with(**changes: Any) -> Callable[[Path, Path], Changes]:
     def make(folder: Path, tiny: Path) -> Changes:
-        write_bank(str(folder / "bad.parquet"), replace(_bank(tiny), **changes))
-        return {"embeddings": {"bank": str(folder / "bad.parquet")}}
+        return _written(folder, tiny, **changes)
 
     return make
 
@@ -68,11 +71,9 @@ def bank_table(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path, Path],
 
 
 def nan_bank(folder: Path, tiny: Path) -> Changes:
-    bank = _bank(tiny)
-    vectors = bank.embeddings.copy()
+    vectors = np.random.default_rng(0).normal(size=(21, EMBEDDING))
     vectors[4, 2] = np.nan
-    write_bank(str(folder / "bad.parquet"), replace(bank, embeddings=vectors))
-    return {"embeddings": {"bank": str(folder / "bad.parquet")}}
+    return _written(folder, tiny, embeddings=vectors)
 
 
 def plain(**changes: Any) -> Callable[[Path, Path], Changes]:

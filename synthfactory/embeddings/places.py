@@ -1,0 +1,80 @@
+"""The files behind one entry of `embeddings`: a path, a URL, a pattern with * or ?, or a list of these."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import fsspec
+
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import is_url
+
+WILD = "*?["
+
+
+def local(place: str) -> Path:
+    """A local place as a path; ~ and file:// allowed."""
+    return Path(place.partition("://")[2] if "://" in place else place).expanduser()
+
+
+def is_pattern(place: str) -> bool:
+    """True where a place stands for any number of files."""
+    return any(mark in place for mark in WILD) and not (not is_url(place) and local(place).exists())
+
+
+def expand(places: str | Sequence[str], what: str) -> list[str]:
+    """The files in order, patterns replaced by what they match. InputError where a pattern matches none, or a file stands twice."""
+    found: list[str] = []
+    for place in [places] if isinstance(places, str) else places:
+        if not is_pattern(place):
+            found.append(place)
+            continue
+        matches = _matches(place)
+        if not matches:
+            raise InputError(f"{place}: matches no file; name {what}")
+        found.extend(matches)
+    doubled = [place for place, count in Counter(found).items() if count > 1]
+    if doubled:
+        raise InputError(f"{doubled[0]}: stands there twice; name each file once")
+    return found
+
+
+def listed(place: str, suffixes: Sequence[str]) -> list[str] | None:
+    """The files of a folder with one of these endings, in order; None where the place is no folder."""
+    if is_url(place):
+        system, path = fsspec.core.url_to_fs(place)
+        if not system.isdir(path):
+            return None
+        names = [system.unstrip_protocol(entry) for entry in system.ls(path, detail=False)]
+    else:
+        if not local(place).is_dir():
+            return None
+        names = [str(entry) for entry in local(place).iterdir()]
+    return sorted(
+        name for name in names if name.lower().endswith(tuple(suffixes)) and not name.rpartition("/")[2].startswith(".")
+    )
+
+
+def _matches(pattern: str) -> list[str]:
+    if not is_url(pattern):
+        return sorted(
+            path
+            for path in glob.glob(str(local(pattern)), recursive=True)  # noqa: PTH207 - patterns may be absolute
+            if Path(path).is_file()
+        )
+    try:
+        return sorted(str(entry.full_name) for entry in fsspec.open_files(pattern))
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{pattern}: is no URL that fsspec knows ({str(error).splitlines()[0]})") from None
+
+
+def identity(places: Sequence[str]) -> list[str]:
+    """What changes whenever one of these files does: by fsspec from size, times and (in object stores) checksum, not from its bytes."""
+    found = []
+    for place in places:
+        system, path = fsspec.core.url_to_fs(place if is_url(place) else str(local(place)))
+        found.append(f"{place}:{system.ukey(path)}")
+    return found
