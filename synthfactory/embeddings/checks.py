@@ -22,7 +22,8 @@ def agreed_encoder(
     """Who made the embeddings: {id, sha256, token}, as the file (`named`) or else the spec (`declared`) says.
 
     InputError where neither says it, both disagree, or it is not the `model`'s encoder and token (None: any encoder will do). Where
-    only an id is declared, the sha256 is the model's own, provided that the ids agree.
+    only an id is declared, the sha256 is the model's own, provided that the ids agree; a model that only names its encoder is
+    compared by id.
     """
     if named is None and declared is None:
         raise InputError(
@@ -46,7 +47,7 @@ def agreed_encoder(
     if model is None:
         return {"id": said["id"], "sha256": said.get("sha256") or "", "token": token}
     sha256 = said.get("sha256") or (model["sha256"] if said["id"] == model["id"] else "")
-    if sha256 != model["sha256"]:
+    if sha256 != model["sha256"] if model["sha256"] else said["id"] != model["id"]:
         by = f"{shown(said['id'])} ({shown(sha256[:12])})" if sha256 else shown(said["id"])
         raise InputError(
             f"{where}: was made with encoder {by}, but the model is conditioned "

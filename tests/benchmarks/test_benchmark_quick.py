@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tinymodel
+from bank import measure
 from bench_parent import Child, Workshop, side_by_side
 
 SCRIPT = Path(__file__).with_name("throughput.py")
@@ -87,3 +88,14 @@ def test_a_process_answers_for_its_own_memory_not_for_its_parents() -> None:
     with Child() as child:
         child.send(peak=True)
         assert child.answer()["peak"] < ballast.nbytes / 2
+
+
+@pytest.mark.slow
+def test_memory_of_a_bank_grows_with_its_groups_not_with_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "large").mkdir()
+    small, large = (measure(tmp_path / name, rows, 64) for name, rows in (("small", 20_000), ("large", 400_000)))
+    more = 380_000 * 4 * 64  # bytes of the embeddings that only the large one has: 97 MB
+    assert large["draw"]["peak"] - small["draw"]["peak"] < 0.25 * more
+    assert large["index"]["peak"] < 500e6
+    assert large["index"]["rows"] == 400_000
