@@ -16,7 +16,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from synthfactory.plan.cost import calls_per_tile
 from synthfactory.plan.seeds import Keys, noise_key
+from synthfactory.run.budget import BudgetSpentError
 from synthfactory.run.task import Task, Tick
 from synthfactory.sample.engine import Drawn, Engine
 from synthfactory.screen import Verdict, screen_tiles
@@ -66,13 +68,18 @@ class Drawing:
 
     def __init__(self, engine: Engine, spec: Spec, keys: Keys) -> None:
         self._engine, self._spec, self._keys = engine, spec, keys
+        self._calls_end: int | None = None
         self._embeds = spec.screen.agreement is not None
 
-    def unit(self, task: Task, scratch: Path, batch_size: int, tick: Tick) -> Unit:
-        """Draws, screens and encodes the unit's tiles into a spool file in `scratch`."""
+    def unit(self, task: Task, scratch: Path, batch_size: int, tick: Tick, calls_end: int | None = None) -> Unit:
+        """Draws, screens and encodes the unit's tiles into a spool file in `scratch`.
+
+        BudgetSpentError before the batch with which the engine's count of network calls would go over `calls_end`.
+        """
         unit = Unit(task, scratch / "spool")
         spent = self._engine.spent.seconds
         before = dict(spent)
+        self._calls_end = calls_end
         with open(unit.spool, "wb") as spool, ThreadPoolExecutor(ENCODERS) as threads:
             waiting = list(range(len(task.slots)))
             for attempt in range(self._spec.budget.max_attempts):
@@ -96,12 +103,17 @@ class Drawing:
     ) -> None:
         under_way: deque[Future[_Finished]] = deque()
         for sampler, batch in self._batches(unit.task, waiting, attempt, batch_size):
+            self._check_calls(len(batch.positions) * calls_per_tile(sampler))
             drawn = self._engine.begin(batch.conditions, batch.keys, sampler, embed=self._embeds)
             under_way.append(threads.submit(self._finished, batch, drawn))
             while len(under_way) >= AHEAD:
                 self._keep(unit, spool, under_way.popleft().result(), tick)
         while under_way:
             self._keep(unit, spool, under_way.popleft().result(), tick)
+
+    def _check_calls(self, more: int) -> None:
+        if self._calls_end is not None and self._engine.spent.network_calls + more > self._calls_end:
+            raise BudgetSpentError
 
     def _batches(
         self, task: Task, waiting: list[int], attempt: int, batch_size: int

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synthfactory.plan.cost import check_budget
@@ -21,10 +21,11 @@ from synthfactory.plan.rounds import Round, num_shards
 from synthfactory.plan.seeds import Keys
 from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
+from synthfactory.run.budget import CallBudget
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, expected_of, label_levels, read_standing
 from synthfactory.run.progress import Progress, duration
-from synthfactory.run.task import Done, Failed, Pool, Setup, Task, Tick, UnitResult
+from synthfactory.run.task import OUT_OF_BUDGET, Done, Failed, Pool, Setup, Task, Tick, UnitResult
 from synthfactory.run.tasks import Tasks
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.lease import Heartbeat, Lease
@@ -258,7 +259,7 @@ def _run_units(
     result.seconds["condition"] += time.perf_counter() - began
     tiles_to_draw = sum(num_slots(rounds, shard) for shard in waiting)
     limit = spec.budget.network_calls
-    spent = spent_calls(lineage) if limit else 0
+    budget = CallBudget(limit, spent_calls(lineage) if limit else 0)
     strikes, deaths = Counter[int](), Counter[int]()
     progress = Progress(tiles_to_draw, say=say)
     try:
@@ -282,7 +283,11 @@ def _run_units(
             while (queue or ready) and pool.free() > 0 and not result.out_of_budget and not result.gave_up:
                 if not ready:
                     prepare_one()
-                pool.submit(ready.popleft())
+                task = ready[0]
+                if not budget.grant(task.shard, *tasks.calls(task)):
+                    result.out_of_budget = not busy  # units at work may leave some of what is reserved for them
+                    break
+                pool.submit(replace(ready.popleft(), calls_allowed=budget.allowance(task.shard)))
                 busy += 1
             if not busy:
                 break
@@ -294,9 +299,10 @@ def _run_units(
                 if isinstance(event, Done):
                     in_a_row = 0
                     _record(event.result, setup, lineage, result, progress.say)
-                    spent += event.result.network_calls
-                    result.out_of_budget = limit is not None and spent >= limit and bool(queue or ready)
+                    budget.settle(event.result.shard, event.result.network_calls)
+                    result.out_of_budget |= event.result.outcome == OUT_OF_BUDGET
                 else:
+                    budget.settle(event.shard, 0)
                     in_a_row += _strike(event, strikes, deaths, queue, result, progress.say)
                     result.gave_up = in_a_row >= MAX_SET_ASIDE and bool(queue or ready)
     finally:
@@ -352,7 +358,9 @@ def summary(result: BuildResult, where: str) -> list[str]:
             f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they are listed in the commits"
         )
     if result.out_of_budget:
-        lines.append("budget.network_calls is spent; raise it and run the command again to go on")
+        lines.append(
+            "budget.network_calls leaves too little for the next shard; raise it and run the command again to go on"
+        )
     lines.extend(f"shard {shard:06d} was set aside: {message}" for shard, message in sorted(result.set_aside.items()))
     if result.gave_up:
         lines.append(f"{MAX_SET_ASIDE} shards in a row failed, so no more were drawn")

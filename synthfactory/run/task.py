@@ -11,6 +11,7 @@ import numpy as np
 from synthfactory.plan.units import Slot
 from synthfactory.spec.schema import Spec
 
+OUT_OF_BUDGET = "out of budget"
 Tick = Callable[[int, int], None]  # (candidates drawn, of them rejected) since the last tick
 
 
@@ -36,19 +37,24 @@ class Source:
 
 @dataclass(frozen=True)
 class Task:
-    """One unit: its slots in order, with key, condition (float32, (n, E)) and source of each."""
+    """One unit: its slots in order, with key, condition (float32, (n, E)) and source of each.
+
+    It may make `calls_allowed` network calls; None = no limit.
+    """
 
     shard: int
     slots: tuple[Slot, ...]
     keys: tuple[str, ...]
     conditions: np.ndarray
     sources: tuple[Source, ...]
+    calls_allowed: int | None = None
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of a unit. `seconds` per stage: sample, decode, screen, encode, commit (encode runs beside the others).
+    """What became of a unit; `outcome` is commit.Outcome's, or OUT_OF_BUDGET where nothing was committed.
 
+    `seconds` per stage: sample, decode, screen, encode, commit (encode runs beside the others).
     `batch_size` is smaller than the lock's where memory was short.
     """
 

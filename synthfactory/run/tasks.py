@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from synthfactory.plan.conditions import choose
+from synthfactory.plan.cost import calls_per_tile
 from synthfactory.plan.rounds import Round
 from synthfactory.plan.seeds import Keys
 from synthfactory.plan.units import key_of, unit_of
@@ -34,6 +35,11 @@ class Tasks:
             raise self._spec.error(
                 "classes", f"{absent[0]} has tiles still to draw in {self._spec.output.path}; name it in the spec again"
             )
+
+    def calls(self, task: Task) -> tuple[int, int]:
+        """Network calls of a unit: without rejects, and at most."""
+        least = sum(calls_per_tile(self._spec.sampler_for(slot.class_name)) for slot in task.slots)
+        return least, least * self._spec.budget.max_attempts
 
     def task(self, shard: int) -> Task:
         """The unit of a shard with its conditions, float32 (n, E)."""

@@ -15,10 +15,11 @@ import torch
 
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
+from synthfactory.run.budget import BudgetSpentError
 from synthfactory.run.drawing import Drawing, Unit
 from synthfactory.run.fingerprint import compiles, fingerprint
 from synthfactory.run.keys import read_keys
-from synthfactory.run.task import Setup, Task, Tick, UnitResult
+from synthfactory.run.task import OUT_OF_BUDGET, Setup, Task, Tick, UnitResult
 from synthfactory.sample.engine import Engine
 from synthfactory.shards.commit import commit_shard
 from synthfactory.shards.record import TileRecord, lineage_parquet, public_parquet
@@ -72,7 +73,11 @@ class Worker:
         """Makes and commits the unit's shard; the same task gives the same bytes."""
         calls_before = self._engine.spent.network_calls
         with tempfile.TemporaryDirectory(prefix="synthfactory-") as scratch:
-            unit = self._drawn(task, Path(scratch), tick)
+            try:
+                unit = self._drawn(task, Path(scratch), tick)
+            except BudgetSpentError:
+                calls = self._engine.spent.network_calls - calls_before
+                return UnitResult(task.shard, OUT_OF_BUDGET, 0, 0, 0, calls, self._batch_size)
             outcome = self._commit(unit, Path(scratch))
         filled = len(unit.attempts)
         return UnitResult(
@@ -88,9 +93,10 @@ class Worker:
         )
 
     def _drawn(self, task: Task, scratch: Path, tick: Tick) -> Unit:
+        calls_end = None if task.calls_allowed is None else self._engine.spent.network_calls + task.calls_allowed
         while True:
             try:
-                return self._drawing.unit(task, scratch, self._batch_size, tick)
+                return self._drawing.unit(task, scratch, self._batch_size, tick, calls_end)
             except torch.OutOfMemoryError:
                 if self._batch_size == 1 or self.setup.lock["execution"]["strict"]:
                     raise

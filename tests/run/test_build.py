@@ -285,10 +285,22 @@ def test_budget_of_network_calls_is_kept_over_runs(spec_file: MakeSpec, out: Pat
     assert refused.code == 2
     assert "230 too many" in refused.err  # 33 tiles, Heun with 3 steps: 5 evaluations, guided: 10 calls
     assert not out.exists()
-    spec = spec_file(budget={"network_calls": 400, "max_attempts": 9}, screen={"blur": {"min_sharpness": 9.0}})
-    ended = run("build", spec, "--local")
+
+
+@pytest.mark.parametrize("shard_size", [10, 100])
+def test_not_one_network_call_over_the_budget(spec_file: MakeSpec, out: Path, shard_size: int) -> None:
+    values = {"screen": {"blur": {"min_sharpness": 9.0}}, "output": {"path": str(out), "shard_size": shard_size}}
+    ended = run("build", spec_file(budget={"network_calls": 700, "max_attempts": 9}, **values), "--local")
     assert ended.code == 3
-    assert "budget.network_calls is spent" in ended.out
+    assert "budget.network_calls leaves too little" in ended.out
+    lineage = out.parent / "lineage"
+    spent = sum(json.loads(path.read_text())["network_calls"] for path in lineage.rglob("unit-*.json"))
+    assert 330 <= spent <= 700
+    again = run("build", spec_file(budget={"network_calls": 700, "max_attempts": 9}, **values), "--local")
+    assert again.code == 2
+    assert f"beside the {spent} already spent" in " ".join(again.err.split())
+    assert run("build", spec_file(budget={"network_calls": 10_000, "max_attempts": 2}, **values), "--local").code == 3
+    assert run("verify", out).code == 0
 
 
 def test_formats_are_what_they_say(spec_file: MakeSpec, tmp_path: Path) -> None:
