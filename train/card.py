@@ -39,6 +39,7 @@ def _head(model: ModelFolder) -> list[str]:
         f"| sha256 of config.json (which names the weights' sha256) | `{model.sha256}` |",
         f"| SiT | {sit['depth']} blocks, width {sit['width']}, {sit['heads']} heads, patch {sit.get('patch_size', 2)} |",
         f"| weights | {megabytes:.1f} MB, float16 safetensors, averaged (EMA) |",
+        *([f"| draws | {model.domain} |"] if model.domain else []),
         f"| terms | {licence['name']}; sharing: {licence.get('sharing', 'local')} |",
         "",
     ]

@@ -49,12 +49,15 @@ def run(config: str, run_folder: str, cache: str | None, settings: tuple[str, ..
 @click.option("--id", "model_id", required=True, help="Name of the model, as published sets will state it.")
 @click.option("--revision", default="1", show_default=True, help="Version of the weights.")
 @click.option("--licence", default="Apache-2.0", show_default=True, help="Terms that travel with every artefact.")
-def export(run_folder: str, out: str, model_id: str, revision: str, licence: str) -> None:
+@click.option(
+    "--domain", help="What the model draws, where that is not what its labels say; plans and cards repeat it."
+)
+def export(run_folder: str, out: str, model_id: str, revision: str, licence: str, domain: str | None) -> None:
     """Write the averaged weights of a diffusion RUN, with its encoder and VAE, as the model folder OUT."""
     from train.export import export as write
 
     terms = {"name": licence, "sharing": "allowed" if licence == "Apache-2.0" else "local"}
-    folder = write(Path(run_folder), Path(out), model_id=model_id, revision=revision, licence=terms)
+    folder = write(Path(run_folder), Path(out), model_id=model_id, revision=revision, licence=terms, domain=domain)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     click.echo(f"{folder}: {total / 1e6:.1f} MB; name it as `model:` in a spec")
 

@@ -38,8 +38,12 @@ def _write(path: Path, state: dict[str, Tensor]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def export(sit_run: Path, out: Path, *, model_id: str, revision: str, licence: dict[str, Any]) -> Path:
+def export(
+    sit_run: Path, out: Path, *, model_id: str, revision: str, licence: dict[str, Any], domain: str | None = None
+) -> Path:
     """Writes the averaged weights of a diffusion run and of the encoder and VAE it was trained with, as float16, to `out`.
+
+    `domain` says what the model draws, where that is not what its labels say; plans and cards repeat it.
 
     Raises InputError where a run has no checkpoint or is of another mode, and where encoder or VAE moved on since.
     """
@@ -71,7 +75,7 @@ def export(sit_run: Path, out: Path, *, model_id: str, revision: str, licence: d
             ("sit", sit_step, config),
         )
     }
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "id": model_id,
         "revision": revision,
@@ -90,6 +94,8 @@ def export(sit_run: Path, out: Path, *, model_id: str, revision: str, licence: d
             "torch": torch.__version__,
         },
     }
+    if domain:
+        description["domain"] = domain
     (out / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
     runs_by_part = {"encoder": encoder_run, "vae": vae_run, "sit": sit_run}
     hours = {name: round(_seconds(run) / 3600, 2) for name, run in runs_by_part.items()}

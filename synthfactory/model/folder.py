@@ -64,6 +64,12 @@ class ModelFolder:
         return float(self.config["resolution_mpp"])
 
     @property
+    def domain(self) -> str | None:
+        """What it draws, where that is not what its labels say (invented tissue, say); for cards and plans."""
+        found = self.config.get("domain")
+        return found if isinstance(found, str) and found.isprintable() and len(found) <= 200 else None
+
+    @property
     def licence(self) -> dict[str, Any]:
         """Terms that travel with every artefact."""
         return dict(self.config["licence"])

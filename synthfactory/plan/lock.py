@@ -34,6 +34,7 @@ def build_lock(
             "tile_size_px": model.tile_size_px,
             "resolution_mpp": model.resolution_mpp,
             "licence": dict(model.licence),
+            "domain": model.domain,
         },
         "encoder": dict(model.encoder),
         "label_levels": sorted(label_levels),

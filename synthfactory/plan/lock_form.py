@@ -41,6 +41,7 @@ class _Model(_ModelName):
     tile_size_px: Positive
     resolution_mpp: Annotated[float, Field(gt=0)]
     licence: dict[Text, Any]
+    domain: Text | None
 
 
 class _Recipe(FrozenModel):

@@ -12,6 +12,7 @@ from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, next_round, num_shards, totals
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
+from synthfactory.spec.sections import Screen
 
 FEW_PATIENTS = 5
 BYTES_PER_TILE = {"png": 100_000, "webp": 85_000, "jpeg": 45_000}  # 224 px of H&E; measured on phantom and real tiles
@@ -39,6 +40,9 @@ class Plan:
     rounds: tuple[Round, ...]
     new_round: Round | None
     cost: Estimate
+    done: Mapping[str, int]  # tiles that are committed, of all classes of OUT
+    shortfall: Mapping[str, int]  # tiles that no attempt gave; they are not tried again
+    shards_done: int
 
     @property
     def all_rounds(self) -> tuple[Round, ...]:
@@ -53,19 +57,24 @@ def make_plan(
     bank: Mapping[str, ClassSummary],
     rounds: Sequence[Round] = (),
     committed: Mapping[str, int] | None = None,
+    shortfall: Mapping[str, int] | None = None,
+    shards_done: int = 0,
     seconds_per_call: float | None = None,
 ) -> Plan:
-    """Computes the plan; `committed` tiles are not drawn again. `seconds_per_call` overrides the model's stated speed (measured)."""
+    """Computes the plan; `committed` tiles and those of `shortfall` are not drawn again.
+
+    `seconds_per_call` overrides the model's stated speed (measured).
+    """
     counts = class_counts(spec)
     try:
         step = next_round(rounds, counts, spec.output.shard_size)
     except InputError as error:
         raise _placed(spec, error) from None
     want = totals([*rounds, step] if step else rounds)
-    done = committed or {}
-    missing = {name: max(0, want[name] - done.get(name, 0)) for name in counts}
+    done, given_up = committed or {}, shortfall or {}
+    missing = {name: max(0, want[name] - done.get(name, 0) - given_up.get(name, 0)) for name in counts}
     cost = estimate(spec, missing, seconds_per_call or model.seconds_per_call, measured=seconds_per_call is not None)
-    return Plan(spec, model, counts, bank, tuple(rounds), step, cost)
+    return Plan(spec, model, counts, bank, tuple(rounds), step, cost, done, given_up, shards_done)
 
 
 def _placed(spec: Spec, error: InputError) -> InputError:
@@ -137,13 +146,17 @@ def render(plan: Plan, width: int = 80) -> str:
     spec = plan.spec
     total = sum(plan.counts.values())
     shards = num_shards(plan.all_rounds)
-    state = "nothing new to lay out" if plan.new_round is None else f"{plan.new_round.num_shards:,} of them new"
+    new = f"{plan.new_round.num_shards:,} of them new" if plan.new_round else ""
+    there = f"{plan.shards_done:,} of them there" if plan.rounds else ""
+    state = ", ".join(filter(None, (there, new)))
     size = _bytes(total * BYTES_PER_TILE[spec.output.format])
     entries = [
         f"shards         {shards:,} ({state}), {spec.output.format}, about {size} in all",
         f"network calls  {plan.cost.network_calls:,} without rejects, at most {plan.cost.worst_network_calls:,}",
     ]
-    if plan.cost.seconds is None:
+    if plan.cost.network_calls == 0:
+        entries[1:] = ["network calls  none: nothing is left to draw"]
+    elif plan.cost.seconds is None:
         entries.append("time           unknown: no speed is stated; `synthfactory pilot` measures it")
     else:
         low, high = plan.cost.seconds
@@ -186,5 +199,19 @@ def _notes(plan: Plan) -> list[str]:
             notes.append(
                 f"note: {name} rests on {behind.patients} patient{'s' * (behind.patients != 1)} only; its tiles will resemble them"
             )
+    for name in sorted(plan.shortfall.keys() & plan.counts.keys()):
+        count = plan.shortfall[name]
+        notes.append(
+            f"note: {name}: {count:,} tile{'s' * (count != 1)} found no candidate and stay empty; ask for more of the class instead"
+        )
+    dropped = {name: plan.done[name] for name in plan.done.keys() - plan.counts.keys()}
+    notes.extend(
+        f"note: {plan.spec.output.path} also holds {count:,} tile{'s' * (count != 1)} of {name}, which the spec no longer names; they stay"
+        for name, count in sorted(dropped.items())
+    )
+    if plan.model.domain:
+        notes.append(f"note: model {plan.model.id} draws {plan.model.domain}")
+    if plan.spec.screen == Screen():
+        notes.append("note: no screen is on; every tile that is drawn is kept")
     notes.extend(f"warning: {text}" for text in plan.spec.warnings)
     return ["", *notes] if notes else []

@@ -30,6 +30,7 @@ class ModelFacts:
     resolution_mpp: float
     licence: Mapping[str, Any] = field(default_factory=dict)
     seconds_per_call: float | None = None
+    domain: str | None = None  # what it draws, where that is not what its labels say
 
 
 def recipe(spec: Spec, model: ModelFacts, bank_macs: Mapping[str, str]) -> dict[str, Any]:
@@ -80,9 +81,19 @@ def recipe_difference(old: Mapping[str, Any], new: Mapping[str, Any], known_clas
         was, is_now = old["class_samplers"].get(name), new["class_samplers"].get(name)
         if was != is_now:
             lines.append(f"classes.{name}.sampler: was {_word(was)}, now {_word(is_now)}")
-        if old["class_banks"][name] != new["class_banks"][name]:
-            lines.append(f"classes.{name}: its rows in the bank, or the seed they are fingerprinted with, are others")
-    return lines
+    if old["seed_kind"] != new["seed_kind"]:
+        return lines  # the keys of the banks' fingerprints differ with it
+    others = sorted(name for name in known_classes & new["class_banks"].keys() if _bank(old, name) != _bank(new, name))
+    what = (
+        "in the bank (embeddings, patients, slides, label level), or the seed they are fingerprinted with, are others"
+    )
+    if len(others) > 2 and len(others) == len(known_classes & new["class_banks"].keys()):
+        return [*lines, f"embeddings or seed: the rows of every class {what}"]
+    return [*lines, *(f"classes.{name}: its rows {what}" for name in others)]
+
+
+def _bank(values: Mapping[str, Any], name: str) -> Any:
+    return values["class_banks"][name]
 
 
 def _word(value: Any) -> str:

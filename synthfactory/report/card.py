@@ -21,9 +21,6 @@ from synthfactory.shards.commit import Commit
 __all__ = ["croissant_json", "dataset_card"]
 
 TEMPLATES = Path(__file__).parent / "templates"
-HUB_LICENCES = (  # identifiers that the Hub knows; any other licence is `other` there, with its name beside it
-    "apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0",
-)  # fmt: skip
 FIRST_COLUMNS = ("device", "dtype", "batch_size", "threads", "attention", "torch")
 SCREENS = {
     "tissue": "share of pixels that show tissue",
@@ -86,15 +83,17 @@ def _environment() -> jinja2.Environment:
 
 
 def _hub_licence(name: str) -> dict[str, str]:
-    plain = name.lower().replace(" ", "-")
-    if plain in HUB_LICENCES:
-        return {"license": plain}
-    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:64] or "unknown"}
+    """The Hub's front matter: never a plain licence, since the terms of the real tiles behind the embeddings come on top."""
+    plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:40] or "unknown"
+    return {"license": "other", "license_name": f"{plain}-and-terms-of-the-source"}
 
 
 def _samplers(recipe: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """(whose, sampler): the set's own, then those of classes that differ."""
-    return [("all classes", recipe["sampler"]), *sorted((recipe.get("class_samplers") or {}).items())]
+    return [
+        ("all other classes" if recipe.get("class_samplers") else "all classes", recipe["sampler"]),
+        *sorted((recipe.get("class_samplers") or {}).items()),
+    ]
 
 
 def _screens(screens: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -14,16 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synthfactory.plan.cost import check_budget
-from synthfactory.plan.lock import LOCK, build_lock, check_same_execution, check_same_recipe, grown, lock_yaml
 from synthfactory.plan.plan import Plan
-from synthfactory.plan.recipe import recipe
 from synthfactory.plan.rounds import Round, num_shards
 from synthfactory.plan.seeds import Keys
 from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
+from synthfactory.run.belonging import begun, check_agrees
 from synthfactory.run.budget import CallBudget
-from synthfactory.run.keys import make_keys, read_keys
-from synthfactory.run.prepare import Prepared, Standing, expected_of, label_levels, read_standing
+from synthfactory.run.prepare import Prepared, Standing, expected_of, read_standing
 from synthfactory.run.progress import Progress, duration
 from synthfactory.run.task import OUT_OF_BUDGET, Done, Failed, Pool, Setup, Task, Tick, UnitResult
 from synthfactory.run.tasks import Tasks
@@ -109,40 +107,6 @@ def check_affordable(prepared: Prepared, plan: Plan) -> None:
     check_budget(spec, plan.cost, spent_calls(open_store(spec.lineage)) if spec.budget.network_calls else 0)
 
 
-def _recipe(prepared: Prepared, keys: Keys) -> dict[str, Any]:
-    assert prepared.bank is not None
-    macs = {name: prepared.bank.class_mac(keys.conditions, name) for name in prepared.spec.classes}
-    return recipe(prepared.spec, prepared.facts, macs)
-
-
-def _agreed(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
-    """Recipe and keys of a build into an OUT that was begun. Writes nothing; InputError where it is another recipe's."""
-    assert standing.lock is not None
-    keys = read_keys(prepared.spec, lineage)
-    values = _recipe(prepared, keys)
-    check_same_recipe(standing.lock, values, prepared.spec.output.path)
-    check_same_execution(standing.lock, prepared.spec)
-    return values, keys
-
-
-def _begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
-    """Lock and keys of this build: those that stand in OUT, or new ones."""
-    spec = prepared.spec
-    if standing.lock is None:
-        keys = make_keys(spec, lineage)
-        values = _recipe(prepared, keys)
-        lock = build_lock(spec, prepared.facts, values, list(spec.classes), label_levels(prepared.summaries))
-        if standing.store.create(LOCK, lock_yaml(lock)):
-            return lock, keys
-        standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
-        assert standing.lock is not None
-    values, keys = _agreed(prepared, standing, lineage)
-    lock = grown(standing.lock, list(spec.classes), values, label_levels(prepared.summaries))
-    if lock != standing.lock:
-        standing.store.put(LOCK, lock_yaml(lock))
-    return lock, keys
-
-
 def build(
     prepared: Prepared,
     make_pool: PoolMaker,
@@ -156,8 +120,7 @@ def build(
     out, lineage = open_store(spec.output.path), open_store(spec.lineage)
     standing = read_standing(spec.output.path)
     check_affordable(prepared, prepared.plan(standing))
-    if standing.lock is not None:
-        _agreed(prepared, standing, lineage)
+    check_agrees(prepared, standing)
     lease = Lease(lineage)
     if use_lease:
         _wait_for(lease, spec.output.path, say)
@@ -182,7 +145,7 @@ def _build_leased(
 ) -> BuildResult:
     spec = prepared.spec
     standing = read_standing(spec.output.path)
-    lock, keys = _begun(prepared, standing, lineage)
+    lock, keys = begun(prepared, standing, lineage)
     rounds = _laid_out(prepared.plan(standing), standing.rounds, out, spec.output.path)
     asked = num_shards(rounds)
     began = time.monotonic()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
         resolution_mpp=folder.resolution_mpp,
         licence=folder.licence,
         seconds_per_call=folder.seconds_per_call,
+        domain=folder.domain,
     )
 
 
@@ -76,7 +78,8 @@ def read_standing(place: str) -> Standing:
         strange = next((path for path, _ in store.entries() if not path.rpartition("/")[2].startswith(".tmp-")), None)
         if strange is not None:
             raise InputError(
-                f"{place}: holds {strange}, but no {LOCK}, so it is no set of synthfactory's; choose an empty output.path"
+                f"{place}: holds {strange}, but no {LOCK}, so it is no set of synthfactory's{_lineage_hint(store)}; "
+                "name the output.path of a build, or an empty place to build into"
             )
         return Standing(store, None, (), {})
     values = read_rounds(store)
@@ -86,6 +89,12 @@ def read_standing(place: str) -> Standing:
     except InputError as error:
         raise InputError(f"{place}/{error}") from None
     return Standing(store, lock, rounds, list_commits(store))
+
+
+def _lineage_hint(store: Store) -> str:
+    """What else it may be."""
+    tops = {path.partition("/")[0] for path, _ in store.entries()}
+    return " (it looks like a lineage folder)" if {"secret.json", "units", "leases"} & tops else ""
 
 
 def expected_of(name: str, rounds: Sequence[Round]) -> Expected:
@@ -132,16 +141,18 @@ class Prepared:
 
     def plan(self, standing: Standing, seconds_per_call: float | None = None) -> Plan:
         """The plan against an OUT as it stands."""
-        done: dict[str, int] = {}
+        done, shortfall = Counter[str](), Counter[str]()
         for commit in standing.commits.values():
-            for name, count in commit.classes.items():
-                done[name] = done.get(name, 0) + count
+            done.update(commit.classes)
+            shortfall.update({name: len(indices) for name, indices in commit.shortfall.items()})
         return make_plan(
             self.spec,
             model=self.facts,
             bank=self.summaries,
             rounds=standing.rounds,
             committed=done,
+            shortfall=shortfall,
+            shards_done=len(standing.commits),
             seconds_per_call=seconds_per_call,
         )
 

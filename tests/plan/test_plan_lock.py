@@ -77,7 +77,7 @@ def test_another_model_or_bank_or_class_sampler_is_named() -> None:
     spec = spec_of(CLASSES)
     assert differences(spec, replace(MODEL, sha256="c" * 64)) == [f'model.sha256: was "{"a" * 64}", now "{"c" * 64}"']
     (line,) = differences(spec, macs={**MACS, "B": "m9"})
-    assert line.startswith("classes.B: its rows in the bank, or the seed")
+    assert line.startswith("classes.B: its rows in the bank (embeddings, patients")
     assert "m2" not in line and "m9" not in line
     (line,) = differences(spec_of({**CLASSES, "B": "{count: 5, sampler: {steps: 30}}"}))
     assert line.startswith("classes.B.sampler: was ")

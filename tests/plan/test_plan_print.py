@@ -37,20 +37,54 @@ def test_a_first_plan() -> None:
         "shards         13 (13 of them new), png, about 126 MB in all",
         "network calls  12,600 without rejects, at most 50,400",
         "time           unknown: no speed is stated; `synthfactory pilot` measures it",
+        "",
+        "note: no screen is on; every tile that is drawn is kept",
     ]
 
 
 def test_a_plan_that_grows_a_set_counts_what_is_missing_only() -> None:
     spec = spec_of({"A": 30, "B": 10}, PLAIN, "output: {path: out, shard_size: 10}")
     rounds = grow([{"A": 10, "B": 10}], 10)
-    plan = make_plan(spec, model=MODEL, bank=summaries(spec), rounds=rounds, committed={"A": 5, "B": 10})
+    plan = make_plan(spec, model=MODEL, bank=summaries(spec), rounds=rounds, committed={"A": 5, "B": 10}, shards_done=1)
     assert plan.cost.network_calls == 25 * 10
     assert plan.new_round is not None
     assert plan.new_round.ranges == {"A": (10, 30)}
-    assert "4 (2 of them new)" in render(plan)
-    done = make_plan(spec, model=MODEL, bank=summaries(spec), rounds=plan.all_rounds, committed={"A": 30, "B": 10})
+    assert "4 (1 of them there, 2 of them new)" in render(plan)
+    done = make_plan(
+        spec, model=MODEL, bank=summaries(spec), rounds=plan.all_rounds, committed={"A": 30, "B": 10}, shards_done=4
+    )
     assert (done.new_round, done.cost.network_calls, done.all_rounds) == (None, 0, plan.all_rounds)
-    assert "4 (nothing new to lay out)" in render(done)
+    assert "4 (4 of them there)" in render(done)
+    assert "network calls  none: nothing is left to draw" in render(done)
+    assert "time  " not in render(done)
+
+
+def test_what_found_no_candidate_is_not_drawn_again() -> None:
+    spec = spec_of({"A": 30, "B": 10}, PLAIN)
+    rounds = grow([{"A": 30, "B": 10}], 10)
+    plan = make_plan(
+        spec, model=MODEL, bank=summaries(spec), rounds=rounds, committed={"A": 25, "B": 10}, shortfall={"A": 5}
+    )
+    assert plan.cost.network_calls == 0
+    assert "note: A: 5 tiles found no candidate and stay empty; ask for more of the class" in " ".join(
+        render(plan).split()
+    )
+
+
+def test_a_class_that_the_spec_no_longer_names_stays_and_is_said_to() -> None:
+    spec = spec_of({"A": 30}, PLAIN, "output: {path: out, shard_size: 10}")
+    plan = make_plan(
+        spec, model=MODEL, bank=summaries(spec), rounds=grow([{"A": 30, "B": 10}], 10), committed={"A": 30, "B": 10}
+    )
+    assert "note: out also holds 10 tiles of B, which the spec no longer names; they stay" in " ".join(
+        render(plan).split()
+    )
+
+
+def test_what_the_model_draws_is_said_where_labels_do_not() -> None:
+    spec = spec_of({"A": 30}, PLAIN)
+    plan = make_plan(spec, model=replace(MODEL, domain="invented tissue"), bank=summaries(spec))
+    assert "note: model phantom draws invented tissue" in render(plan)
 
 
 def test_shrinking_is_refused_at_its_place_in_the_spec() -> None:
@@ -81,7 +115,7 @@ def test_what_a_class_rests_on_is_said() -> None:
     assert "note: A: 12 rows name no patient; they count as one patient" in text
     assert "note: A rests on 1 patient only; its tiles will resemble them" in text
     assert "4 patients only" in render(plan_of({"A": 10}, patients=4))
-    assert "note:" not in render(plan_of({"A": 10}, patients=5))
+    assert "rests on" not in render(plan_of({"A": 10}, patients=5))
     assert "warning: output.format: jpeg" in render(plan_of({"A": 10}, "output: {path: out, format: jpeg}"))
 
 

@@ -1,0 +1,60 @@
+"""Does a build belong into its OUT? The recipe and the keys of what was begun there, or new ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synthfactory.plan.lock import LOCK, build_lock, check_same_execution, check_same_recipe, grown, lock_yaml
+from synthfactory.plan.recipe import recipe
+from synthfactory.plan.seeds import Keys
+from synthfactory.run.keys import make_keys, read_keys
+from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
+from synthfactory.shards.store import Store, open_store
+from synthfactory.spec.errors import InputError
+
+
+def _recipe(prepared: Prepared, keys: Keys) -> dict[str, Any]:
+    assert prepared.bank is not None
+    macs = {name: prepared.bank.class_mac(keys.conditions, name) for name in prepared.spec.classes}
+    return recipe(prepared.spec, prepared.facts, macs)
+
+
+def check_agrees(prepared: Prepared, standing: Standing) -> None:
+    """InputError where OUT was begun with another recipe, other execution, or keys that are gone. Writes nothing.
+
+    Tiles that are not embedded yet cannot be compared with those that OUT was begun with; all else is.
+    """
+    if standing.lock is None:
+        return
+    spec = prepared.spec
+    keys = read_keys(spec, open_store(spec.lineage))
+    if prepared.bank is None:
+        stood = standing.lock["recipe"]["class_banks"]
+        values = recipe(spec, prepared.facts, {name: stood.get(name, "") for name in spec.classes})
+    else:
+        values = _recipe(prepared, keys)
+    try:
+        check_same_recipe(standing.lock, values, spec.output.path)
+    except InputError as error:
+        raise spec.error("output.path", str(error)) from None
+    check_same_execution(standing.lock, spec)
+
+
+def begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
+    """Lock and keys of this build: those that stand in OUT, or new ones."""
+    spec = prepared.spec
+    if standing.lock is None:
+        keys = make_keys(spec, lineage)
+        values = _recipe(prepared, keys)
+        lock = build_lock(spec, prepared.facts, values, list(spec.classes), label_levels(prepared.summaries))
+        if standing.store.create(LOCK, lock_yaml(lock)):
+            return lock, keys
+        standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
+        assert standing.lock is not None
+    check_agrees(prepared, standing)
+    keys = read_keys(spec, lineage)
+    values = _recipe(prepared, keys)
+    lock = grown(standing.lock, list(spec.classes), values, label_levels(prepared.summaries))
+    if lock != standing.lock:
+        standing.store.put(LOCK, lock_yaml(lock))
+    return lock, keys
