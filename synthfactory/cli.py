@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -59,6 +60,9 @@ for command in (
 
 def main() -> NoReturn:
     """Entry point. What the user can mend is one message and status 2, never a traceback."""
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # batch systems send it: it ends as Ctrl-C does, leases released
     try:
         code = cli.main(prog_name="synthfactory", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

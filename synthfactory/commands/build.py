@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,17 @@ if TYPE_CHECKING:
 def plan(spec_file: str) -> None:
     """Print classes, shards, network calls, time and the patients behind each class; draw nothing."""
     from synthfactory.plan.plan import render
+    from synthfactory.run.belonging import check_agrees
     from synthfactory.run.driver import check_affordable
     from synthfactory.run.prepare import standing_of
 
     prepared = open_spec(spec_file)
     warn(prepared)
-    found = prepared.plan(standing_of(prepared.spec))
+    standing = standing_of(prepared.spec)
+    found = prepared.plan(standing)
     click.echo(render(found))
     check_affordable(prepared, found)
+    check_agrees(prepared, standing)
 
 
 @click.command(short_help="Make the set, or what is missing of it.")
@@ -45,19 +47,24 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
     """Make the set, or what is missing of it. The same command resumes after any interruption."""
     from synthfactory.plan.plan import render
     from synthfactory.run import driver
+    from synthfactory.run.belonging import check_agrees
     from synthfactory.run.check_model import check_model
     from synthfactory.run.prepare import check_writable, standing_of
+    from synthfactory.run.reach import check_reachable
 
     if local and (address or workers):
         raise click.UsageError("--local works in this one process; leave out --address and --workers")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the lease is released
     prepared = open_spec(spec_file)
     spec = prepared.spec
     warn(prepared)
     check_writable(spec)
-    found = prepared.plan(standing_of(spec))
+    standing = standing_of(spec)
+    found = prepared.plan(standing)
     say(render(found) + "\n")
     driver.check_affordable(prepared, found)
+    check_agrees(prepared, standing)
+    if address:
+        check_reachable(address)
     check_model(spec, prepared.folder)
     prepared = with_bank(prepared)
     result = driver.build(prepared, _pool_maker(local, workers, address), say=say, quick=quick, use_lease=not no_lease)

@@ -54,10 +54,10 @@ def estimate(
     return Estimate(calls, seconds, calls * spec.budget.max_attempts)
 
 
-def check_budget(spec: Spec, cost: Estimate, spent_calls: int = 0) -> None:
+def check_budget(spec: Spec, cost: Estimate, spent_calls: int = 0, spent_sec: float = 0.0) -> None:
     """InputError where even a build without a single reject would exceed the budget; says by how much."""
     limit = spec.budget.network_calls
-    if limit is not None and spent_calls + cost.network_calls > limit:
+    if limit is not None and cost.network_calls and spent_calls + cost.network_calls > limit:
         over = spent_calls + cost.network_calls - limit
         before = f" beside the {spent_calls:,} already spent" if spent_calls else ""
         raise spec.error(
@@ -68,9 +68,11 @@ def check_budget(spec: Spec, cost: Estimate, spent_calls: int = 0) -> None:
     hours = spec.budget.device_hours
     if hours is not None and cost.seconds is not None:
         middle = (cost.seconds[0] * cost.seconds[1]) ** 0.5 / 3600
-        if middle > hours:
+        over_hours = middle + spent_sec / 3600 - hours
+        if cost.network_calls and over_hours > 0:
+            before = f" beside the {spent_sec / 3600:.3g} already spent" if spent_sec else ""
             raise spec.error(
                 "budget.device_hours",
-                f"{hours:g} is too little: the plan needs about {middle:.3g} device-hours even without rejects, "
-                f"{middle - hours:.3g} too many; ask for fewer tiles, fewer steps, or a larger budget",
+                f"{hours:g} is too little: the plan needs about {middle:.3g} device-hours{before} even without rejects, "
+                f"{over_hours:.3g} too many; ask for fewer tiles, fewer steps, or a larger budget",
             )

@@ -98,7 +98,7 @@ def check_same_recipe(lock: Mapping[str, Any], recipe: Mapping[str, Any], where:
 
 def check_same_execution(lock: Mapping[str, Any], spec: Spec) -> None:
     """InputError where the spec asks for another batch size, number format or threads than OUT was begun with."""
-    for key in ("batch_size", "dtype", "threads", "compile"):
+    for key in ("batch_size", "dtype", "threads", "compile", "strict"):
         asked = getattr(spec.execution, key)
         if asked is not None and key in spec.execution.model_fields_set and asked != lock["execution"][key]:
             raise spec.error(
@@ -111,11 +111,52 @@ def grown(
     lock: Mapping[str, Any], names: Sequence[str], recipe: Mapping[str, Any], label_levels: Sequence[str]
 ) -> dict[str, Any]:
     """The lock with classes that are new appended (earlier class indices never change), and their samplers and label levels."""
-    entries = list(lock["classes"])
-    known = {entry["name"] for entry in entries}
-    for name in names:
-        if name not in known:
-            entries.append({"name": name, "class_index": len(entries)})
-    merged = {part: dict(sorted({**recipe[part], **lock["recipe"][part]}.items())) for part in PER_CLASS}
+    known = {entry["name"] for entry in lock["classes"]}
+    return _with(
+        lock,
+        [name for name in names if name not in known],
+        {part: recipe[part] for part in PER_CLASS},
+        label_levels,
+    )
+
+
+def joined(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What a round that adds classes must say, for `with_joined` to come from the lock `before` to `after`; {} where none is new."""
+    known = {entry["name"] for entry in before["classes"]}
+    new = [entry["name"] for entry in after["classes"] if entry["name"] not in known]
+    if not new:
+        return {}
+    parts = {
+        part: {name: after["recipe"][part][name] for name in new if name in after["recipe"][part]} for part in PER_CLASS
+    }
+    return {"classes": new, **parts, "label_levels": after["label_levels"]}
+
+
+def with_joined(lock: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The lock that is true after these rounds' `joined` parts, in order. InputError where they are damaged."""
+    found = dict(lock)
+    try:
+        for step in steps:
+            known = {entry["name"] for entry in found["classes"]}
+            new = [name for name in step["classes"] if name not in known]
+            found = _with(found, new, {part: step[part] for part in PER_CLASS}, step["label_levels"])
+        whole = Lock.model_validate(found).model_dump() == found
+    except (KeyError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(
+            "rounds/: a file is damaged: what it says of its new classes fits no lock; restore it from a copy"
+        )
+    return found
+
+
+def _with(
+    lock: Mapping[str, Any], new: Sequence[str], parts: Mapping[str, Any], label_levels: Sequence[str]
+) -> dict[str, Any]:
+    entries = [
+        *lock["classes"],
+        *({"name": name, "class_index": len(lock["classes"]) + at} for at, name in enumerate(new)),
+    ]
+    merged = {part: dict(sorted({**parts[part], **lock["recipe"][part]}.items())) for part in PER_CLASS}
     levels = sorted({*lock["label_levels"], *label_levels})
     return {**lock, "classes": entries, "label_levels": levels, "recipe": {**lock["recipe"], **merged}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synthfactory.spec.errors import InputError
@@ -11,12 +11,17 @@ from synthfactory.spec.errors import InputError
 
 @dataclass(frozen=True)
 class Round:
-    """One step of growth: class -> [lo, hi), laid over shards first_shard .. first_shard + num_shards - 1."""
+    """One step of growth: class -> [lo, hi), laid over shards first_shard .. first_shard + num_shards - 1.
+
+    `joined` holds what the lock says of classes that are new in this round (see lock.joined): a round is created or not, never half, so
+    that of two builds that add classes at once only one can give out the next class index.
+    """
 
     index: int
     ranges: dict[str, tuple[int, int]]
     first_shard: int
     num_shards: int
+    joined: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tiles(self) -> int:
@@ -30,6 +35,7 @@ class Round:
             "ranges": {name: list(limits) for name, limits in sorted(self.ranges.items())},
             "first_shard": self.first_shard,
             "num_shards": self.num_shards,
+            **({"joined": self.joined} if self.joined else {}),
         }
 
     @classmethod
@@ -38,6 +44,7 @@ class Round:
         try:
             ranges = {str(name): (int(low), int(high)) for name, (low, high) in values["ranges"].items()}
             made = cls(int(values["round"]), ranges, int(values["first_shard"]), int(values["num_shards"]))
+            made = replace(made, joined=dict(values.get("joined", {})))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise InputError(
                 "rounds/: a file is damaged: round, ranges, first_shard and num_shards are needed"

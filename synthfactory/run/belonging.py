@@ -11,6 +11,7 @@ from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.names import slug_collisions
 
 
 def _recipe(prepared: Prepared, keys: Keys) -> dict[str, Any]:
@@ -29,8 +30,8 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     spec = prepared.spec
     keys = read_keys(spec, open_store(spec.lineage))
     if prepared.bank is None:
-        stood = standing.lock["recipe"]["class_banks"]
-        values = recipe(spec, prepared.facts, {name: stood.get(name, "") for name in spec.classes})
+        banks = standing.lock["recipe"]["class_banks"]
+        values = recipe(spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes})
     else:
         values = _recipe(prepared, keys)
     try:
@@ -38,10 +39,17 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     except InputError as error:
         raise spec.error("output.path", str(error)) from None
     check_same_execution(standing.lock, spec)
+    stood = [str(entry["name"]) for entry in standing.lock["classes"]]
+    for later, earlier in slug_collisions([*stood, *(name for name in spec.classes if name not in stood)]):
+        raise spec.error(
+            f"classes.{later}",
+            f"gives the same keys as class '{earlier}', which {spec.output.path} holds already (case and punctuation do not count); "
+            "rename it, or choose a new output",
+        )
 
 
 def begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
-    """Lock and keys of this build: those that stand in OUT, or new ones."""
+    """Lock and keys of this build: those that stand in OUT, or new ones. A lock with new classes is true once their round stands."""
     spec = prepared.spec
     if standing.lock is None:
         keys = make_keys(spec, lineage)
@@ -54,7 +62,4 @@ def begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[
     check_agrees(prepared, standing)
     keys = read_keys(spec, lineage)
     values = _recipe(prepared, keys)
-    lock = grown(standing.lock, list(spec.classes), values, label_levels(prepared.summaries))
-    if lock != standing.lock:
-        standing.store.put(LOCK, lock_yaml(lock))
-    return lock, keys
+    return grown(standing.lock, list(spec.classes), values, label_levels(prepared.summaries)), keys

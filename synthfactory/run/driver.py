@@ -5,7 +5,9 @@ prepare -> lease -> lock and round (create-if-absent) -> verify and mend -> unit
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import secrets
 import time
 from collections import Counter, defaultdict, deque
@@ -14,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synthfactory.plan.cost import check_budget
+from synthfactory.plan.lock import LOCK, joined, lock_yaml, read_lock
 from synthfactory.plan.plan import Plan
 from synthfactory.plan.rounds import Round, num_shards
 from synthfactory.plan.seeds import Keys
 from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
 from synthfactory.run.belonging import begun, check_agrees
-from synthfactory.run.budget import CallBudget
+from synthfactory.run.budget import RunBudget, spent_before
 from synthfactory.run.prepare import Prepared, Standing, expected_of, read_standing
 from synthfactory.run.progress import Progress, duration
 from synthfactory.run.task import OUT_OF_BUDGET, Done, Failed, Pool, Setup, Task, Tick, UnitResult
@@ -39,6 +42,7 @@ MAX_SET_ASIDE = (
     3  # units in a row, none made between: then it is not the units that fail, and no more are drawn in vain
 )
 WAIT_SEC = 2.0
+ALONE_SEC = 60.0
 MAX_READY = 16  # units whose conditions are prepared ahead
 
 PoolMaker = Callable[[Setup, Tick], Pool]
@@ -54,7 +58,7 @@ class BuildResult:
     shards: int
     shortfall: int
     set_aside: dict[int, str] = field(default_factory=dict)
-    out_of_budget: bool = False
+    out_of_budget: str | None = None  # the limit of the spec that leaves too little
     gave_up: bool = False
     drawn: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
@@ -92,19 +96,11 @@ def check_output(standing: Standing, *, quick: bool, tick: Callable[[], None] = 
     )
 
 
-def spent_calls(lineage: Store) -> int:
-    """Network calls of all earlier runs into this lineage, as far as their units ended."""
-    return sum(
-        int(json.loads(lineage.read(path))["network_calls"])
-        for path, _ in lineage.entries("runs")
-        if path.rpartition("/")[2].startswith("unit-")
-    )
-
-
 def check_affordable(prepared: Prepared, plan: Plan) -> None:
     """InputError where the budget cannot hold what the plan still has to draw, beside what was spent before."""
     spec = prepared.spec
-    check_budget(spec, plan.cost, spent_calls(open_store(spec.lineage)) if spec.budget.network_calls else 0)
+    limited = spec.budget.network_calls or spec.budget.device_hours
+    check_budget(spec, plan.cost, *(spent_before(open_store(spec.lineage)) if limited else (0, 0.0)))
 
 
 def build(
@@ -146,7 +142,7 @@ def _build_leased(
     spec = prepared.spec
     standing = read_standing(spec.output.path)
     lock, keys = begun(prepared, standing, lineage)
-    rounds = _laid_out(prepared.plan(standing), standing.rounds, out, spec.output.path)
+    rounds = _laid_out(prepared.plan(standing), standing, lock, out, spec.output.path)
     asked = num_shards(rounds)
     began = time.monotonic()
     if standing.commits or clean:
@@ -172,15 +168,20 @@ def _build_leased(
     return result
 
 
-def _laid_out(plan: Plan, standing: tuple[Round, ...], out: Store, where: str) -> tuple[Round, ...]:
-    if plan.new_round is None:
-        return standing
-    stands = Round.from_json(append_round(out, plan.new_round.to_json()))
-    if stands != plan.new_round:
-        raise InputError(
-            f"{where}: another build has just added round {stands.index} of another size; run the command again"
-        )
-    return (*standing, stands)
+def _laid_out(plan: Plan, standing: Standing, lock: dict[str, Any], out: Store, where: str) -> tuple[Round, ...]:
+    """All rounds, the new one created; then the lock's file, with the classes that it adds."""
+    rounds = standing.rounds
+    if plan.new_round is not None:
+        known = standing.lock if standing.lock is not None else read_lock(out.read(LOCK))
+        step = replace(plan.new_round, joined=joined(known, lock))
+        stands = Round.from_json(append_round(out, step.to_json()))
+        if stands != step:
+            raise InputError(
+                f"{where}: another build has just added round {stands.index} of another size; run the command again"
+            )
+        rounds = (*rounds, stands)
+    put_if_changed(out, LOCK, lock_yaml(lock))
+    return rounds
 
 
 def _fingerprint(commits: dict[int, Commit], lock: dict[str, Any]) -> dict[str, Any] | None:
@@ -221,8 +222,7 @@ def _run_units(
     tasks.check(waiting)
     result.seconds["condition"] += time.perf_counter() - began
     tiles_to_draw = sum(num_slots(rounds, shard) for shard in waiting)
-    limit = spec.budget.network_calls
-    budget = CallBudget(limit, spent_calls(lineage) if limit else 0)
+    budget = RunBudget.of(spec, lineage)
     strikes, deaths = Counter[int](), Counter[int]()
     progress = Progress(tiles_to_draw, say=say)
     try:
@@ -234,6 +234,7 @@ def _run_units(
     progress.say(
         f"{tiles_to_draw:,} tiles in {len(waiting):,} shard{'s' * (len(waiting) > 1)} to draw: {pool.describe()}"
     )
+    alone: float | None = None  # since when no worker has been ready
     queue, ready, busy, in_a_row = list(reversed(waiting)), deque[Task](), 0, 0
 
     def prepare_one() -> None:
@@ -248,12 +249,22 @@ def _run_units(
                     prepare_one()
                 task = ready[0]
                 if not budget.grant(task.shard, *tasks.calls(task)):
-                    result.out_of_budget = not busy  # units at work may leave some of what is reserved for them
+                    # Units at work may leave some of what is reserved for them.
+                    result.out_of_budget = None if busy else budget.short
                     break
                 pool.submit(replace(ready.popleft(), calls_allowed=budget.allowance(task.shard)))
                 busy += 1
             if not busy:
-                break
+                if pool.free() > 0 or result.out_of_budget or result.gave_up:
+                    break
+                alone = alone or time.monotonic()
+                if time.monotonic() - alone > ALONE_SEC:
+                    alone = math.inf  # said once
+                    progress.say(
+                        "no worker is ready; waiting for one (Ctrl-C leaves a state that the same command goes on from)"
+                    )
+            else:
+                alone = None
             more = bool(queue) and len(ready) < min(busy, MAX_READY)
             if more:  # the next units' conditions are there before a worker asks for them
                 prepare_one()
@@ -262,10 +273,12 @@ def _run_units(
                 if isinstance(event, Done):
                     in_a_row = 0
                     _record(event.result, setup, lineage, result, progress.say)
-                    budget.settle(event.result.shard, event.result.network_calls)
-                    result.out_of_budget |= event.result.outcome == OUT_OF_BUDGET
+                    budget.settle(event.result.shard, event.result.network_calls, sum(event.result.seconds.values()))
+                    if event.result.outcome == OUT_OF_BUDGET:
+                        result.out_of_budget = budget.short
                 else:
-                    budget.settle(event.shard, 0)
+                    _raise_if_full(event.error)
+                    budget.settle(event.shard, 0, 0.0)
                     in_a_row += _strike(event, strikes, deaths, queue, result, progress.say)
                     result.gave_up = in_a_row >= MAX_SET_ASIDE and bool(queue or ready)
     finally:
@@ -286,6 +299,12 @@ def _record(unit: UnitResult, setup: Setup, lineage: Store, result: BuildResult,
         say(
             f"shard {unit.shard:06d}: memory was short, so it was drawn in batches of {unit.batch_size} instead of {asked}"
         )
+
+
+def _raise_if_full(error: BaseException | None) -> None:
+    """A full or read-only disk is no fault of a unit: no other would fare better."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
 
 
 def _strike(
@@ -318,11 +337,12 @@ def summary(result: BuildResult, where: str) -> list[str]:
         lines.extend(f"  {count:,} {reason}" for reason, count in result.rejects.most_common())
     if result.shortfall:
         lines.append(
-            f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they are listed in the commits"
+            f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they stay empty and are listed in the "
+            "commits: ask for more of those classes, or build into a new output with other screens"
         )
     if result.out_of_budget:
         lines.append(
-            "budget.network_calls leaves too little for the next shard; raise it and run the command again to go on"
+            f"{result.out_of_budget} leaves too little for the next shard; raise it and run the same command to go on"
         )
     lines.extend(f"shard {shard:06d} was set aside: {message}" for shard, message in sorted(result.set_aside.items()))
     if result.gave_up:

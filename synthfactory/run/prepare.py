@@ -21,7 +21,7 @@ from synthfactory.embeddings.places import local
 from synthfactory.embeddings.tiles import TileFolder, embed_tiles, scan_tiles
 from synthfactory.model.folder import ModelFolder, open_model
 from synthfactory.plan.conditions import ClassIndex
-from synthfactory.plan.lock import LOCK, read_lock
+from synthfactory.plan.lock import LOCK, read_lock, with_joined
 from synthfactory.plan.plan import ClassSummary, Plan, make_plan
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, check_chain
@@ -55,7 +55,9 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
 
 @dataclass(frozen=True)
 class Standing:
-    """What lies in OUT already. `lock` is None where nothing was built there."""
+    """What lies in OUT already. `lock` is None where nothing was built there; classes that rounds added are in it, even where a build
+    ended before it could renew the file.
+    """
 
     store: Store
     lock: dict[str, Any] | None
@@ -86,6 +88,7 @@ def read_standing(place: str) -> Standing:
     try:
         rounds = tuple(Round.from_json(step) for step in values)
         check_chain(rounds)
+        lock = with_joined(lock, [step.joined for step in rounds if step.joined])
     except InputError as error:
         raise InputError(f"{place}/{error}") from None
     return Standing(store, lock, rounds, list_commits(store))
@@ -204,7 +207,12 @@ def standing_of(spec: Spec) -> Standing:
 
 
 def check_writable(spec: Spec) -> None:
-    """InputError where OUT or LINEAGE cannot be reached, or cannot be a folder of ours: found before either is begun."""
+    """InputError where OUT or LINEAGE cannot be reached, or cannot be a folder of ours: found before either is begun.
+
+    Sees through links: what must not be published would else lie in OUT by another name.
+    """
+    for field, problem in spec.nesting_problems(resolve=os.path.realpath):
+        raise spec.error(field, problem)
     for field, place in (("output.path", spec.output.path), ("lineage", spec.lineage)):
         try:
             root = getattr(open_store(place), "root", None)
@@ -212,6 +220,12 @@ def check_writable(spec: Spec) -> None:
             raise spec.error(field, str(error)) from None
         if not isinstance(root, Path):
             continue  # an object store says so at the first write
+        steps = (root.resolve(), *root.resolve().parents)
+        if field == "output.path":
+            steps = steps[1:]
+        of_a_set = next((step for step in steps if (step / LOCK).is_file()), None)
+        if of_a_set is not None:
+            raise spec.error(field, f"lies in {of_a_set}, which is a tile set; name a folder of its own")
         nearest = next(step for step in (root, *root.parents) if os.path.lexists(step))
         if not nearest.is_dir():
             raise spec.error(field, f"{nearest} is no folder; name a place where a folder can be made")

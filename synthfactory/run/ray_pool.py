@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 from typing import Any
 
@@ -24,6 +26,7 @@ from synthfactory.run.worker import Worker
 from synthfactory.spec.errors import InputError
 
 POLL_SEC = 0.5
+WAKE_SEC = 1.0  # between questions to a worker that is being restarted
 REPORT_SEC = 2.0
 
 
@@ -58,6 +61,15 @@ class _Actor:
 
 def start_ray(address: str | None, workers: int) -> None:
     """Connects to a cluster, or starts Ray on this machine, on loopback alone. InputError where there is no cluster."""
+    heeded = signal.getsignal(signal.SIGTERM)
+    try:
+        _init(address, workers)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, heeded)  # Ray takes it for itself, and would end this process without a word
+
+
+def _init(address: str | None, workers: int) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": True}
     if address is None:
         ray.init(address="local", num_cpus=workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
@@ -93,40 +105,64 @@ class RayPool:
         self._where = f"Ray at {address}" if address else "Ray on this machine"
         self._actors = {number: kind.remote(setup) for number in range(self._count)}
         self._seen = dict.fromkeys(self._actors, (0, 0))
+        self._idle: list[int] = []
         self._busy: dict[Any, tuple[int, int]] = {}  # call -> (actor, shard)
+        self._waking = {actor.ready.remote(): number for number, actor in self._actors.items()}
+        self._absent: list[tuple[float, int]] = []  # (when to ask again, actor) of those that are being restarted
         self._reported = time.monotonic()
         self._check_first()
 
     def _check_first(self) -> None:
         """One worker loads the model before any unit goes out, so that bad input ends the build with one message."""
-        waiting = [actor.ready.remote() for actor in self._actors.values()]
-        done, _ = ray.wait(waiting, num_returns=1)
+        self._device = "unknown device"
         try:
-            self._device = str(ray.get(done[0]))
-        except ray.exceptions.RayTaskError as error:
+            while not self._idle and (self._waking or self._absent):
+                self._wake(POLL_SEC)
+        except BaseException:
             self.close()
+            raise
+
+    def _wake(self, timeout_sec: float) -> None:
+        """Notes the workers that are ready now. One that is being restarted is asked again, and given nothing meanwhile."""
+        for due, number in [*self._absent]:
+            if time.monotonic() >= due:
+                self._absent.remove((due, number))
+                self._waking[self._actors[number].ready.remote()] = number
+        if not self._waking:
+            time.sleep(timeout_sec)
+            return
+        done, _ = ray.wait(list(self._waking), num_returns=len(self._waking), timeout=timeout_sec)
+        for call in done:
+            self._met(call, self._waking.pop(call))
+
+    def _met(self, call: Any, number: int) -> None:
+        try:
+            self._device = str(ray.get(call))
+            self._idle.append(number)
+        except ray.exceptions.RayTaskError as error:  # what is wrong with spec, model or machine
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from None
             raise
-        except ray.exceptions.RayActorError:
-            self._device = "unknown device"  # it died on the way; the restarted one is met at the first unit
+        except ray.exceptions.RayError:  # its process or node is away
+            self._absent.append((time.monotonic() + WAKE_SEC, number))
 
     def describe(self) -> str:
         """Who works, in words."""
         return f"{self._where}, {self._count} worker{'s' * (self._count > 1)} on {self._device}"
 
     def free(self) -> int:
-        """Workers without a unit."""
-        return self._count - len(self._busy)
+        """Workers that are ready and without a unit."""
+        return len(self._idle)
 
     def submit(self, task: Task) -> None:
-        """Hands the unit to an idle worker (a restarting one takes it as soon as it is back)."""
-        working = {actor for actor, _ in self._busy.values()}
-        idle = next(number for number in self._actors if number not in working)
-        self._busy[self._actors[idle].run.remote(task)] = (idle, task.shard)
+        """Hands the unit to a worker that is ready."""
+        number = self._idle.pop(0)
+        self._busy[self._actors[number].run.remote(task)] = (number, task.shard)
 
     def wait(self, timeout_sec: float) -> list[Done | Failed]:
         """What ended within `timeout_sec`; also passes on what the workers have drawn meanwhile."""
+        if self._waking or self._absent:
+            self._wake(0.0 if self._busy else min(timeout_sec, POLL_SEC))
         if not self._busy:
             return []
         done, _ = ray.wait(list(self._busy), num_returns=1, timeout=min(timeout_sec, POLL_SEC))
@@ -135,20 +171,27 @@ class RayPool:
         return [self._ended(call) for call in done]
 
     def _ended(self, call: Any) -> Done | Failed:
-        _, shard = self._busy.pop(call)
+        number, shard = self._busy.pop(call)
         try:
-            return Done(ray.get(call))
+            result = ray.get(call)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, InputError):
                 raise InputError(str(cause)) from None
+            self._idle.append(number)
             return Failed(shard, f"{type(cause).__name__}: {cause}", died=False, error=cause)
         except ray.exceptions.RayError as error:  # the worker's process, its node, or the connection to it ended
+            self._absent.append((time.monotonic() + WAKE_SEC, number))
             return Failed(shard, type(error).__name__, died=True)
+        self._idle.append(number)
+        return Done(result)
 
     def _report(self) -> None:
         self._reported = time.monotonic()
-        calls = {number: actor.progress.remote() for number, actor in self._actors.items()}
+        present = self._actors.keys() - {number for _, number in self._absent} - set(self._waking.values())
+        calls = {number: self._actors[number].progress.remote() for number in sorted(present)}
+        if not calls:
+            return
         ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=0.2)
         for number, call in calls.items():
             if call not in ready:

@@ -71,13 +71,15 @@ class Worker:
 
     def run(self, task: Task, tick: Tick) -> UnitResult:
         """Makes and commits the unit's shard; the same task gives the same bytes."""
+        began = time.perf_counter()
         calls_before = self._engine.spent.network_calls
         with tempfile.TemporaryDirectory(prefix="synthfactory-") as scratch:
             try:
                 unit = self._drawn(task, Path(scratch), tick)
             except BudgetSpentError:
                 calls = self._engine.spent.network_calls - calls_before
-                return UnitResult(task.shard, OUT_OF_BUDGET, 0, 0, 0, calls, self._batch_size)
+                spent = {"sample": time.perf_counter() - began}
+                return UnitResult(task.shard, OUT_OF_BUDGET, 0, 0, 0, calls, self._batch_size, seconds=spent)
             outcome = self._commit(unit, Path(scratch))
         filled = len(unit.attempts)
         return UnitResult(

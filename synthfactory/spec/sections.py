@@ -125,10 +125,16 @@ class Budget(FrozenModel):
         4, ge=1, le=100, description="Draws per tile before it counts as a shortfall. Default 4.", examples=[4]
     )
     network_calls: int | None = Field(
-        default=None, ge=1, description="Most calls of the network; null = no limit.", examples=[1_000_000]
+        default=None,
+        ge=1,
+        description="Most calls of the network, over all runs; held to the call. null = no limit.",
+        examples=[1_000_000],
     )
     device_hours: float | None = Field(
-        default=None, gt=0.0, description="Most hours of one device; null = no limit.", examples=[8.0]
+        default=None,
+        gt=0.0,
+        description="Most hours of devices, over all runs and added up; looked at before each shard. null = no limit.",
+        examples=[8.0],
     )
 
 

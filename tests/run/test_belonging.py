@@ -1,0 +1,183 @@
+"""Who may build into an output: refused before anything is written, whatever way the mistake takes."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import run
+
+from synthfactory.plan.plan import Plan
+from synthfactory.run import driver
+from synthfactory.run.budget import RunBudget
+from synthfactory.run.local import LocalPool
+from synthfactory.run.prepare import prepare
+from synthfactory.shards.reader import iter_tiles
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.load import load_spec
+
+MakeSpec = Callable[..., Path]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 6},
+        {"sampler": {"steps": 4}},
+        {"name": "other"},
+        {"output": {"path": "OUT", "shard_size": 10, "format": "webp"}},
+        {"execution": {"batch_size": 4}},
+        {"execution": {"batch_size": 16, "threads": 1, "strict": True}},
+    ],
+    ids=str,
+)
+def test_plan_refuses_what_build_refuses(spec_file: MakeSpec, out: Path, change: dict[str, Any]) -> None:
+    assert run("build", spec_file(), "--local").code == 0
+    before = tree(out.parent)
+    if "output" in change:
+        change = {"output": {**change["output"], "path": str(out)}}
+    changed = spec_file("changed.yaml", **change)
+    planned, built = run("plan", changed), run("build", changed, "--local")
+    assert (planned.code, built.code) == (2, 2), planned.out
+    assert planned.err.splitlines()[-1] == built.err.splitlines()[-1]
+    assert str(changed) in " ".join(built.err.split())
+    changed.unlink()
+    assert tree(out.parent) == before
+
+
+def test_another_classes_keys_are_not_given_again(spec_file: MakeSpec, tiny: Path, out: Path, tmp_path: Path) -> None:
+    from tinymodel import make_bank_file
+
+    bank = make_bank_file(tmp_path / "b.parquet", tiny / "model", classes={"a b": 3, "A-B": 3})
+    source = {"embeddings": {"bank": str(bank)}}
+    assert run("build", spec_file(classes={"a b": 2}, **source), "--local").code == 0
+    ended = run("build", spec_file(classes={"A-B": 2}, **source), "--local")
+    assert ended.code == 2
+    assert "gives the same keys as class 'a b'" in " ".join(ended.err.split())
+
+
+def test_lineage_is_not_hidden_in_an_output_by_a_link(spec_file: MakeSpec, out: Path, tmp_path: Path) -> None:
+    assert run("build", spec_file(), "--local").code == 0
+    before = tree(out)
+    (tmp_path / "link").symlink_to(out)
+    for place in (tmp_path / "link", tmp_path / "link" / "below", out / ".." / "link" / "x"):
+        ended = run("build", spec_file("l.yaml", lineage=str(place)), "--local")
+        assert ended.code == 2
+        assert "lineage" in ended.err
+    other = run("build", spec_file("o.yaml", lineage=str(out), output={"path": str(tmp_path / "o2")}), "--local")
+    assert other.code == 2
+    assert "is a tile set" in " ".join(other.err.split())
+    inside = run("build", spec_file("i.yaml", output={"path": str(out / "shards" / "x")}), "--local")
+    assert inside.code == 2
+    assert tree(out) == before
+    assert not (tmp_path / "o2").exists()
+
+
+def test_two_builds_that_add_classes_at_once_never_share_an_index(
+    spec_file: MakeSpec, tiny: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have read the output before either writes: one round is created, the other build is told to come again."""
+    from tinymodel import make_bank_file
+
+    bank = make_bank_file(tmp_path / "b.parquet", tiny / "model", classes={"one": 3, "two": 3, "three": 3})
+    source = {"embeddings": {"bank": str(bank)}}
+
+    def build(path: Path) -> None:
+        driver.build(
+            prepare(load_spec(str(path))),
+            lambda setup, tick: LocalPool(setup, tick),
+            say=lambda text: None,
+            use_lease=False,
+        )
+
+    build(spec_file("1.yaml", classes={"one": 4}, **source))
+    second = spec_file("2.yaml", classes={"one": 4, "two": 4}, **source)
+    third = spec_file("3.yaml", classes={"one": 4, "three": 4}, **source)
+    lay_out = driver._laid_out
+
+    def late(plan: Plan, *rest: Any) -> Any:
+        monkeypatch.setattr(driver, "_laid_out", lay_out)
+        build(third)
+        return lay_out(plan, *rest)
+
+    monkeypatch.setattr(driver, "_laid_out", late)
+    with pytest.raises(InputError, match="another build has just added round 1"):
+        build(second)
+    build(second)
+    lock = yaml.safe_load((out / "spec.lock.yaml").read_text())
+    assert [entry["name"] for entry in lock["classes"]] == ["one", "three", "two"]
+    indices = {(record["label"], record["class_index"]) for _, _, record in iter_tiles(str(out))}
+    assert indices == {("one", 0), ("three", 1), ("two", 2)}
+    # The lock's file is a copy of what rounds say: an older one is renewed.
+    shrunk = {**lock, "classes": lock["classes"][:1]}
+    for part in ("class_banks", "class_samplers"):
+        shrunk["recipe"] = {**shrunk["recipe"], part: {k: v for k, v in lock["recipe"][part].items() if k == "one"}}
+    (out / "spec.lock.yaml").write_text(yaml.safe_dump(shrunk))
+    build(third)
+    assert yaml.safe_load((out / "spec.lock.yaml").read_text()) == lock
+    assert run("verify", out).code == 0
+
+
+def test_an_address_where_nothing_listens(spec_file: MakeSpec, out: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused at once
+        ended = run("build", spec_file(), "--address", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert ended.code == 2
+    assert "no Ray cluster answers there" in " ".join(ended.err.split())
+    assert not out.exists()
+    assert not (out.parent / "lineage").exists()
+
+
+def test_device_hours_are_counted_over_runs(spec_file: MakeSpec, out: Path) -> None:
+    spec = spec_file(budget={"device_hours": 0.01})
+    record = out.parent / "lineage" / "runs" / "earlier" / "unit-000009.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"network_calls": 5, "seconds": {"sample": 40.0}}))
+    (record.parent / "unit-000010.json").write_text("")  # cut off
+    ended = run("build", spec, "--local")
+    assert ended.code == 2
+    assert "device-hours beside the 0.0111 already spent" in " ".join(ended.err.split())
+    assert not out.exists()
+    assert run("build", spec_file(budget={"device_hours": 1.0}), "--local").code == 0
+
+
+def test_a_budget_is_shared_by_the_units_at_work() -> None:
+    budget = RunBudget(100, 1.0, spent=(10, 3000.0))
+    assert budget.grant(0, 20, 80)
+    assert budget.allowance(0) == 80
+    assert not budget.grant(1, 20, 80)  # 10 are left, until unit 0 gives back what it did not need
+    budget.settle(0, 30, 300.0)
+    assert budget.grant(1, 20, 80)
+    assert budget.allowance(1) == 60
+    budget.settle(1, 20, 301.0)
+    assert not budget.grant(2, 1, 1)
+    assert budget.short == "budget.device_hours"
+
+
+def test_a_full_disk_ends_the_build_with_one_line(
+    spec_file: MakeSpec, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from synthfactory.run import worker
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "commit_shard", full)
+    with pytest.raises(OSError, match="No space left"):
+        driver.build(prepare(load_spec(str(spec_file()))), LocalPool, say=lambda text: None)
