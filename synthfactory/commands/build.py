@@ -65,7 +65,7 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
     check_agrees(prepared, standing)
     if address:
         check_reachable(address)
-    check_model(spec, prepared.folder)
+    check_model(spec, prepared.folder, prepared.encoder)
     prepared = with_bank(prepared)
     result = driver.build(prepared, _pool_maker(local, workers, address), say=say, quick=quick, use_lease=not no_lease)
     for line in driver.summary(result, spec.output.path):

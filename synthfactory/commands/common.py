@@ -49,13 +49,13 @@ def with_bank(prepared: Prepared) -> Prepared:
     """With a bank: a folder of tiles is embedded now, with the model's encoder, as far as the cache does not hold it."""
     if prepared.bank is not None:
         return prepared
-    from synthfactory.model.encoder import encoder_of
     from synthfactory.model.weights import load_encoder
     from synthfactory.run.prepare import scratch_cache
     from synthfactory.run.progress import Progress
 
     assert prepared.tiles is not None
-    encoder = load_encoder(encoder_of(prepared.folder))
+    assert prepared.encoder is not None
+    encoder = load_encoder(prepared.encoder)
     say(f"embedding {len(prepared.tiles.files):,} tiles with {prepared.facts.encoder['id']}")
     progress = Progress(len(prepared.tiles.files), say=say, screened=False)
     try:

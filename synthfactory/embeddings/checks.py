@@ -49,9 +49,9 @@ def agreed_encoder(
     sha256 = said.get("sha256") or (model["sha256"] if said["id"] == model["id"] else "")
     if sha256 != model["sha256"] if model["sha256"] else said["id"] != model["id"]:
         by = f"{shown(said['id'])} ({shown(sha256[:12])})" if sha256 else shown(said["id"])
+        wanted = f"{model['id']} ({model['sha256'][:12]})" if model["sha256"] else model["id"]
         raise InputError(
-            f"{where}: was made with encoder {by}, but the model is conditioned "
-            f"on {model['id']} ({model['sha256'][:12]}); embed the tiles again with the model's encoder"
+            f"{where}: was made with encoder {by}, but the model is conditioned on {wanted}; embed the tiles again with the model's encoder"
         )
     wanted = model.get("token", "class")
     if token != wanted and not (token == FIRST_768 and wanted == "class"):

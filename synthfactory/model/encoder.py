@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class EncoderFolder:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     token: str = TOKEN
+    source: str = ""  # hf://OWNER/REPO@REVISION as asked for; '' where it lies on this machine
+    gated: bool = False
     licence: dict[str, Any] = field(default_factory=dict)
     size: dict[str, Any] | None = None  # None: of timm's form, read off the weights themselves
     fetch: Callable[[], None] = field(default=lambda: None, repr=False)
@@ -101,7 +103,8 @@ def open_encoder(name: str, encoder_id: str | None = None, revision: str | None 
     """
     if is_hub(name):
         try:
-            return _from_hub(pin(hub_name(name, revision)), encoder_id)
+            asked = hub_name(name, revision)
+            return _from_hub(pin(asked), encoder_id, f"hf://{asked.repo}@{asked.revision}")
         except ValueError as error:
             raise error if isinstance(error, InputError) else InputError(f"encoder: {error}") from None
     folder = Path(name).expanduser()
@@ -148,7 +151,7 @@ def encoder_of(folder: ModelFolder) -> EncoderFolder:
     )
 
 
-def _from_hub(pinned: Pin, encoder_id: str | None) -> EncoderFolder:
+def _from_hub(pinned: Pin, encoder_id: str | None, source: str) -> EncoderFolder:
     for needed in (CONFIG, WEIGHTS):
         if needed not in pinned.files:
             raise InputError(
@@ -166,7 +169,7 @@ def _from_hub(pinned: Pin, encoder_id: str | None) -> EncoderFolder:
     def fetch() -> None:
         fetched(pinned, [WEIGHTS])
 
-    return EncoderFolder(**{**vars(made), "licence": licence, "fetch": fetch})
+    return replace(made, source=source, gated=pinned.gated, licence=licence, fetch=fetch)
 
 
 def _config(path: Path, name: str) -> dict[str, Any]:

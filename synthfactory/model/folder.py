@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from synthfactory.model.files import sha256_of
+from synthfactory.model.hub import Pin, fetched
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder, is_url
@@ -25,7 +26,7 @@ FORMAT = "synthfactory-model/1"
 PARTS = ("sit", "vae", "encoder")
 BUILT_IN = {"phantom": Path(__file__).parent / "weights" / "phantom"}
 MAX_CONFIG_BYTES = 1 << 20
-FIGURES = "figures.json"
+CONFIG, FIGURES = "config.json", "figures.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class ModelFolder:
     sha256: str
     figures: dict[str, Any] = field(default_factory=dict)
     url: str | None = None  # where it was opened by URL: `path` is then its cache on this machine
+    pin: Pin | None = None  # where it was opened at the Hub: `path` is then the snapshot's folder
+    backend: str = field(default="native", init=False)
+    noise: str = field(default="start and streams", init=False)
 
     @property
     def id(self) -> str:
@@ -45,8 +49,8 @@ class ModelFolder:
 
     @property
     def revision(self) -> str:
-        """Version of the weights."""
-        return str(self.config["revision"])
+        """Version of the weights: the Hub's commit, or what config.json says."""
+        return self.pin.commit if self.pin else str(self.config["revision"])
 
     @property
     def condition_width(self) -> int:
@@ -75,6 +79,11 @@ class ModelFolder:
         return dict(self.config["licence"])
 
     @property
+    def gated(self) -> bool:
+        """Whether access must be asked for at the Hub, here or where it was imported from."""
+        return bool(self.licence.get("gated")) or (self.pin is not None and self.pin.gated)
+
+    @property
     def has_encoder(self) -> bool:
         """Whether the encoder is part of the folder; else only its name is known."""
         return "encoder.safetensors" in self.config["files"]
@@ -101,7 +110,11 @@ class ModelFolder:
         """Compares weight files (default: all) with their sha256 in config.json, fetching what a URL's cache lacks; InputError where
         one differs.
         """
-        for name in self.config["files"] if names is None else names:
+        wanted_names = tuple(self.config["files"] if names is None else names)
+        if self.pin:
+            _check_listed(self.pin, wanted_names)
+            fetched(self.pin, wanted_names)
+        for name in wanted_names:
             path, wanted = self.path / name, self.config["files"][name]
             if self.url and not path.is_file():
                 _fetch(f"{self.url}/{name}", path, wanted)
@@ -111,6 +124,12 @@ class ModelFolder:
                 raise InputError(
                     f"model: {path}: differs from the sha256 in config.json; the file is damaged or swapped"
                 )
+
+
+def _check_listed(pinned: Pin, names: Iterable[str]) -> None:
+    absent = [name for name in names if name not in pinned.files]
+    if absent:
+        raise InputError(f"model: {pinned.repo}: has no {absent[0]} at {pinned.commit}; export the model again")
 
 
 def _fetch(url: str, path: Path, wanted: str) -> None:
@@ -138,14 +157,15 @@ def open_model(name: str) -> ModelFolder:
     url = name.rstrip("/") if is_url(name) else None
     path = BUILT_IN.get(name, Path(name).expanduser())
     try:
-        with open_source(f"{url}/config.json" if url else str(path / "config.json")) as handle:
+        with open_source(f"{url}/{CONFIG}" if url else str(path / CONFIG)) as handle:
             raw = handle.read(MAX_CONFIG_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         if name in BUILT_IN:
             raise InputError(f"model: {name}: its weights are not installed; reinstall the package") from None
         known = ", ".join(BUILT_IN)
         raise InputError(
-            f"model: '{name}': neither a built-in model ({known}) nor a folder with config.json, as `synthfactory-train export` writes"
+            f"model: '{name}': neither a built-in model ({known}) nor a folder with config.json, as `synthfactory-train export` writes "
+            "(a repository of the Hub is hf://OWNER/REPO, or cytosyn)"
         ) from None
     except OSError as error:
         raise InputError(f"model: {name}: config.json cannot be read ({error.strerror or error})") from None

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import HubName, is_commit
@@ -152,6 +154,8 @@ def _cached(pinned: Pin, path: str) -> Path | None:
 
 
 def _download(pinned: Pin, paths: list[str]) -> None:
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         snapshot_download(
             pinned.repo,

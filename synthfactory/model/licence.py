@@ -20,13 +20,18 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 
 
+def known_licence(repo: str) -> dict[str, Any]:
+    """Terms of a repository that is known here to be gated; {} for any other."""
+    return dict(KNOWN.get(repo, {}))
+
+
 def licence_of(repo: str, stated: str | None) -> dict[str, Any]:
     """Terms {name, sharing, ...} of a Hub repository; `stated` is what its card says, None where it says nothing.
 
     `sharing` is `allowed` only where the licence by itself allows it; else `local`.
     """
     if repo in KNOWN:
-        return dict(KNOWN[repo])
+        return known_licence(repo)
     if stated is None:
         return {"name": NOT_STATED, "sharing": "local"}
     plain = stated.strip().lower()

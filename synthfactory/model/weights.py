@@ -116,13 +116,19 @@ def _size(folder: ModelFolder, part: str) -> dict[str, object]:
     return {key: value for key, value in folder.config[part].items() if key != "id"}
 
 
-def load_model(folder: ModelFolder, device: torch.device | None = None) -> LoadedModel:
-    """All networks of the folder. InputError where a file is missing, damaged or does not fit config.json."""
+def load_model(
+    folder: ModelFolder, apart: EncoderFolder | None = None, device: torch.device | None = None
+) -> LoadedModel:
+    """All networks of the folder, with the encoder `apart` in place of its own where one is given.
+
+    InputError where a file is missing, damaged or does not fit config.json.
+    """
     place = device or default_device()
     folder.check_files()
     try:
         sit, vae = sit_from_dict(_size(folder, "sit")), vae_from_dict(_size(folder, "vae"))
-        encoder = load_encoder(encoder_of(folder), place) if folder.has_encoder else None
+        found = apart or (encoder_of(folder) if folder.has_encoder else None)
+        encoder = load_encoder(found, place) if found else None
     except (ValidationError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -35,7 +35,12 @@ def build_lock(
             "resolution_mpp": model.resolution_mpp,
             "licence": dict(model.licence),
             "domain": model.domain,
+            "source": model.source,
+            "backend": model.backend,
+            "noise": model.noise,
         },
+        "encoder_licence": dict(model.encoder_licence),
+        "terms": spec.terms.settled(dict(model.licence), dict(model.encoder_licence)),
         "encoder": dict(model.encoder),
         "label_levels": sorted(label_levels),
         "classes": [{"name": name, "class_index": number} for number, name in enumerate(classes)],
@@ -47,6 +52,13 @@ def build_lock(
             "strict": execution.strict,
         },
     }
+
+
+def tile_terms(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """What every tile states: the model's licence, that of an encoder apart, and whether sharing is allowed, permitted or local."""
+    encoder = lock["encoder_licence"].get("name")
+    stated = {**lock["model"]["licence"], "sharing": lock["terms"]["sharing"]}
+    return {**stated, "encoder": encoder} if encoder else stated
 
 
 def lock_yaml(lock: Mapping[str, Any]) -> bytes:
@@ -104,6 +116,17 @@ def check_same_execution(lock: Mapping[str, Any], spec: Spec) -> None:
             raise spec.error(
                 f"execution.{key}",
                 f"{asked} differs from {lock['execution'][key]}, with which this output was begun; leave it out or change it back",
+            )
+
+
+def check_same_terms(lock: Mapping[str, Any], spec: Spec, settled: Mapping[str, Any]) -> None:
+    """InputError where the spec states another permission than the one that the output's tiles carry already."""
+    for key in ("sharing", "permission"):
+        if settled[key] != lock["terms"][key]:
+            raise spec.error(
+                "terms",
+                f"{key} differs from that with which this output was begun, and its tiles state the terms; choose a new output.path, "
+                "or change it back",
             )
 
 

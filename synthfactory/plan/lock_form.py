@@ -42,6 +42,15 @@ class _Model(_ModelName):
     resolution_mpp: Annotated[float, Field(gt=0)]
     licence: dict[Text, Any]
     domain: Text | None
+    source: Text
+    backend: Literal["native", "official"]
+    noise: Literal["start and streams", "start", "streams", "none"]
+
+
+class _Terms(FrozenModel):
+    accepted: list[Text]
+    sharing: Literal["local", "allowed", "permitted"]
+    permission: dict[Text, Text] | None
 
 
 class _Recipe(FrozenModel):
@@ -78,6 +87,8 @@ class Lock(FrozenModel):
     recipe: _Recipe
     model: _Model
     encoder: dict[Text, Text]
+    encoder_licence: dict[Text, Any]
+    terms: _Terms
     label_levels: list[Literal["slide", "region", "tile"]]
     classes: Annotated[list[_Class], Field(min_length=1)]
     execution: _Execution

@@ -19,7 +19,10 @@ CONDITIONS_VERSION = 1  # of plan/conditions.py: another choice of rows is anoth
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the plan needs to know of a model; `encoder` is {id, sha256, token}."""
+    """What the plan needs to know of a model; `encoder` is {id, sha256, token}, sha256 '' where only the name is known.
+
+    `source` is hf://OWNER/REPO@REVISION as asked for, or ''. `noise` says what of a candidate's own noise the backend takes.
+    """
 
     id: str
     revision: str
@@ -29,8 +32,12 @@ class ModelFacts:
     tile_size_px: int
     resolution_mpp: float
     licence: Mapping[str, Any] = field(default_factory=dict)
+    encoder_licence: Mapping[str, Any] = field(default_factory=dict)  # {}: the encoder is the model's own
     seconds_per_call: float | None = None
     domain: str | None = None  # what it draws, where that is not what its labels say
+    source: str = ""
+    backend: str = "native"
+    noise: str = "start and streams"
 
 
 def recipe(spec: Spec, model: ModelFacts, bank_macs: Mapping[str, str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from synthfactory.shards.commit import Commit
 __all__ = ["croissant_json", "dataset_card"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+SHARING = {"local": "local use", "allowed": "sharing allowed", "permitted": "sharing by permission"}
 FIRST_COLUMNS = ("device", "dtype", "batch_size", "threads", "attention", "torch")
 SCREENS = {
     "tissue": "share of pixels that show tissue",
@@ -48,6 +49,7 @@ def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], c
         terms_name=name,
         other_terms=sorted(licence.items()),
         sharing=sharing,
+        sharing_words=SHARING[lock["terms"]["sharing"]],
         privacy=PRIVACY,
         levels=label_levels(lock),
         format=kind,

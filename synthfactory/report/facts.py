@@ -122,6 +122,6 @@ def label_levels(lock: Mapping[str, Any]) -> str:
 
 
 def terms(lock: Mapping[str, Any]) -> tuple[str, bool]:
-    """(name of the model's terms, whether they are recorded to allow sharing what was made with it)."""
+    """(name of the model's terms, whether they, or a permission, are recorded to allow sharing what was made with it)."""
     licence = lock["model"].get("licence") or {}
-    return str(licence.get("name") or "not stated"), licence.get("sharing") == "allowed"
+    return str(licence.get("name") or "not stated"), lock["terms"]["sharing"] in ("allowed", "permitted")

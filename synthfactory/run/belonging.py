@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from synthfactory.plan.lock import LOCK, build_lock, check_same_execution, check_same_recipe, grown, lock_yaml
+from synthfactory.plan.lock import (
+    LOCK,
+    build_lock,
+    check_same_execution,
+    check_same_recipe,
+    check_same_terms,
+    grown,
+    lock_yaml,
+)
 from synthfactory.plan.recipe import recipe
 from synthfactory.plan.seeds import Keys
 from synthfactory.run.keys import make_keys, read_keys
@@ -39,6 +47,8 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     except InputError as error:
         raise spec.error("output.path", str(error)) from None
     check_same_execution(standing.lock, spec)
+    terms = spec.terms.settled(dict(prepared.facts.licence), dict(prepared.facts.encoder_licence))
+    check_same_terms(standing.lock, spec, terms)
     stood = [str(entry["name"]) for entry in standing.lock["classes"]]
     for later, earlier in slug_collisions([*stood, *(name for name in spec.classes if name not in stood)]):
         raise spec.error(

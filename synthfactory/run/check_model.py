@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from synthfactory.model.encoder import EncoderFolder, encoder_of
 from synthfactory.model.files import shapes_in
-from synthfactory.model.folder import ModelFolder
+from synthfactory.model.find import Opened
+from synthfactory.model.folder import CONFIG, ModelFolder
 from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import vae_from_dict
 from synthfactory.model.vit import vit_from_dict
+from synthfactory.model.weights import timm_size
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
 MAKERS = {"sit": sit_from_dict, "vae": vae_from_dict, "encoder": vit_from_dict}
 
 
-def check_model(spec: Spec, folder: ModelFolder) -> None:
-    """InputError at the spec's model where a weight file is missing, differs from its hash, or does not fit config.json.
+def check_model(spec: Spec, model: Opened, encoder: EncoderFolder | None) -> None:
+    """InputError at the spec's model where a file is missing, differs from its hash, or does not fit its configuration.
 
-    Reads every file once for its hash, then names and shapes only: no weight is held in memory.
+    Fetches what is not here and reads every file once for its hash, then names and shapes only: no weight is held in memory, and no
+    code of a repository runs.
     """
     try:
-        folder.check_files()
-        for part in folder.parts:
-            _check_part(folder, part)
+        model.check_files()
+        if isinstance(model, ModelFolder):
+            for part in model.parts[:2]:
+                values = {key: value for key, value in model.config[part].items() if key != "id"}
+                _check_part(part, values, model.path / f"{part}.safetensors", model.path / CONFIG)
+            encoder = encoder or (encoder_of(model) if model.has_encoder else None)
+        if encoder is not None:
+            _check_encoder(encoder)
     except InputError as error:
         raise spec.error("model", str(error).removeprefix("model: ")) from None
 
 
-def _check_part(folder: ModelFolder, part: str) -> None:
-    path = folder.path / f"{part}.safetensors"
-    wanted = _shapes(_on_meta(folder, part))
+def _check_encoder(encoder: EncoderFolder) -> None:
+    encoder.check()
+    path = encoder.weights
+    values = encoder.size
+    if values is None:
+        values = timm_size(shapes_in(path, "fetch it again"), encoder)
+    _check_part("encoder", values, path, path.parent / CONFIG)
+
+
+def _check_part(part: str, values: Mapping[str, Any], path: Path, config: Path) -> None:
     found = shapes_in(path, "export the model again")
+    wanted = {name: tuple(value.shape) for name, value in _on_meta(part, values, config).state_dict().items()}
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
         what = f"has {found.get(wrong[0])}, config.json needs {wanted.get(wrong[0])}"
@@ -44,16 +63,11 @@ def _check_part(folder: ModelFolder, part: str) -> None:
         )
 
 
-def _on_meta(folder: ModelFolder, part: str) -> nn.Module:
-    values: dict[str, Any] = {key: value for key, value in folder.config[part].items() if key != "id"}
+def _on_meta(part: str, values: Mapping[str, Any], config: Path) -> nn.Module:
     try:
         with torch.device("meta"):
-            return MAKERS[part](values)
+            return MAKERS[part](dict(values))
     except (ValidationError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         why = error.errors()[0] if isinstance(error, ValidationError) else None
         text = f"{'.'.join(map(str, why['loc']))}: {why['msg']}" if why else str(error).splitlines()[0]
-        raise InputError(f"{folder.path / 'config.json'}: {part}: {text}; export the model again") from None
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        raise InputError(f"{config}: {part}: {text}; export the model again") from None

@@ -19,8 +19,9 @@ import numpy as np
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.plan.seeds import Keys, noise_key
 from synthfactory.run.budget import BudgetSpentError
+from synthfactory.run.engines import AnyEngine
 from synthfactory.run.task import Task, Tick
-from synthfactory.sample.engine import Drawn, Engine
+from synthfactory.sample.engine import Drawn
 from synthfactory.screen import Verdict, screen_tiles
 from synthfactory.shards.record import LineageRow
 from synthfactory.shards.tarfmt import encode_image
@@ -66,7 +67,7 @@ class _Finished:
 class Drawing:
     """Engine, screens and format of a build; `unit` works through one task."""
 
-    def __init__(self, engine: Engine, spec: Spec, keys: Keys) -> None:
+    def __init__(self, engine: AnyEngine, spec: Spec, keys: Keys) -> None:
         self._engine, self._spec, self._keys = engine, spec, keys
         self._calls_end: int | None = None
         self._embeds = spec.screen.agreement is not None

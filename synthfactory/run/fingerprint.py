@@ -11,9 +11,10 @@ import torch
 from PIL import features
 
 from synthfactory.sample.engine import Engine
+from synthfactory.sample.official import OfficialEngine
 
 
-def fingerprint(engine: Engine, batch_size: int) -> dict[str, Any]:
+def fingerprint(engine: Engine | OfficialEngine, batch_size: int) -> dict[str, Any]:
     """Device class, versions, number format, batch, threads, attention kernel and image codecs."""
     cuda = engine.device.type == "cuda"
     return {
@@ -28,6 +29,7 @@ def fingerprint(engine: Engine, batch_size: int) -> dict[str, Any]:
         "threads": 0 if cuda else torch.get_num_threads(),
         "attention": "sdpa",
         "compiled": engine.compiled,
+        **engine.software,
     }
 
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.parquet import load_bank
 from synthfactory.embeddings.places import local
 from synthfactory.embeddings.tiles import TileFolder, embed_tiles, scan_tiles
-from synthfactory.model.folder import ModelFolder, open_model
+from synthfactory.model.encoder import EncoderFolder
+from synthfactory.model.find import Opened
 from synthfactory.plan.conditions import ClassIndex
 from synthfactory.plan.lock import LOCK, read_lock, with_joined
 from synthfactory.plan.plan import ClassSummary, Plan, make_plan
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, check_chain
 from synthfactory.plan.units import key_of, unit_of
+from synthfactory.run.models import choose_model
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.manifest import read_rounds
 from synthfactory.shards.store import Store, open_store
@@ -35,22 +37,6 @@ from synthfactory.spec.places import cache_folder, is_url
 from synthfactory.spec.schema import Spec
 
 Embed = Callable[[np.ndarray], np.ndarray]
-
-
-def facts_of(folder: ModelFolder) -> ModelFacts:
-    """What plans and locks need to know of a model."""
-    return ModelFacts(
-        id=folder.id,
-        revision=folder.revision,
-        sha256=folder.sha256,
-        condition_width=folder.condition_width,
-        encoder=folder.encoder,
-        tile_size_px=folder.tile_size_px,
-        resolution_mpp=folder.resolution_mpp,
-        licence=folder.licence,
-        seconds_per_call=folder.seconds_per_call,
-        domain=folder.domain,
-    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +100,8 @@ class Prepared:
     """A checked spec with its model and source. `bank` is None for a folder of tiles that was only scanned."""
 
     spec: Spec
-    folder: ModelFolder
+    folder: Opened
+    encoder: EncoderFolder | None  # where something is to be embedded
     facts: ModelFacts
     bank: Bank | None
     tiles: TileFolder | None
@@ -140,7 +127,7 @@ class Prepared:
                 for folder in made:
                     folder.rmdir()
             raise _placed(self.spec, error) from None
-        return Prepared(self.spec, self.folder, self.facts, bank, self.tiles, self.summaries)
+        return replace(self, bank=bank)
 
     def plan(self, standing: Standing, seconds_per_call: float | None = None) -> Plan:
         """The plan against an OUT as it stands."""
@@ -170,11 +157,8 @@ class Prepared:
 
 def prepare(spec: Spec) -> Prepared:
     """Opens model and source and checks that they fit one another and the spec; InputError names what does not."""
-    try:
-        folder = open_model(spec.model)
-    except InputError as error:
-        raise spec.error("model", str(error).removeprefix("model: ")) from None
-    facts = facts_of(folder)
+    chosen = choose_model(spec)
+    spec, folder, facts, encoder = chosen.spec, chosen.model, chosen.facts, chosen.encoder
     source = spec.embeddings
     try:
         if source.bank is not None:
@@ -186,13 +170,19 @@ def prepare(spec: Spec) -> Prepared:
                 cache=scratch_cache(spec.lineage),
                 extent=facts.tile_size_px,
             )
-            return Prepared(spec, folder, facts, bank, None, bank_summaries(bank, spec.classes))
+            return Prepared(spec, folder, encoder, facts, bank, None, bank_summaries(bank, spec.classes))
         assert source.tiles is not None
         assert source.label_level is not None
         tiles = scan_tiles(source.tiles, source.metadata, source.label_level, list(spec.classes))
         levels = (tiles.label_level,) * len(tiles.files)
         return Prepared(
-            spec, folder, facts, None, tiles, _summaries(spec, tiles.labels, tiles.patient_ids, tiles.slide_ids, levels)
+            spec,
+            folder,
+            encoder,
+            facts,
+            None,
+            tiles,
+            _summaries(spec, tiles.labels, tiles.patient_ids, tiles.slide_ids, levels),
         )
     except InputError as error:
         raise _placed(spec, error) from None

@@ -86,7 +86,12 @@ def check_places(spec: Spec) -> None:
     """Refuses places that mean something else, or nothing, on the cluster: relative paths and the user's home."""
     source = spec.embeddings
     named: list[tuple[str, str | None, str]] = [
-        ("model", None if spec.model in BUILT_IN else spec.model, "an absolute path"),
+        (
+            "model.name",
+            spec.model.name if spec.model.hub is None and spec.model.name not in BUILT_IN else None,
+            "an absolute path",
+        ),
+        ("model.encoder", None if spec.model.encoder_hub else spec.model.encoder, "an absolute path"),
         ("embeddings.bank", source.bank, "a URL or an absolute path"),
         ("embeddings.tiles", source.tiles, "an absolute path"),
         ("embeddings.metadata", source.metadata, "an absolute path"),

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from synthfactory.model.folder import open_model
-from synthfactory.model.weights import load_model
+from synthfactory.plan.lock import tile_terms
 from synthfactory.run.budget import BudgetSpentError
 from synthfactory.run.drawing import Drawing, Unit
-from synthfactory.run.fingerprint import compiles, fingerprint
+from synthfactory.run.engines import make_engine
+from synthfactory.run.fingerprint import fingerprint
 from synthfactory.run.keys import read_keys
+from synthfactory.run.models import choose_model
 from synthfactory.run.task import OUT_OF_BUDGET, Setup, Task, Tick, UnitResult
-from synthfactory.sample.engine import Engine
 from synthfactory.shards.commit import commit_shard
 from synthfactory.shards.record import TileRecord, lineage_parquet, public_parquet
 from synthfactory.shards.store import open_store
@@ -34,21 +34,16 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         spec, lock = setup.spec, setup.lock
-        folder = open_model(spec.model)
+        chosen = choose_model(spec)
+        folder = chosen.model
         if folder.sha256 != lock["model"]["sha256"]:
             raise InputError(
-                f"model: {spec.model}: differs from the one in {spec.output.path}/spec.lock.yaml; use the same weights"
+                f"model: {spec.model.name}: differs from the one in {spec.output.path}/spec.lock.yaml; use the same weights"
             )
         self._out, self._lineage = open_store(spec.output.path), open_store(spec.lineage)
         execution = lock["execution"]
         self._batch_size = int(execution["batch_size"])
-        self._engine = Engine(
-            load_model(folder),
-            dtype=execution["dtype"],
-            threads=execution["threads"],
-            compiled=compiles(execution),
-            full_rows=self._batch_size,
-        )
+        self._engine = make_engine(folder, chosen.encoder, execution)
         self._drawing = Drawing(self._engine, spec, read_keys(spec, self._lineage))
         self._class_index = {entry["name"]: int(entry["class_index"]) for entry in lock["classes"]}
         self._folder = folder
@@ -121,7 +116,7 @@ class Worker:
             format=self.setup.spec.output.format,
             model={key: lock["model"][key] for key in ("id", "revision", "sha256")},
             sampler=self.setup.spec.sampler_for(class_name).model_dump(),
-            licence=self._folder.licence,
+            licence=tile_terms(lock),
         )
 
     def _commit(self, unit: Unit, scratch: Path) -> str:

@@ -39,7 +39,7 @@ class Spent:
 class Drawn:
     """A batch that is on its way: on a GPU the call that began it returns before the tiles are there."""
 
-    def __init__(self, tiles: Tensor, embeddings: Tensor | None, finite: Tensor, count: int, marks: _Marks) -> None:
+    def __init__(self, tiles: Tensor, embeddings: Tensor | None, finite: Tensor, count: int, marks: Marks) -> None:
         self._parts = [_to_host(part) for part in (tiles, embeddings, finite)]
         self._count, self._marks = count, marks
         marks.set("screen")  # the copies to the host are in the stream before it
@@ -66,7 +66,7 @@ def _to_host(part: Tensor | None) -> Tensor | None:
     return there.copy_(part, non_blocking=True)
 
 
-class _Marks:
+class Marks:
     """Times between stages: by the clock on a CPU, by events in the stream on a GPU. Adds them up in `spent` when waited for."""
 
     def __init__(self, device: torch.device, spent: Spent) -> None:
@@ -113,6 +113,7 @@ class Engine:
         self.dtype = DTYPES[dtype]
         self.compiled = compiled
         self.spent = Spent()
+        self.software: dict[str, str] = {}  # beyond torch: what decides pixels as well
         self._network = Network(model.sit, self.dtype, compiled=compiled)
         self._pad_to = full_rows if compiled else PAD_TO
         model.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -144,7 +145,7 @@ class Engine:
             raise ValueError(
                 f"conditions are {conditions_NE.shape}; ({count}, {self.model.sit.config.condition_width}) is needed"
             )
-        marks = _Marks(self.device, self.spent)
+        marks = Marks(self.device, self.spent)
         padding = -count % self._pad_to
         padded_keys = [*keys, *[keys[-1]] * padding]
         conditions = torch.from_numpy(np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], padding, axis=0)]))

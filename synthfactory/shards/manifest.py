@@ -61,6 +61,7 @@ def dataset_json(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], c
             "name": lock["name"],
             "recipe_sha256": lock["recipe_sha256"],
             "model": lock["model"],
+            "terms": {**lock["terms"], "encoder_licence": lock["encoder_licence"]},
             "tiles": sum(made.values()),
             "complete": len(commits) == shards and not missing,
             "classes": {

@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from synthfactory.spec.source import Problems
 
-Method = Literal["ode", "sde"]
-Solver = Literal["euler", "heun", "ab2", "euler_maruyama", "stochastic_heun"]
+Method = Literal["ode", "sde", "pipeline"]
+Solver = Literal["euler", "heun", "ab2", "euler_maruyama", "stochastic_heun", "own"]
 SOLVERS: dict[str, tuple[str, ...]] = {  # first = default
     "ode": ("heun", "euler", "ab2"),
     "sde": ("euler_maruyama", "stochastic_heun"),
+    "pipeline": ("own",),
 }
 
 UnitFloat = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -54,7 +55,9 @@ class Sampler(FrozenModel):
     """How a tile is drawn from noise: the equation, its solver, the number of steps and the guidance."""
 
     method: Method = Field(
-        default="ode", description="ode (deterministic given the noise) or sde. Default ode.", examples=["ode"]
+        default="ode",
+        description="ode (deterministic given the noise), sde, or pipeline (backend official: its own solver). Default ode.",
+        examples=["ode"],
     )
     solver: Solver = Field(
         default="heun",
@@ -69,7 +72,7 @@ class Sampler(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _default_solver(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "solver" not in data and data.get("method") in ("ode", "sde"):
+        if isinstance(data, dict) and "solver" not in data and data.get("method") in tuple(SOLVERS):
             return {**data, "solver": SOLVERS[data["method"]][0]}
         return data
 

@@ -14,11 +14,13 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.model import Model
 from synthfactory.spec.names import class_name_problem, slug, slug_collisions
 from synthfactory.spec.places import lies_inside, nested, place_problem
 from synthfactory.spec.sampler import FrozenModel, Sampler, SamplerOverride, merged_sampler
 from synthfactory.spec.sections import Budget, Embeddings, Execution, Output, Screen
 from synthfactory.spec.source import Problems, Source
+from synthfactory.spec.terms import Terms
 
 MAX_TILES = 10**12
 MAX_KEY = 95  # KEY.webp must fit the 100 characters of a plain tar name
@@ -74,10 +76,9 @@ class Spec(FrozenModel):
         description="Prefix of every tile's key: a-z, 0-9 and '-', at most 48.",
         examples=["demo"],
     )
-    model: str = Field(
-        min_length=1,
-        description="phantom (ships with the package) or a folder exported by training.",
-        examples=["phantom"],
+    model: Model = Field(
+        description="The model that draws: a name such as phantom or cytosyn, or {name, revision, backend, ...}.",
+        examples=["phantom", {"name": "cytosyn", "revision": "v2", "trust_remote_code": True}],
     )
     total: int | None = Field(
         default=None, ge=1, le=MAX_TILES, description="Tiles of all classes; only with fractions.", examples=[120]
@@ -111,6 +112,12 @@ class Spec(FrozenModel):
     )
     execution: Execution = Field(
         default=Execution(), description="Batch, number format and threads.", examples=[{"batch_size": 16}]
+    )
+
+    terms: Terms = Field(
+        default=Terms(),
+        description="Accepted licences, and sharing.",
+        examples=[{"accept": ["CC-BY-NC-ND-4.0"], "sharing": "local"}],
     )
 
     _source: Source = PrivateAttr(default_factory=Source)
@@ -186,7 +193,7 @@ class Spec(FrozenModel):
         return found
 
     def _place_problems(self) -> list[tuple[str, str]]:
-        named = (("output.path", self.output.path), ("lineage", self.lineage), ("model", self.model))
+        named = (("output.path", self.output.path), ("lineage", self.lineage))
         found = [(path, problem) for path, place in named if (problem := place_problem(place))]
         return found or self.nesting_problems()
 

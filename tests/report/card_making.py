@@ -41,6 +41,9 @@ def lock(image_format: str = "png", **model: Any) -> dict[str, Any]:
         "tile_size_px": SIDE,
         "resolution_mpp": 0.5,
         "licence": {"name": "Apache-2.0", "sharing": "allowed"},
+        "source": "",
+        "backend": "native",
+        "noise": "start and streams",
         **model,
     }
     return {
@@ -59,6 +62,12 @@ def lock(image_format: str = "png", **model: Any) -> dict[str, Any]:
             "format": image_format,
         },
         "model": described,
+        "encoder_licence": {},
+        "terms": {
+            "accepted": [],
+            "sharing": "allowed" if described["licence"].get("sharing") == "allowed" else "local",
+            "permission": None,
+        },
         "encoder": {"id": "phantom-encoder", "sha256": "e" * 64, "token": "class"},
         "label_levels": ["tile"],
         "classes": [{"name": "A", "class_index": 0}, {"name": "B", "class_index": 1}],

@@ -230,7 +230,7 @@ def test_nothing_of_the_bank_or_the_machine_is_in_it(commits: dict[int, Commit])
 )
 def test_sharing_is_allowed_only_where_recorded(commits: dict[int, Commit], licence: Any, allowed: bool) -> None:
     text = card(commits, lock(licence=licence))
-    assert ("| sharing | allowed |" in text) is allowed
+    assert ("| sharing | sharing allowed |" in text) is allowed
     assert ("| sharing | local use |" in text) is not allowed
     assert ("keep this set where it was made" in text) is not allowed
     assert ("Local use" in croissant_json(lock(licence=licence), ROUNDS, commits).decode()) is not allowed

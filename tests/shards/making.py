@@ -24,6 +24,8 @@ LOCK: dict[str, Any] = {
     "name": "t",
     "recipe_sha256": "0" * 64,
     "model": {"id": "m", "revision": "1", "sha256": "0" * 64},
+    "encoder_licence": {},
+    "terms": {"accepted": [], "sharing": "local", "permission": None},
     "classes": [{"name": "A", "class_index": 0}, {"name": "B", "class_index": 1}],
 }
 

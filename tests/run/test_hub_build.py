@@ -1,0 +1,293 @@
+"""Whole builds from repositories of the Hub (a stand-in on loopback): pinned, offline afterwards, refused with the next step."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_checks import snapshot
+from hubserver import GRANTED, STRANGER, Hub, Repo, environment, serve_hub
+from minirepo import FORM, make_repo
+from running import Ended, contents, run, write_spec
+from tinymodel import make_bank_file, make_tiny_model
+
+CYTOSYN = "Owkin-Bioptimus/CytoSyn"
+TERMS = {"accept": ["CC-BY-NC-ND-4.0"]}
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+SMALL = {
+    "classes": {"alpha": 5, "beta": 4},
+    "sampler": {"method": "pipeline", "steps": 2},
+    "execution": {"batch_size": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return make_repo()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub, and caches of this test alone; a token that has access is in the environment."""
+    with serve_hub() as server:
+        for name in ("HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment(server, tmp_path / "home", GRANTED).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def cytosyn(hub: Hub, files: dict[str, bytes]) -> Repo:
+    repo = hub.add(CYTOSYN, gated=True, licence="cc-by-nc-nd-4.0")
+    repo.commit(files)
+    return repo
+
+
+Build = Callable[..., Ended]
+
+
+@pytest.fixture
+def build(tiny: Path, tmp_path: Path) -> Build:
+    """build(model, **changes): `build --local` of a spec for that model, into tmp_path/set."""
+
+    def make(model: Any, command: str = "build", **changes: Any) -> Ended:
+        given = {"embeddings": {"bank": str(tiny / "bank.parquet")}, "terms": TERMS, **SMALL, **changes}
+        folder = tmp_path / "set"
+        folder.mkdir(exist_ok=True)
+        spec = write_spec(folder / "spec.yaml", model=model, **given)
+        return run(command, spec, *(["--local"] if command == "build" else []))
+
+    return make
+
+
+def official(repo: Repo, **changes: Any) -> dict[str, Any]:
+    return {"name": "cytosyn", "revision": repo.refs["main"], "trust_remote_code": True, "pipeline": FORM, **changes}
+
+
+def lock_in(tmp_path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((tmp_path / "set/out/spec.lock.yaml").read_text()))
+
+
+def test_a_gated_pipeline_becomes_a_set_and_its_terms_follow(cytosyn: Repo, build: Build, tmp_path: Path) -> None:
+    ended = build(official(cytosyn))
+    assert ended.code == 0, ended.err
+    lock = lock_in(tmp_path)
+    assert (lock["model"]["id"], lock["model"]["revision"]) == (CYTOSYN, cytosyn.refs["main"])
+    assert (lock["model"]["backend"], lock["model"]["noise"]) == ("official", "start")
+    assert lock["terms"] == {"accepted": ["CC-BY-NC-ND-4.0"], "sharing": "local", "permission": None}
+    described = json.loads((tmp_path / "set/out/dataset.json").read_text())
+    assert (described["tiles"], described["complete"]) == (9, True)
+    assert described["terms"]["sharing"] == "local"
+    tar = next((tmp_path / "set/out/shards").glob("*.tar"))
+    with tarfile.open(tar) as members:
+        record = json.loads(next(members.extractfile(m).read() for m in members if m.name.endswith(".json")))  # type: ignore[union-attr]
+    assert record["licence"]["name"] == "CC-BY-NC-ND-4.0"
+    assert record["licence"]["sharing"] == "local"
+    card = (tmp_path / "set/out/README.md").read_text()
+    assert "CC-BY-NC-ND-4.0; local use" in card
+    assert "the model repository's own pipeline" in card
+    assert run("verify", tmp_path / "set/out").code == 0
+    everything = [*contents(tmp_path / "set").values(), ended.out.encode(), ended.err.encode()]
+    assert not any(GRANTED.encode() in content for content in everything)
+
+
+def test_noise_per_candidate_makes_pixels_free_of_the_batch(hub: Hub, build: Build, tmp_path: Path) -> None:
+    """Where a pipeline takes it: batches of 4 and of 8 give the same tiles. Where it takes none, the card says what follows."""
+    pixels: dict[tuple[str, int], list[bytes]] = {}
+    for noise in ("latents", "generator", "neither"):
+        repo = hub.add(f"someone/{noise}")
+        repo.commit(make_repo(noise))
+        for batch in (4, 8):
+            model = {**official(repo), "name": f"hf://someone/{noise}"}
+            place = {"path": str(tmp_path / f"set/{noise}-{batch}"), "shard_size": 8}
+            ended = build(
+                model, output=place, execution={"batch_size": batch}, lineage=f"{tmp_path}/set/l-{noise}-{batch}"
+            )
+            assert ended.code == 0, ended.err
+            shards = sorted((tmp_path / f"set/{noise}-{batch}/shards").glob("*.tar"))
+            pixels[noise, batch] = [data for shard in shards for data in images_in(shard)]
+        card = (tmp_path / f"set/{noise}-4/README.md").read_text()
+        assert ("a tile's bytes depend on which tiles shared its batch" in card) == (noise == "neither")
+    for noise in ("latents", "generator"):
+        assert pixels[noise, 4] == pixels[noise, 8]
+        assert len(set(pixels[noise, 4])) == 9
+    assert pixels["neither", 4] != pixels["neither", 8]
+
+
+def images_in(shard: Path) -> list[bytes]:
+    with tarfile.open(shard) as members:
+        return [members.extractfile(m).read() for m in members if m.name.endswith(".png")]  # type: ignore[union-attr]
+
+
+def test_the_second_build_needs_no_hub(hub: Hub, cytosyn: Repo, build: Build, tmp_path: Path) -> None:
+    model = official(cytosyn)
+    assert build(model).code == 0
+    before = contents(tmp_path / "set/out")
+    hub.down = True
+    asked = len(hub.asked)
+    for shard in (tmp_path / "set/out/commits").glob("*.json"):
+        shard.unlink()  # so that every tile is drawn again
+    ended = build(model)
+    assert ended.code == 0, ended.err
+    assert contents(tmp_path / "set/out") == before
+    assert len(hub.asked) == asked
+
+
+@pytest.fixture
+def exported(hub: Hub, tmp_path: Path) -> Repo:
+    """A repository that holds a model of our own form."""
+    folder = make_tiny_model(tmp_path / "exported")
+    repo = hub.add("someone/tiny")
+    repo.commit({path.name: path.read_bytes() for path in folder.iterdir()})
+    return repo
+
+
+NATIVE = {"sampler": {"steps": 2}, "terms": None}
+
+
+def test_a_floating_revision_is_locked_and_a_moved_main_breaks_nothing(
+    hub: Hub, exported: Repo, build: Build, tmp_path: Path
+) -> None:
+    first = exported.refs["main"]
+    assert build("hf://someone/tiny", **NATIVE).code == 0
+    lock = lock_in(tmp_path)
+    assert (lock["model"]["revision"], lock["model"]["source"]) == (first, "hf://someone/tiny@main")
+    files = exported.commits[first]
+    exported.commit({**files, "config.json": files["config.json"].replace(b'"revision": "1"', b'"revision": "2"')})
+    hub.down = True
+    ended = build("hf://someone/tiny", **NATIVE, **{"classes": {"alpha": 7, "beta": 4}})
+    assert ended.code == 0, ended.err  # grown by the locked commit, without a question to the Hub
+    assert lock_in(tmp_path)["model"]["revision"] == first
+    hub.down = False
+    other = {"name": "hf://someone/tiny", "revision": exported.refs["main"]}
+    ended = build(other, **NATIVE, **{"classes": {"alpha": 7, "beta": 4}})
+    assert ended.code == 2  # whoever asks for the other commit means another set
+    assert "was built with another recipe" in ended.err
+
+
+def test_an_encoder_from_the_hub_embeds_tiles_of_a_model_that_only_names_it(
+    hub: Hub, cytosyn: Repo, build: Build, tmp_path: Path, tiny: Path
+) -> None:
+    folder = make_tiny_model(tmp_path / "encoder")
+    ended = build(official(cytosyn, encoder=str(folder)), screen={"agreement": {"min": -1.0, "max": 1.0}})
+    assert ended.code == 0, ended.err
+    assert lock_in(tmp_path)["encoder"]["id"] == "tiny-encoder"
+    assert lock_in(tmp_path)["encoder"]["sha256"] != ""
+
+
+Change = Callable[[Repo, Hub, pytest.MonkeyPatch], dict[str, Any]]
+
+
+def swapped(repo: Repo, path: str, content: bytes) -> dict[str, Any]:
+    repo.commit({**repo.commits[repo.refs["main"]], path: content})
+    return {}
+
+
+def without(repo: Repo, *paths: str) -> dict[str, Any]:
+    repo.commit({path: content for path, content in repo.commits[repo.refs["main"]].items() if path not in paths})
+    return {}
+
+
+def token(monkeypatch: pytest.MonkeyPatch, value: str | None) -> dict[str, Any]:
+    if value is None:
+        monkeypatch.delenv("HF_TOKEN")
+    else:
+        monkeypatch.setenv("HF_TOKEN", value)
+    return {}
+
+
+REFUSALS: dict[str, tuple[Change, str]] = {
+    "no token": (lambda r, h, m: token(m, None), "no valid token of the Hub is here; ask for access at https://huggingface.co/Owkin"),
+    "a token without access": (lambda r, h, m: token(m, STRANGER), "your account has no access yet; ask for access at https://"),
+    "a token that is none": (lambda r, h, m: token(m, "hf_wrong"), "refuses the token that is here; log in again"),
+    "no such repository": (lambda r, h, m: {"model": {"name": "hf://someone/none"}}, "the Hub shows no such repository"),
+    "no such revision": (lambda r, h, m: {"model": {"name": "cytosyn", "revision": "v9"}}, "has no revision 'v9'"),
+    "no Hub": (lambda r, h, m: setattr(h, "down", True) or {}, "cannot be reached (status 503)"),
+    "no trust": (lambda r, h, m: {"trust_remote_code": False}, "is run by its own code; read it at https://huggingface.co/Owkin"),
+    "trust in a branch": (lambda r, h, m: {"revision": "main"}, "trust_remote_code needs a commit, and 'main' may move"),
+    "licence not accepted": (lambda r, h, m: {"terms": None}, "terms.accept: Owkin-Bioptimus/CytoSyn is gated under CC-BY-NC-ND-4.0"),
+    "our sampler": (lambda r, h, m: {"sampler": {"steps": 2}}, "sampler.method: 'ode' is ours, but Owkin-Bioptimus/CytoSyn is run by"),
+    "weights cut short": (lambda r, h, m: swapped(r, WEIGHTS, r.commits[r.refs["main"]][WEIGHTS][:-9]), "is cut short"),
+    "a pickle posing as weights": (lambda r, h, m: swapped(r, WEIGHTS, pickle.dumps({"a": 1})), "is a pickle, which could run code"),
+    "weights in a pickle only": (
+        lambda r, h, m: swapped(r, "transformer/model.bin", b"x") or without(r, WEIGHTS), "holds weights as a pickle only (transformer/"
+    ),
+    "no index": (lambda r, h, m: without(r, "model_index.json"), "holds no model of our form"),
+    "an index of no kind": (lambda r, h, m: swapped(r, "model_index.json", b"[]"), "names no pipeline class"),
+    "no pipeline code": (lambda r, h, m: without(r, "pipeline.py"), "the official backend runs that file"),
+    "another argument": (
+        lambda r, h, m: {"pipeline": {**FORM, "embeds": "uni_embeds"}}, "its pipeline takes no 'uni_embeds' (it takes h0_mini_embeds, "
+    ),
+    "embeddings of another width": (lambda r, h, m: {"pipeline": {**FORM, "condition_width": 768}}, "the model needs width 768"),
+    "embeddings of another encoder": (
+        lambda r, h, m: {"pipeline": {**FORM, "encoder_id": "bioptimus/H0-mini"}}, "the model is conditioned on bioptimus/H0-mini"
+    ),
+    "no encoder at hand": (lambda r, h, m: {"screen": {"agreement": {}}}, "holds no encoder; name tiny-encoder under model.encoder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_work_is_refused_before_any_work(
+    name: str, hub: Hub, cytosyn: Repo, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, words = REFUSALS[name]
+    given = change(cytosyn, hub, monkeypatch)
+    model = official(cytosyn)
+    model.update({key: given.pop(key) for key in ("revision", "trust_remote_code", "pipeline") if key in given})
+    ended = build(given.pop("model", model), **given)
+    assert ended.code == 2, ended.err
+    assert words in ended.err
+    assert "Traceback" not in ended.err
+    assert sum(line.startswith("Error: ") for line in ended.err.splitlines()) == 1, ended.err
+    assert GRANTED not in ended.err
+    assert set(snapshot(tmp_path / "set")) == {"spec.yaml"}
+
+
+def test_code_that_changed_after_the_pin_is_never_run(cytosyn: Repo, build: Build, tmp_path: Path) -> None:
+    model = official(cytosyn)
+    assert build(model, command="plan").code == 0
+    cached = next((tmp_path / "home/hf/hub").rglob("snapshots/*/pipeline.py"))
+    target = cached.resolve()
+    trap = tmp_path / "it-ran"
+    target.write_text(target.read_text() + f"\nopen({str(trap)!r}, 'w')\n")
+    ended = build(model)
+    assert ended.code == 2
+    assert f"is not the pipeline.py of {CYTOSYN} at {cytosyn.refs['main']}" in ended.err
+    assert "nothing of it was read or run. Delete the file" in ended.err
+    assert not trap.exists()
+    os.unlink(target)
+    assert build(model).code == 0  # fetched again, as the message says
+
+
+def test_a_permission_is_stated_and_cannot_change_under_a_set(cytosyn: Repo, build: Build, tmp_path: Path) -> None:
+    permission = {"from": "Owkin, data office", "date": "2026-11-23", "document_sha256": "a" * 64}
+    ended = build(official(cytosyn), terms={**TERMS, "sharing": "permitted"})
+    assert ended.code == 2
+    assert "terms.permission: is missing" in ended.err
+    assert build(official(cytosyn), terms={**TERMS, "sharing": "permitted", "permission": permission}).code == 0
+    card = (tmp_path / "set/out/README.md").read_text()
+    assert "sharing by permission" in card
+    assert "Owkin, data office" in card
+    ended = build(official(cytosyn))
+    assert ended.code == 2
+    assert "terms: sharing differs" in ended.err
+
+
+def test_tiles_of_a_gated_model_need_the_encoders_terms_too(hub: Hub, build: Build, tmp_path: Path) -> None:
+    """A bank of H0-mini's embeddings carries H0-mini's terms, though the encoder itself is never opened."""
+    repo = hub.add("someone/open")
+    repo.commit(make_repo())
+    bank = make_bank_file(tmp_path / "bank.parquet", make_tiny_model(tmp_path / "model"))
+    form = {**FORM, "encoder_id": "bioptimus/H0-mini"}
+    model = {**official(repo), "name": "hf://someone/open", "pipeline": form}
+    ended = build(model, terms=None, embeddings={"bank": str(bank)})
+    assert ended.code == 2
+    assert "terms.accept: bioptimus/H0-mini is gated under CC-BY-NC-ND-4.0" in ended.err
