@@ -16,6 +16,7 @@ import click
 from synthfactory.commands import build as making
 from synthfactory.commands import sets
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, say
+from synthfactory.commands.model import model
 from synthfactory.commands.phantom import phantom
 from synthfactory.spec.errors import InputError
 
@@ -54,6 +55,7 @@ for command in (
     sets.gc,
     sets.preview,
     phantom,
+    model,
 ):
     cli.add_command(command)
 

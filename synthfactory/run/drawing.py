@@ -19,9 +19,9 @@ import numpy as np
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.plan.seeds import Keys, noise_key
 from synthfactory.run.budget import BudgetSpentError
-from synthfactory.run.engines import AnyEngine
 from synthfactory.run.task import Task, Tick
 from synthfactory.sample.engine import Drawn
+from synthfactory.sample.official import AnyEngine
 from synthfactory.screen import Verdict, screen_tiles
 from synthfactory.shards.record import LineageRow
 from synthfactory.shards.tarfmt import encode_image

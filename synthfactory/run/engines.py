@@ -11,9 +11,7 @@ from synthfactory.model.folder import ModelFolder
 from synthfactory.model.weights import load_encoder, load_model
 from synthfactory.run.fingerprint import compiles
 from synthfactory.sample.engine import Engine
-from synthfactory.sample.official import OfficialEngine
-
-AnyEngine = Engine | OfficialEngine
+from synthfactory.sample.official import AnyEngine, OfficialEngine
 
 
 def make_engine(model: Opened, encoder: EncoderFolder | None, execution: Mapping[str, Any]) -> AnyEngine:

@@ -10,11 +10,10 @@ import PIL
 import torch
 from PIL import features
 
-from synthfactory.sample.engine import Engine
-from synthfactory.sample.official import OfficialEngine
+from synthfactory.sample.official import AnyEngine
 
 
-def fingerprint(engine: Engine | OfficialEngine, batch_size: int) -> dict[str, Any]:
+def fingerprint(engine: AnyEngine, batch_size: int) -> dict[str, Any]:
     """Device class, versions, number format, batch, threads, attention kernel and image codecs."""
     cuda = engine.device.type == "cuda"
     return {

@@ -114,7 +114,7 @@ class Engine:
         self.compiled = compiled
         self.spent = Spent()
         self.software: dict[str, str] = {}  # beyond torch: what decides pixels as well
-        self._network = Network(model.sit, self.dtype, compiled=compiled)
+        self.network = Network(model.sit, self.dtype, compiled=compiled)
         self._pad_to = full_rows if compiled else PAD_TO
         model.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -174,7 +174,7 @@ class Engine:
         def fresh() -> Tensor:
             return self._to_device(noise.draw())
 
-        return integrate(sampler, self._network.velocity(conditions, sampler.guidance), fresh(), fresh)
+        return integrate(sampler, self.network.velocity(conditions, sampler.guidance), fresh(), fresh)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """uint8 (B, H, W, 3), a chunk at a time."""

@@ -18,13 +18,13 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from filelock import FileLock
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthfactory.model.pipeline import GENERATORS, LATENTS, PipelineRepo
 from synthfactory.model.vit import ViT
 from synthfactory.model.weights import default_device
 from synthfactory.plan.cost import calls_per_tile
-from synthfactory.sample.engine import PAD_TO, Drawn, Marks, Spent
+from synthfactory.sample.engine import PAD_TO, Drawn, Engine, Marks, Spent
 from synthfactory.sample.network import DTYPES
 from synthfactory.sample.noise import CandidateNoise
 from synthfactory.spec.errors import InputError
@@ -59,6 +59,13 @@ class OfficialEngine:
         self._pipeline = _loaded(repo).to(self.device, self.dtype)
         if hasattr(self._pipeline, "set_progress_bar_config"):
             self._pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def network(self) -> nn.Module:
+        """The pipeline's largest module that is no autoencoder: the one that predicts velocities."""
+        parts = self._pipeline.components.values()
+        modules = [part for part in parts if isinstance(part, nn.Module) and not hasattr(part, "decode")]
+        return max(modules, key=lambda part: sum(weight.numel() for weight in part.parameters()))
 
     def shrink(self, full_rows: int) -> None:
         """After memory ran out: what the allocator holds is given back."""
@@ -105,6 +112,9 @@ class OfficialEngine:
         if GENERATORS in takes:  # on the CPU, as diffusers' randn_tensor takes them for any device
             given[GENERATORS] = [torch.Generator().manual_seed(key[0]) for key in keys]
         return given
+
+
+AnyEngine = Engine | OfficialEngine
 
 
 @contextmanager
