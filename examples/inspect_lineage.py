@@ -9,6 +9,8 @@ rests on few patients, or to find every tile that a patient stands behind, shoul
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -45,7 +47,16 @@ def tiles_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[str]]]:
 
 
 def main() -> None:
-    """Parses, reads, prints."""
+    """Parses, reads, prints; a reader that has had enough (`| head`) is no error."""
+    try:
+        report()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report() -> None:
+    """What `main` prints."""
     parser = argparse.ArgumentParser(description="Patients behind tiles, and reasons for rejects. Internal.")
     parser.add_argument("out", help="the set (path or URL)")
     parser.add_argument("lineage", help="the lineage folder of its build (path or URL)")
@@ -60,6 +71,12 @@ def main() -> None:
     print(WARNING)
     behind = tiles_of(rows)
     if options.patient:
+        if not any(row["patient_id"] == options.patient for row in rows):
+            raise SystemExit(
+                f"no patient {options.patient} stands behind any candidate of {options.out}: check how it is written"
+            )
+        if not any(options.patient in patients for patients in behind.values()):
+            print(f"{options.patient} stands behind no published tile, only behind candidates that were dropped")
         for name, patients in sorted(behind.items()):
             for key in patients.get(options.patient, []):
                 print(f"{name}  {key}")
@@ -68,7 +85,9 @@ def main() -> None:
     for name in sorted(drawn):
         patients = behind[name]
         tiles = sum(map(len, patients.values()))
-        print(f"\n{name}: {tiles} tiles kept of {drawn[name]} drawn, {len(patients)} patients")
+        print(
+            f"\n{name}: {tiles} tiles kept of {drawn[name]} drawn, {len(patients)} patient{'s' * (len(patients) != 1)}"
+        )
         for patient, keys in sorted(patients.items(), key=lambda item: (-len(item[1]), item[0]))[:10]:
             print(f"  {len(keys):>5} tiles  {patient}")
         if len(patients) > 10:

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 HELD_OUT = 5  # every fifth tile of a class
-SIDE_PX = 32  # the probe looks at tiles of this size
+SIDES_PX = (224, 56, 14)  # the probe measures colour and texture at these sizes
+NUM_FEATURES = len(SIDES_PX) * 3 * 3
 
 
 def shard_paths(out: Path) -> list[str]:
@@ -55,9 +56,14 @@ def is_held_out(record: dict[str, Any]) -> bool:
 
 
 def to_example(sample: tuple[Tensor, dict[str, Any]]) -> tuple[Tensor, int]:
-    """float (3, 32, 32) in [0, 1] and the class index."""
+    """(27 features, class index): mean, spread and mean step between neighbours of each channel, at three sizes."""
     image, record = sample
-    return F.interpolate(image[None], size=(SIDE_PX, SIDE_PX), mode="area")[0], record["class_index"]
+    found = []
+    for side in SIDES_PX:
+        small = F.interpolate(image[None], size=(side, side), mode="area")[0]
+        steps = (small[:, 1:] - small[:, :-1]).abs().mean((1, 2))
+        found += [small.mean((1, 2)), small.std((1, 2)), steps]
+    return torch.cat(found), record["class_index"]
 
 
 def with_webdataset(shards: list[str], *, held_out: bool) -> webdataset.WebDataset:
@@ -69,13 +75,15 @@ def with_webdataset(shards: list[str], *, held_out: bool) -> webdataset.WebDatas
 
 def batches(shards: list[str], *, held_out: bool) -> DataLoader[Any]:
     """One pass over a side of the split."""
-    return DataLoader(with_webdataset(shards, held_out=held_out), batch_size=16)
+    return DataLoader(with_webdataset(shards, held_out=held_out), batch_size=16, drop_last=not held_out)
 
 
 def train_probe(shards: list[str], num_classes: int, steps: int) -> torch.nn.Module:
-    """A linear layer on small tiles; passes over the set until `steps` batches have been seen."""
-    probe = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE_PX**2, num_classes))
-    optimiser = torch.optim.Adam(probe.parameters(), lr=1e-3)
+    """A linear layer on normalised features; passes over the set until `steps` batches have been seen."""
+    probe = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(NUM_FEATURES, affine=False), torch.nn.Linear(NUM_FEATURES, num_classes)
+    )
+    optimiser = torch.optim.Adam(probe.parameters(), lr=0.03)
     seen = 0
     while seen < steps:
         before = seen
@@ -91,7 +99,7 @@ def train_probe(shards: list[str], num_classes: int, steps: int) -> torch.nn.Mod
                 break
         if seen == before:
             raise SystemExit("every tile is held out: the set is too small to train on")
-    return probe
+    return probe.eval()
 
 
 def main() -> None:

@@ -36,10 +36,14 @@ class ClassPilot:
     kept: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def candidates_per_tile(self) -> float:
-        """Expected draws per kept tile; a class without any kept one counts as if half a tile had been."""
-        return self.drawn / max(self.kept, 0.5)
+    def expected(self, max_attempts: int) -> tuple[float, float]:
+        """(draws per tile asked for, share of tiles that no attempt gives), where each draw is kept with the pilot's chance.
+
+        A class without any kept candidate counts as if half a one had been.
+        """
+        chance = min(1.0, max(self.kept, 0.5) / max(self.drawn, 1))
+        missed = (1 - chance) ** max_attempts
+        return (1 - missed) / chance, missed
 
 
 def pilot(prepared: Prepared, *, per_class: int, workers: int, say: Callable[[str], None]) -> Iterator[str]:
@@ -106,12 +110,24 @@ def _figures(
     done: Counter[str] = Counter()
     for commit in read_standing(spec.output.path).commits.values():
         done.update(commit.classes)
-    calls = sum(
-        max(0, count - done[name]) * calls_per_tile(spec.sampler_for(name)) * found[name].candidates_per_tile
-        for name, count in plan.counts.items()
-    )
+    missing = {name: max(0, count - done[name] - plan.shortfall.get(name, 0)) for name, count in plan.counts.items()}
+    forecast = {name: found[name].expected(spec.budget.max_attempts) for name in missing}
+    calls = sum(count * calls_per_tile(spec.sampler_for(name)) * forecast[name][0] for name, count in missing.items())
     seconds = calls * seconds_per_call
-    yield f"the whole set: about {calls:,.0f} network calls with redraws,"
+    figures = {
+        "seconds_per_call": seconds_per_call,
+        "network_calls_expected": round(calls),
+        "classes": {
+            name: {"drawn": entry.drawn, "kept": entry.kept, "rejects": dict(entry.reasons)}
+            for name, entry in found.items()
+        },
+    }
+    lineage.put(FIGURES, json.dumps(figures, indent=1, sort_keys=True).encode() + b"\n")
+    if not any(missing.values()):
+        yield "nothing is left to draw of the set itself"
+        return
+    what = "what is missing of the set" if done else "the whole set"
+    yield f"{what}: about {calls:,.0f} network calls with redraws,"
     yield (
         f"  {duration(seconds / 1.2 / workers)} to {duration(seconds * 1.2 / workers)} on {workers} "
         f"worker{'s' * (workers > 1)} like this one"
@@ -123,14 +139,11 @@ def _figures(
     if hours is not None and seconds / 3600 > hours:
         yield f"warning: budget.device_hours is {hours:g}; with these rejects the set needs {seconds / 3600 - hours:.3g} more"
     for name, entry in found.items():
+        lost = missing[name] * forecast[name][1]
         if not entry.kept:
             yield f"warning: {name}: no candidate was kept; look at the screens' limits, the bank and the contact sheet"
-    figures = {
-        "seconds_per_call": seconds_per_call,
-        "network_calls_expected": round(calls),
-        "classes": {
-            name: {"drawn": entry.drawn, "kept": entry.kept, "rejects": dict(entry.reasons)}
-            for name, entry in found.items()
-        },
-    }
-    lineage.put(FIGURES, json.dumps(figures, indent=1, sort_keys=True).encode() + b"\n")
+        elif lost >= 1:
+            yield (
+                f"warning: {name}: about {lost:,.0f} of {missing[name]:,} tiles would find no candidate in "
+                f"{spec.budget.max_attempts} attempts (budget.max_attempts)"
+            )

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-LINE_EVERY_SEC = 30.0
+FIRST_LINE_SEC, LINE_EVERY_SEC = 10.0, 30.0
 
 
 def duration(seconds: float) -> str:
@@ -39,14 +39,16 @@ class Progress:
     ) -> None:
         self._total, self._say, self._clock, self._screened = total, say, clock, screened
         self._kept = self._drawn = self._rejected = 0
-        self._began = self._last = clock()
+        self._began = clock()
+        self._next_line = self._began + FIRST_LINE_SEC
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, unit=" tiles", dynamic_ncols=True, smoothing=0.05, file=sys.stderr)
+            self._bar = tqdm(total=total, unit="tile", dynamic_ncols=True, smoothing=0, file=sys.stderr)
 
     def begin(self) -> None:
         """Counts time from now: workers are ready."""
-        self._began = self._last = self._clock()
+        self._began = self._clock()
+        self._next_line = self._began + FIRST_LINE_SEC
         if self._bar is not None:
             self._bar.reset(total=self._total)
 
@@ -60,8 +62,8 @@ class Progress:
             self._bar.update(kept)
             if self._screened:
                 self._bar.set_postfix_str(f"{self._rejected} rejected", refresh=False)
-        elif drawn and self._clock() - self._last >= LINE_EVERY_SEC:
-            self._last = self._clock()
+        elif drawn and self._clock() >= self._next_line:
+            self._next_line = self._clock() + LINE_EVERY_SEC
             self._say(self.line())
 
     def line(self) -> str:

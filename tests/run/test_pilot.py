@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,10 +35,10 @@ def test_rejects_raise_the_estimate(spec_file: MakeSpec, tmp_path: Path) -> None
     ended = run("pilot", spec_file(screen=screen, budget={"max_attempts": 20, "network_calls": 335}), "--tiles", 8)
     assert ended.code == 0, ended.err
     figures = json.loads(contents(tmp_path / "lineage")["pilot/pilot.json"])
-    drawn = {name: entry["drawn"] / entry["kept"] for name, entry in figures["classes"].items()}
-    assert min(drawn.values()) >= 1.0
-    assert max(drawn.values()) > 1.0
-    expected = 10 * (20 * drawn["alpha"] + 13 * drawn["beta"])
+    chance = {name: entry["kept"] / entry["drawn"] for name, entry in figures["classes"].items()}
+    assert min(chance.values()) < 1.0
+    draws = {name: (1 - (1 - p) ** 20) / p for name, p in chance.items()}
+    expected = 10 * (20 * draws["alpha"] + 13 * draws["beta"])
     assert figures["network_calls_expected"] == pytest.approx(expected, abs=1)
     assert "blurred" in ended.out
     assert f"needs {expected - 335:,.0f} more" in ended.out
@@ -47,13 +48,25 @@ def test_a_class_that_keeps_nothing_is_warned_about(spec_file: MakeSpec) -> None
     ended = run("pilot", spec_file(screen={"blur": {"min_sharpness": 9.0}}, budget={"max_attempts": 2}), "--tiles", 2)
     assert ended.code == 0
     assert "alpha: no candidate was kept" in ended.out
+    calls = int(re.search(r"about ([0-9,]+) network calls", ended.out)[1].replace(",", ""))
+    assert 330 < calls <= 660  # never more than budget.max_attempts draws a tile: what `plan` calls "at most"
 
 
 def test_what_is_made_already_is_not_counted_again(spec_file: MakeSpec) -> None:
     spec = spec_file()
     assert run("build", spec, "--local").code == 0
     ended = run("pilot", spec_file(classes={"alpha": 21, "beta": 13}), "--tiles", 2)
-    assert "about 10 network calls" in ended.out
+    assert "what is missing of the set: about 10 network calls" in ended.out
+    nothing = run("pilot", spec_file(), "--tiles", 2)
+    assert nothing.code == 0
+    assert "nothing is left to draw" in nothing.out
+
+
+def test_few_attempts_are_forecast_to_leave_tiles_empty(spec_file: MakeSpec) -> None:
+    screen = {"blur": {"min_sharpness": 0.336}}
+    ended = run("pilot", spec_file(screen=screen, budget={"max_attempts": 1}), "--tiles", 8)
+    assert ended.code == 0
+    assert "would find no candidate in 1 attempts" in " ".join(ended.out.split())
 
 
 class Clock:
@@ -71,9 +84,9 @@ def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
         clock.now += LINE_EVERY_SEC / 5
         progress.tick(4, 1)
     progress.close()
-    assert said == [
-        "15/100 tiles, 0.50 tiles/s, about 3 min left, 5 of 20 candidates rejected",
-        "30/100 tiles, 0.50 tiles/s, about 2 min left, 10 of 40 candidates rejected",
+    assert said == [  # after 12, 42 and 60 seconds
+        "6/100 tiles, 0.50 tiles/s, about 3 min left, 2 of 8 candidates rejected",
+        "21/100 tiles, 0.50 tiles/s, about 3 min left, 7 of 28 candidates rejected",
     ]
 
 
