@@ -50,13 +50,18 @@ def with_bank(prepared: Prepared) -> Prepared:
     if prepared.bank is not None:
         return prepared
     from synthfactory.model.weights import load_encoder
+    from synthfactory.run.keys import guard
     from synthfactory.run.prepare import scratch_cache
     from synthfactory.run.progress import Progress
+    from synthfactory.shards.store import open_store
 
     assert prepared.tiles is not None
     assert prepared.encoder is not None
     encoder = load_encoder(prepared.encoder)
-    say(f"embedding {len(prepared.tiles.files):,} tiles with {prepared.facts.encoder['id']}")
+    guard(open_store(prepared.spec.lineage))
+    say(
+        f"embedding {len(prepared.tiles.files):,} tiles with {prepared.facts.encoder['id']} (what is cached is not embedded again)"
+    )
     progress = Progress(len(prepared.tiles.files), say=say, screened=False)
     try:
         return prepared.with_embedded(

@@ -36,9 +36,13 @@ def render_status(
         lines.append(f"{shown:<{name_width}} {made[name]:>12,} {asked.get(name, 0):>12,} {missing[name]:>12,}")
     left = shards - len(commits)
     if left:
-        lines.extend(["", f"{left:,} shards are still to be made; run the same build again to go on"])
+        lines.extend(
+            ["", f"{left:,} shard{'s are' if left > 1 else ' is'} still to be made; run the same build again to go on"]
+        )
     elif not complete:
-        lines.extend(["", "every shard is made; the shortfall found no candidate within budget.max_attempts"])
+        lines.extend(
+            ["", "every shard is made; the shortfall found no candidate within budget.max_attempts and stays empty"]
+        )
     return "\n".join(lines), complete
 
 

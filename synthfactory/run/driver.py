@@ -24,6 +24,7 @@ from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
 from synthfactory.run.belonging import begun, check_agrees
 from synthfactory.run.budget import RunBudget, spent_before
+from synthfactory.run.keys import guard
 from synthfactory.run.prepare import Prepared, Standing, expected_of, read_standing
 from synthfactory.run.progress import Progress, duration
 from synthfactory.run.task import OUT_OF_BUDGET, Done, Failed, Pool, Setup, Task, Tick, UnitResult
@@ -117,6 +118,7 @@ def build(
     standing = read_standing(spec.output.path)
     check_affordable(prepared, prepared.plan(standing))
     check_agrees(prepared, standing)
+    guard(lineage)
     lease = Lease(lineage)
     if use_lease:
         _wait_for(lease, spec.output.path, say)

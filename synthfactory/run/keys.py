@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from synthfactory.plan.seeds import Keys, keys_from_seed, new_secret
 from synthfactory.shards.store import Store
@@ -33,4 +34,20 @@ def make_keys(spec: Spec, lineage: Store) -> Keys:
     """As `read_keys`, for a build that begins: makes the secret first (create-if-absent: of two racing builds the first wins)."""
     if spec.seed == "secret":
         lineage.create(SECRET, json.dumps(new_secret().to_json(), sort_keys=True).encode() + b"\n")
+        root = _folder(lineage)
+        if root is not None:
+            (root / SECRET).chmod(0o600)
     return read_keys(spec, lineage)
+
+
+def guard(lineage: Store) -> None:
+    """Makes a lineage folder that does not exist yet readable to its owner alone; one that exists keeps its permissions."""
+    root = _folder(lineage)
+    if root is not None and not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
+
+
+def _folder(store: Store) -> Path | None:
+    root = getattr(store, "root", None)
+    return root if isinstance(root, Path) else None

@@ -20,6 +20,7 @@ from synthfactory.plan.cost import calls_per_tile
 from synthfactory.report.contact import contact_sheet
 from synthfactory.report.status import first_tiles
 from synthfactory.run.driver import BuildResult, build
+from synthfactory.run.keys import guard
 from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import Prepared, read_standing
 from synthfactory.run.progress import duration
@@ -76,6 +77,7 @@ def pilot(prepared: Prepared, *, per_class: int, workers: int, say: Callable[[st
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     lineage = open_store(spec.lineage)
+    guard(lineage)
     lineage.put(SHEET, buffer.getvalue())
     yield from _figures(prepared, found, result, workers, lineage)
     yield f"contact sheet: {spec.lineage}/{SHEET}"

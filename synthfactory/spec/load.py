@@ -210,7 +210,8 @@ def parse_spec(text: str, file: str) -> Spec:
     try:
         return Spec.model_validate(values).with_source(source)
     except ValidationError as error:
-        lines = [_line(source, path, message) for path, message in _faults(error)]
+        faults = sorted(_faults(error), key=lambda fault: source.position(fault[0]))  # as they stand in the file
+        lines = [_line(source, path, message) for path, message in faults]
     shown = list(dict.fromkeys(lines))
     more = [f"and {len(shown) - MAX_SHOWN} more"] if len(shown) > MAX_SHOWN else []
     raise InputError("\n".join([*shown[:MAX_SHOWN], *more]))

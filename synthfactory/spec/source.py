@@ -20,13 +20,15 @@ class Source:
 
     def locate(self, path: str) -> str:
         """'file:line:column' of a spec path or of its nearest written ancestor; '' for a spec that came from no file."""
-        if not self.file:
-            return ""
+        line, column = self.position(path)
+        return f"{self.file}:{line}:{column}" if self.file else ""
+
+    def position(self, path: str) -> tuple[int, int]:
+        """1-based (line, column) of a spec path or of its nearest written ancestor."""
         probe = path
         while probe and probe not in self.positions:
             probe = probe.rpartition(".")[0]
-        line, column = self.positions.get(probe, (1, 1))
-        return f"{self.file}:{line}:{column}"
+        return self.positions.get(probe, (1, 1))
 
     def error(self, path: str, message: str) -> InputError:
         """An InputError (to be raised by the caller) that starts with the place and the spec path."""

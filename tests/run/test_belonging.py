@@ -132,6 +132,12 @@ def test_two_builds_that_add_classes_at_once_never_share_an_index(
     assert run("verify", out).code == 0
 
 
+def test_the_secret_and_its_folder_are_the_owners_alone(spec_file: MakeSpec, out: Path) -> None:
+    assert run("build", spec_file(seed="secret"), "--local").code == 0
+    lineage = out.parent / "lineage"
+    assert [path.stat().st_mode & 0o077 for path in (lineage, lineage / "secret.json")] == [0, 0]
+
+
 def test_an_address_where_nothing_listens(spec_file: MakeSpec, out: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused at once
