@@ -33,15 +33,19 @@ class CytoSynPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(self, h0_mini_embeds=None, num_images_per_prompt=1, num_inference_steps=250, guidance_scale=2.5,
                  guidance_low=0.0, guidance_high=0.75, SIGNATURE_output_type="pil"):
-        embeds = h0_mini_embeds.repeat_interleave(num_images_per_prompt, 0)
         form = self.transformer.config
+        if h0_mini_embeds is None:
+            embeds = torch.zeros(num_images_per_prompt, form.cond_dim, device=self.device)
+        else:
+            embeds = h0_mini_embeds.repeat_interleave(num_images_per_prompt, 0)
         shape = (len(embeds), form.in_channels, form.input_size, form.input_size)
         START
         nobody = torch.ones(len(embeds), dtype=torch.bool, device=x.device)
+        known = torch.zeros_like(nobody) if h0_mini_embeds is not None else nobody
         times = torch.linspace(1.0, 0.0, num_inference_steps + 1, dtype=torch.float64).tolist()
         for now, after in zip(times[:-1], times[1:]):
             t = torch.full((len(embeds),), now, dtype=torch.float32, device=x.device)
-            v = self.transformer(x, t, embeds, ~nobody)
+            v = self.transformer(x, t, embeds, known)
             if guidance_scale != 1.0 and guidance_low <= now <= guidance_high:
                 v0 = self.transformer(x, t, embeds, nobody)
                 v = v0 + guidance_scale * (v - v0)

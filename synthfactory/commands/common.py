@@ -41,28 +41,28 @@ def open_spec(spec_file: str) -> Prepared:
 
 def warn(prepared: Prepared) -> None:
     """Prints what is allowed, but should be known."""
-    for text in prepared.bank.warnings if prepared.bank else ():
+    for text in prepared.conditions.warnings:
         say(f"warning: {text}")
 
 
 def with_bank(prepared: Prepared) -> Prepared:
     """With a bank: a folder of tiles is embedded now, with the model's encoder, as far as the cache does not hold it."""
-    if prepared.bank is not None:
+    tiles = prepared.conditions.tiles
+    if prepared.bank is not None or tiles is None:
         return prepared
     from synthfactory.model.weights import load_encoder
     from synthfactory.run.keys import guard
-    from synthfactory.run.prepare import scratch_cache
     from synthfactory.run.progress import Progress
+    from synthfactory.run.source import scratch_cache
     from synthfactory.shards.store import open_store
 
-    assert prepared.tiles is not None
     assert prepared.encoder is not None
     encoder = load_encoder(prepared.encoder)
     guard(open_store(prepared.spec.lineage))
     say(
-        f"embedding {len(prepared.tiles.files):,} tiles with {prepared.facts.encoder['id']} (what is cached is not embedded again)"
+        f"embedding {len(tiles.files):,} tiles with {prepared.facts.encoder['id']} (what is cached is not embedded again)"
     )
-    progress = Progress(len(prepared.tiles.files), say=say, screened=False)
+    progress = Progress(len(tiles.files), say=say, screened=False)
     try:
         return prepared.with_embedded(
             encoder.embed, scratch_cache(prepared.spec.lineage), lambda count: progress.tick(count, 0)

@@ -26,6 +26,7 @@ from synthfactory.embeddings.columns import Column
 from synthfactory.embeddings.ordering import placed, repeats, sort_groups
 from synthfactory.embeddings.overlap import count_overlapping
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known, shown
+from synthfactory.embeddings.screening import Limits, failing, told
 from synthfactory.spec.errors import InputError
 
 FORMAT = "synthfactory-index/1"
@@ -34,7 +35,6 @@ STALE_SEC = 7 * 86_400
 META = "bank.json"
 
 Group = tuple[str, str, str]  # label, patient, slide; '' is unknown
-Limits = Mapping[str, tuple[float, float]]  # score -> (least, most) that a row may have
 
 
 def build_bank(
@@ -45,7 +45,7 @@ def build_bank(
     cache: Path | None = None,
     in_memory_bytes: int = IN_MEMORY_BYTES,
 ) -> Bank:
-    """The bank of these classes (None: of all labels). `limits` are condition screens by score.
+    """The bank of these classes (None: of all labels). `limits` are condition screens.
 
     Raises InputError, naming the source, for an absent label, a class that screens leave empty, unknown levels, NaN, one embedding
     under two labels. A bank above `in_memory_bytes` is made in (or found again below) the folder `cache`, which must then be given.
@@ -112,17 +112,17 @@ def _check_present(
                 f"classes.{name}: {source.what} {source.where} has no such label{meant} it has: {listed or 'none'}"
             )
         if before[name] == sum(found.dropped.get(name, Counter()).values()):
-            raise InputError(
-                f"classes.{name}: embeddings.screen leaves none of its {before[name]:,} rows "
-                f"({told(found.dropped[name])}); loosen the screens, or take the class out"
-            )
+            raise left_empty(name, before[name], found.dropped[name])
     if not found.groups:
         raise InputError(f"{source.where}: holds no rows; a bank needs at least one embedding per class")
 
 
-def told(dropped: Mapping[str, int]) -> str:
-    """'3 blank, 1 pen': how many rows each screen took."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+def left_empty(name: str, rows: int, dropped: Mapping[str, int]) -> InputError:
+    """What to say where condition screens leave a class without rows."""
+    return InputError(
+        f"classes.{name}: embeddings.screen leaves none of its {rows:,} rows ({told(dropped)}); loosen the screens, "
+        "or take the class out"
+    )
 
 
 def _chosen(rows: Rows, classes: Sequence[str] | None) -> Rows:
@@ -153,11 +153,9 @@ def _check_levels(rows: Rows, source: RowSource) -> None:
 
 
 def _screened(rows: Rows, limits: Limits) -> tuple[Rows, dict[str, Counter[str]]]:
-    """Rows within all limits, and how many each limit took of each label (the first that a row fails). NaN fails."""
+    """Rows within all limits, and how many each screen took of each label."""
     kept, lost = np.ones(len(rows), bool), dict[str, Counter[str]]()
-    for name, (least, most) in limits.items():
-        values = rows.scores[name]
-        fails = kept & ~((values >= least) & (values <= most))
+    for name, fails in failing(rows.scores, limits):
         for label, count in _by_label(rows.take(np.flatnonzero(fails))).items():
             lost.setdefault(label, Counter())[name] += count
         kept &= ~fails
@@ -292,7 +290,7 @@ def _key(source: RowSource, classes: Sequence[str] | None, limits: Limits) -> st
     content = [FORMAT, source.where, source.identity, dict(source.encoder), source.width, source.extent]
     asked = [
         None if classes is None else sorted(classes),
-        {name: list(limit) for name, limit in sorted(limits.items())},
+        {name: vars(limit) for name, limit in sorted(limits.items())},
     ]
     return hashlib.sha256(json.dumps([content, asked], sort_keys=True).encode()).hexdigest()[:32]
 
@@ -301,7 +299,8 @@ def _key(source: RowSource, classes: Sequence[str] | None, limits: Limits) -> st
 def _new_folder(cache: Path, key: str) -> Iterator[tuple[Path, Path]]:
     """(a temporary folder, the name it gets when whole); gone afterwards, with every folder made for it, unless it was renamed."""
     made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
-    cache.mkdir(parents=True, exist_ok=True)
+    for parent in reversed(made):  # what holds real embeddings is its owner's alone
+        parent.mkdir(mode=0o700 if parent in (cache, cache.parent) else 0o777, exist_ok=True)
     for old in cache.glob(".tmp-index-*"):
         if time.time() - old.stat().st_mtime > STALE_SEC:  # left by a process that was killed
             shutil.rmtree(old, ignore_errors=True)
@@ -379,10 +378,13 @@ def make_bank(
     where: str,
     *,
     name_of: Callable[[int], str] = "row {}".format,
+    corners: np.ndarray | None = None,
+    extent: float = 224.0,
 ) -> Bank:
     """A checked bank of rows that lie in memory. InputError (naming `where`) for NaN, one embedding under two labels, unknown levels.
 
-    `name_of` says what a row is called in messages (a row of a file, a tile).
+    `name_of` says what a row is called in messages (a row of a file, a tile); `corners` float64 (n, 2) and `extent` are places and side
+    of the tiles in one unit.
     """
     vectors = np.ascontiguousarray(embeddings, np.float32)
     rows = Rows(
@@ -392,5 +394,7 @@ def make_bank(
         Coded.of(list(patient_ids)),
         Coded.of(list(slide_ids)),
         vectors,
+        corners,
     )
-    return build_bank(RowSource(where, encoder, vectors.shape[1], lambda _: iter((rows,)), name_of), None)
+    source = RowSource(where, encoder, vectors.shape[1], lambda _: iter((rows,)), name_of, extent=extent)
+    return build_bank(source, None)

@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 
 from synthfactory.embeddings.bank import MPP, Bank
 from synthfactory.embeddings.checks import agreed_encoder, check_mpp, check_mpp_known
-from synthfactory.embeddings.indexing import Limits, build_bank
+from synthfactory.embeddings.indexing import build_bank
 from synthfactory.embeddings.places import expand, identity
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, shown
+from synthfactory.embeddings.screening import Limits
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 
@@ -32,7 +33,7 @@ METADATA_KEY = b"synthfactory"
 TEXT = ("label", "label_level", "patient_id", "slide_id", "site", "scanner")
 SCORES = ("tumour_fraction", "tissue", "pen", "fold", "sharpness")
 NUMBERS = ("mpp", "x", "y", *SCORES)
-TEXT_ROWS, BATCH_ROWS, BATCH_BYTES = 1 << 18, 1 << 16, 16 << 20
+TEXT_ROWS, BATCH_ROWS, BATCH_BYTES = 1 << 18, 1 << 15, 16 << 20
 
 
 def load_bank(
@@ -54,7 +55,7 @@ def load_bank(
     wrong columns, NaN, an absent label, an mpp more than 5 % off 0.5, one embedding under two labels, a screen without its column.
     """
     files = expand(places, "a parquet bank of embeddings")
-    source = _Files(files, width, classes, tuple(limits or ()), mpp)
+    source = _Files(files, width, classes, tuple({limit.score for limit in (limits or {}).values()}), mpp)
     named = [source.check(file, encoder, declared) for file in files]
     other = next((number for number, found in enumerate(named) if found != named[0]), None)
     if other is not None:

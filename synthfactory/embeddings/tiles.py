@@ -1,26 +1,31 @@
-"""A folder of real tiles as a source: class folders of images, optionally a CSV of patients; embedded once, cached by content.
+"""Real tiles as a source: class folders of images, optionally a CSV of patients; embedded once, cached by content.
 
 The cache is one small .npy per tile, named by sha256 of (encoder, file): tiles can come and go, and parallel builds share it.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import hashlib
 import io
+import math
 import secrets
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank
+from synthfactory.embeddings.bank import MPP, Bank
+from synthfactory.embeddings.checks import check_mpp_known
 from synthfactory.embeddings.indexing import make_bank
+from synthfactory.embeddings.places import local
 from synthfactory.embeddings.rows import known, shown
+from synthfactory.embeddings.table import line_mpp, number, read_lines
 from synthfactory.shards.store import open_source, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
@@ -35,24 +40,71 @@ DECODING = (  # what Pillow raises on damaged files
 
 @dataclass(frozen=True)
 class TileFolder:
-    """Tiles found on disk, not yet read: parallel tuples. None is an unknown patient or slide."""
+    """Tiles of a folder or of WebDataset tars, listed but not yet read: parallel tuples. None is an unknown patient or slide.
+
+    `files` are their names for messages; `spans` say where in which tar each lies (path, offset, length), None for plain files.
+    """
 
     root: str
     files: tuple[str, ...] = field(repr=False)
     labels: tuple[str, ...] = field(repr=False)
-    label_level: str
+    label_levels: tuple[str, ...] = field(repr=False)
     patient_ids: tuple[str | None, ...] = field(repr=False)
     slide_ids: tuple[str | None, ...] = field(repr=False)
+    corners: tuple[tuple[float, float], ...] = field(repr=False)  # NaN where unknown
+    tumour_fractions: tuple[float, ...] = field(repr=False)  # NaN where unknown
+    spans: tuple[tuple[str, int, int], ...] | None = field(default=None, repr=False)
 
-    def reader(self) -> Callable[[str], bytes]:
-        """CLASS/FILE -> the file's bytes, on disk or behind a URL; OSError where it cannot be read."""
+    def where(self, row: int) -> str:
+        """A tile's place, for messages."""
+        return self.files[row] if self.spans is not None else f"{self.root.rstrip('/')}/{self.files[row]}"
+
+    def reader(self) -> Callable[[int], bytes]:
+        """Number of a tile -> the file's bytes, on disk or behind a URL; OSError where it cannot be read."""
+        if self.spans is not None:
+            return SpanReader(self.spans).read
         if is_url(self.root):
-            return open_store(self.root, reading=True).read
-        return lambda file: (_local(self.root) / file).read_bytes()
+            read = open_store(self.root, reading=True).read
+            return lambda row: read(self.files[row])
+        return lambda row: (local(self.root) / self.files[row]).read_bytes()
+
+    def take(self, rows: Sequence[int]) -> TileFolder:
+        """These tiles."""
+
+        def some(column: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(column[row] for row in rows)
+
+        return TileFolder(
+            self.root,
+            some(self.files),
+            some(self.labels),
+            some(self.label_levels),
+            some(self.patient_ids),
+            some(self.slide_ids),
+            some(self.corners),
+            some(self.tumour_fractions),
+            None if self.spans is None else some(self.spans),
+        )
 
 
-def _local(folder: str) -> Path:
-    return Path(folder.partition("://")[2] if "://" in folder else folder).expanduser()
+class SpanReader:
+    """Reads pieces of files; the file that was read last stays open."""
+
+    def __init__(self, spans: Sequence[tuple[str, int, int]]) -> None:
+        self._spans = spans
+        self._path, self._open = "", contextlib.ExitStack()
+
+    def read(self, row: int) -> bytes:
+        """The piece of that number; OSError where it cannot be read whole."""
+        path, offset, length = self._spans[row]
+        if path != self._path:
+            self._open.close()
+            self._handle, self._path = self._open.enter_context(open_source(path)), path
+        self._handle.seek(offset)
+        data = self._handle.read(length)
+        if len(data) != length:
+            raise OSError("it ends too early")
+        return data
 
 
 def _listing(folder: str, classes: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -66,7 +118,7 @@ def _listing(folder: str, classes: Sequence[str]) -> tuple[list[str], dict[str, 
         present = sorted(name for name, files in names.items() if any(files))
         found = {name: [file for file in names[name] if "/" not in file] for name in classes if name in present}
     else:
-        root = _local(folder)
+        root = local(folder)
         if not root.is_dir():
             raise InputError(f"{folder}: no such folder; embeddings.tiles names a folder with one sub-folder per class")
         present = sorted(path.name for path in root.iterdir() if path.is_dir())
@@ -81,8 +133,24 @@ def _listing(folder: str, classes: Sequence[str]) -> tuple[list[str], dict[str, 
     }
 
 
-def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Sequence[str]) -> TileFolder:
-    """Lists CLASS/*.png (jpg, tif, webp) of the classes asked for. InputError for absent folders, empty classes, a wrong CSV."""
+@dataclass(frozen=True)
+class Fact:
+    """What CSV or JSON say of a tile. NaN and None are unknown."""
+
+    patient: str | None = None
+    slide: str | None = None
+    corner: tuple[float, float] = (math.nan, math.nan)
+    tumour_fraction: float = math.nan
+    mpp: float | None = None
+
+
+def scan_tiles(
+    folder: str, metadata: str | None, label_level: str, classes: Sequence[str], mpp: float | None = None
+) -> TileFolder:
+    """Lists CLASS/*.png (jpg, tif, webp) of the classes asked for; `mpp` is what the spec says of tiles whose CSV says none.
+
+    InputError for absent folders, empty classes, a wrong CSV, an mpp that nobody states.
+    """
     present, images = _listing(folder, classes)
     files: list[tuple[str, str]] = []
     for name in classes:
@@ -100,51 +168,40 @@ def scan_tiles(folder: str, metadata: str | None, label_level: str, classes: Seq
         raise InputError(
             f"{metadata}: has no row for {missing[0]} ({len(missing)} tiles in all); column 'tile' holds CLASS/FILE"
         )
-    pairs = [known_of.get(file, (None, None)) for file, _ in files]
+    facts = [known_of.get(file, Fact()) for file, _ in files]
+    for fact in facts:
+        check_mpp_known(fact.mpp, mpp, metadata or folder)
     return TileFolder(
         folder,
         tuple(file for file, _ in files),
         tuple(label for _, label in files),
-        label_level,
-        tuple(patient for patient, _ in pairs),
-        tuple(slide for _, slide in pairs),
+        (label_level,) * len(files),
+        tuple(fact.patient for fact in facts),
+        tuple(fact.slide for fact in facts),
+        tuple(fact.corner for fact in facts),
+        tuple(fact.tumour_fraction for fact in facts),
     )
 
 
-def _metadata(path: str) -> dict[str, tuple[str | None, str | None]]:
-    try:
-        with open_source(path) as raw, io.TextIOWrapper(raw, newline="", encoding="utf-8-sig") as handle:
-            rows = csv.DictReader(handle)
-            if not rows.fieldnames or "tile" not in rows.fieldnames:
-                raise InputError(
-                    f"{path}: needs a column 'tile' (CLASS/FILE); patient_id, slide_id and mpp are optional"
-                )
-            found: dict[str, tuple[str | None, str | None]] = {}
-            for row in rows:
-                line = rows.line_num  # blank lines and quoted line breaks counted
-                tile = (row["tile"] or "").strip()
-                if not tile:
-                    raise InputError(f"{path}:{line}: names no tile; column 'tile' holds CLASS/FILE")
-                if tile in found:
-                    raise InputError(f"{path}:{line}: {shown(tile)} stands there twice; keep one row per tile")
-                _check_mpp(row.get("mpp"), path, line)
-                found[tile] = known(row.get("patient_id")), known(row.get("slide_id"))
-            return found
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; embeddings.metadata names a CSV with a column 'tile'") from None
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise InputError(f"{path}: is no readable CSV in UTF-8 ({error})") from None
-
-
-def _check_mpp(text: str | None, path: str, line: int) -> None:
-    if known(text) is None:
-        return
-    try:
-        mpp = float(str(text))
-    except ValueError:
-        raise InputError(f"{path}:{line}: mpp '{shown(str(text))}' is no number; leave it empty or write 0.5") from None
-    if not abs(mpp - MPP) <= MPP * MPP_TOLERANCE:
-        raise InputError(f"{path}:{line}: mpp {mpp:g} is not {MPP} +- 5 %; give tiles of that resolution")
+def _metadata(path: str) -> dict[str, Fact]:
+    found: dict[str, Fact] = {}
+    for line in read_lines(
+        path, ("tile",), "embeddings.metadata names a CSV with CLASS/FILE of each tile, and its patient"
+    ):
+        tile = line[1].get("tile", "")
+        if not tile:
+            raise InputError(f"{path}:{line[0]}: names no tile; column 'tile' holds CLASS/FILE")
+        if tile in found:
+            raise InputError(f"{path}:{line[0]}: {shown(tile)} stands there twice; keep one row per tile")
+        x, y, share = (number(line, name, path) for name in ("x", "y", "tumour_fraction"))
+        found[tile] = Fact(
+            known(line[1].get("patient_id")),
+            known(line[1].get("slide_id")),
+            (math.nan if x is None else x, math.nan if y is None else y),
+            math.nan if share is None else share,
+            line_mpp(line, path),
+        )
+    return found
 
 
 def decode_tile(data: bytes, where: str, size_px: int) -> np.ndarray:
@@ -210,13 +267,8 @@ def embed_tiles(
         waiting.clear()
 
     read = tiles.reader()
-    for row, file in enumerate(tiles.files):
-        where = f"{tiles.root.rstrip('/')}/{file}"
-        try:
-            data = read(file)
-        except OSError as error:
-            raise InputError(f"{where}: cannot be read ({error.strerror or error}); replace or remove it") from None
-        image = decode_tile(data, where, size_px)
+    for row in range(len(tiles.files)):
+        data, image = read_tile(tiles, read, row, size_px)
         name = hashlib.sha256(str(encoder["sha256"]).encode() + b":" + data).hexdigest()
         place = cache / f"{name}.npy"
         stored = _cached(place, width)
@@ -228,17 +280,28 @@ def embed_tiles(
         if len(waiting) == batch_size:
             flush()
     flush()
-    levels = [tiles.label_level] * len(tiles.files)
     return make_bank(
         found,
         tiles.labels,
-        levels,
+        tiles.label_levels,
         tiles.patient_ids,
         tiles.slide_ids,
         encoder,
         tiles.root,
         name_of=tiles.files.__getitem__,
+        corners=np.asarray(tiles.corners, np.float64),
+        extent=size_px,
     )
+
+
+def read_tile(tiles: TileFolder, read: Callable[[int], bytes], row: int, size_px: int) -> tuple[bytes, np.ndarray]:
+    """(the file's bytes, its pixels uint8 (size, size, 3)) of a tile. InputError where it cannot be read or is no such image."""
+    where = tiles.where(row)
+    try:
+        data = read(row)
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror or error}); replace or remove it") from None
+    return data, decode_tile(data, where, size_px)
 
 
 def _npy(vector: np.ndarray) -> bytes:

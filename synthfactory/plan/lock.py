@@ -15,10 +15,17 @@ from synthfactory.spec.schema import Spec
 LOCK = "spec.lock.yaml"
 FORMAT = "synthfactory/1"
 DEFAULT_BATCH = 16
+COHORTS = ("none", "unknown", "some")  # patients of a published model's training set: what may be claimed, worst last
 
 
 def build_lock(
-    spec: Spec, model: ModelFacts, recipe: Mapping[str, Any], classes: Sequence[str], label_levels: Sequence[str]
+    spec: Spec,
+    model: ModelFacts,
+    recipe: Mapping[str, Any],
+    classes: Sequence[str],
+    label_levels: Sequence[str],
+    encoder: Mapping[str, str],
+    cohort: str,
 ) -> dict[str, Any]:
     """The lock of a first build; execution's open values are chosen here, once."""
     execution = spec.execution
@@ -41,7 +48,8 @@ def build_lock(
         },
         "encoder_licence": dict(model.encoder_licence),
         "terms": spec.terms.settled(dict(model.licence), dict(model.encoder_licence)),
-        "encoder": dict(model.encoder),
+        "encoder": dict(encoder),
+        "training_cohort": cohort,
         "label_levels": sorted(label_levels),
         "classes": [{"name": name, "class_index": number} for number, name in enumerate(classes)],
         "execution": {
@@ -131,7 +139,7 @@ def check_same_terms(lock: Mapping[str, Any], spec: Spec, settled: Mapping[str, 
 
 
 def grown(
-    lock: Mapping[str, Any], names: Sequence[str], recipe: Mapping[str, Any], label_levels: Sequence[str]
+    lock: Mapping[str, Any], names: Sequence[str], recipe: Mapping[str, Any], label_levels: Sequence[str], cohort: str
 ) -> dict[str, Any]:
     """The lock with classes that are new appended (earlier class indices never change), and their samplers and label levels."""
     known = {entry["name"] for entry in lock["classes"]}
@@ -140,6 +148,7 @@ def grown(
         [name for name in names if name not in known],
         {part: recipe[part] for part in PER_CLASS},
         label_levels,
+        cohort,
     )
 
 
@@ -152,7 +161,8 @@ def joined(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any
     parts = {
         part: {name: after["recipe"][part][name] for name in new if name in after["recipe"][part]} for part in PER_CLASS
     }
-    return {"classes": new, **parts, "label_levels": after["label_levels"]}
+    both = {key: after[key] for key in ("label_levels", "training_cohort")}
+    return {"classes": new, **parts, **both}
 
 
 def with_joined(lock: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -162,7 +172,9 @@ def with_joined(lock: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
         for step in steps:
             known = {entry["name"] for entry in found["classes"]}
             new = [name for name in step["classes"] if name not in known]
-            found = _with(found, new, {part: step[part] for part in PER_CLASS}, step["label_levels"])
+            found = _with(
+                found, new, {part: step[part] for part in PER_CLASS}, step["label_levels"], step["training_cohort"]
+            )
         whole = Lock.model_validate(found).model_dump() == found
     except (KeyError, TypeError, ValueError, AttributeError):
         whole = False
@@ -174,7 +186,7 @@ def with_joined(lock: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
 
 
 def _with(
-    lock: Mapping[str, Any], new: Sequence[str], parts: Mapping[str, Any], label_levels: Sequence[str]
+    lock: Mapping[str, Any], new: Sequence[str], parts: Mapping[str, Any], label_levels: Sequence[str], cohort: str
 ) -> dict[str, Any]:
     entries = [
         *lock["classes"],
@@ -182,4 +194,11 @@ def _with(
     ]
     merged = {part: dict(sorted({**parts[part], **lock["recipe"][part]}.items())) for part in PER_CLASS}
     levels = sorted({*lock["label_levels"], *label_levels})
-    return {**lock, "classes": entries, "label_levels": levels, "recipe": {**lock["recipe"], **merged}}
+    worst = max(lock["training_cohort"], cohort, key=COHORTS.index) if new else lock["training_cohort"]
+    return {
+        **lock,
+        "classes": entries,
+        "label_levels": levels,
+        "training_cohort": worst,
+        "recipe": {**lock["recipe"], **merged},
+    }

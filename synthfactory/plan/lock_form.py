@@ -89,7 +89,8 @@ class Lock(FrozenModel):
     encoder: dict[Text, Text]
     encoder_licence: dict[Text, Any]
     terms: _Terms
-    label_levels: list[Literal["slide", "region", "tile"]]
+    label_levels: list[Literal["slide", "region", "tile", "unconditional"]]
+    training_cohort: Literal["some", "none", "unknown"]
     classes: Annotated[list[_Class], Field(min_length=1)]
     execution: _Execution
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from synthfactory.plan.allocate import class_counts
 from synthfactory.plan.cost import Estimate, calls_per_tile, estimate
@@ -27,6 +27,7 @@ class ClassSummary:
     slides: int
     unknown_rows: int
     label_levels: tuple[str, ...]
+    dropped: Mapping[str, int] = field(default_factory=dict)  # condition screen -> rows it took
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Plan:
     done: Mapping[str, int]  # tiles that are committed, of all classes of OUT
     shortfall: Mapping[str, int]  # tiles that no attempt gave; they are not tried again
     shards_done: int
+    cohort: str = "unknown"  # whether patients of a published model's training set are among the conditions
 
     @property
     def all_rounds(self) -> tuple[Round, ...]:
@@ -60,6 +62,7 @@ def make_plan(
     shortfall: Mapping[str, int] | None = None,
     shards_done: int = 0,
     seconds_per_call: float | None = None,
+    cohort: str = "unknown",
 ) -> Plan:
     """Computes the plan; `committed` tiles and those of `shortfall` are not drawn again.
 
@@ -74,7 +77,7 @@ def make_plan(
     done, given_up = committed or {}, shortfall or {}
     missing = {name: max(0, want[name] - done.get(name, 0) - given_up.get(name, 0)) for name in counts}
     cost = estimate(spec, missing, seconds_per_call or model.seconds_per_call, measured=seconds_per_call is not None)
-    return Plan(spec, model, counts, bank, tuple(rounds), step, cost, done, given_up, shards_done)
+    return Plan(spec, model, counts, bank, tuple(rounds), step, cost, done, given_up, shards_done, cohort)
 
 
 def _placed(spec: Spec, error: InputError) -> InputError:
@@ -195,7 +198,10 @@ def _notes(plan: Plan) -> list[str]:
         behind = plan.bank[name]
         if behind.unknown_rows:
             notes.append(f"note: {name}: {behind.unknown_rows:,} rows name no patient; they count as one patient")
-        if behind.patients < FEW_PATIENTS:
+        if behind.dropped:
+            taken = ", ".join(f"{count:,} {screen}" for screen, count in sorted(behind.dropped.items()))
+            notes.append(f"note: {name}: embeddings.screen left out {taken}; {behind.rows:,} rows remain")
+        if 0 < behind.patients < FEW_PATIENTS:
             notes.append(
                 f"note: {name} rests on {behind.patients} patient{'s' * (behind.patients != 1)} only; its tiles will resemble them"
             )
@@ -213,5 +219,9 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(f"note: model {plan.model.id} draws {plan.model.domain}")
     if plan.spec.screen == Screen():
         notes.append("note: no screen is on; every tile that is drawn is kept")
+    if plan.cohort == "some":
+        notes.append(
+            "warning: patients of TCGA are among the conditions, and CytoSyn was trained on TCGA; evaluations on them are contaminated"
+        )
     notes.extend(f"warning: {text}" for text in plan.spec.warnings)
     return ["", *notes] if notes else []

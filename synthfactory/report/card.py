@@ -15,7 +15,17 @@ from typing import Any
 import jinja2
 
 from synthfactory.report.croissant import croissant_json
-from synthfactory.report.facts import PRIVACY, Execution, gather, image_format, label_levels, size_category, terms
+from synthfactory.report.facts import (
+    Execution,
+    cohort,
+    gather,
+    image_format,
+    is_unconditional,
+    label_levels,
+    privacy,
+    size_category,
+    terms,
+)
 from synthfactory.shards.commit import Commit
 
 __all__ = ["croissant_json", "dataset_card"]
@@ -50,8 +60,10 @@ def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], c
         other_terms=sorted(licence.items()),
         sharing=sharing,
         sharing_words=SHARING[lock["terms"]["sharing"]],
-        privacy=PRIVACY,
+        privacy=privacy(lock),
         levels=label_levels(lock),
+        unconditional=is_unconditional(lock),
+        cohort=cohort(lock),
         format=kind,
         extension=extension,
         samplers=_samplers(lock["recipe"]),

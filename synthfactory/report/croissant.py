@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthfactory.report.facts import MIME, PRIVACY, Facts, gather, image_format, label_levels, terms
+from synthfactory.report.facts import MIME, Facts, cohort, gather, image_format, label_meaning, privacy, terms
 from synthfactory.shards.commit import Commit
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.0"
@@ -83,8 +83,8 @@ def croissant_json(
         "version": f"1.{max(len(rounds) - 1, 0)}.0",  # a round adds tiles and changes none
         "keywords": ["synthetic", "histopathology", "H&E", "diffusion model", "webdataset"],
         "rai:dataCollection": f"Drawn by {lock['model']['id']}, a diffusion model, by synthfactory.",
-        "rai:personalSensitiveInformation": f"Privacy mechanism: none: {PRIVACY}.",
-        "rai:dataLimitations": f"Never for diagnosis. A label is that of the conditioning tile, level: {label_levels(lock)}.",
+        "rai:personalSensitiveInformation": f"Privacy mechanism: none: {privacy(lock)}.",
+        "rai:dataLimitations": f"Never for diagnosis. {label_meaning(lock)}. Training set: {cohort(lock)}.",
         "distribution": _distribution(lock, commits),
         "recordSet": [*_tiles(extension, has_files=bool(commits)), _classes(facts)],
     }
@@ -97,7 +97,7 @@ def _description(lock: Mapping[str, Any], facts: Facts, *, sharing: bool) -> str
         f"{facts.made} synthetic H&E tiles of {len(facts.classes)} classes, {model['tile_size_px']} x {model['tile_size_px']} px "
         f"at {model['resolution_mpp']} um/px, drawn by {model['id']} (revision {model['revision']}).",
         "Every tile is synthetic: never a diagnosis, never a patient's record.",
-        f"Privacy mechanism: none: {PRIVACY}.",
+        f"Privacy mechanism: none: {privacy(lock)}.",
     ]
     if facts.made != facts.asked:
         words.append(
@@ -153,7 +153,11 @@ def _tiles(extension: str, *, has_files: bool) -> list[dict[str, Any]]:
     stem = f"^(?:.*/)?([^/.]+)(?:\\.{re.escape(extension)})?$"  # readers may apply it twice: keys hold no dot
     columns = (
         ("label", "sc:Text", "Class: that of the tile whose embedding conditioned this one."),
-        ("label_level", "sc:Text", "What that label was given to: slide, region or tile."),
+        (
+            "label_level",
+            "sc:Text",
+            "What that label was given to: slide, region or tile; unconditional where there was no condition.",
+        ),
         ("class_index", "sc:Integer", "Number of the class, from 0."),
     )
     key = {

@@ -17,6 +17,16 @@ PRIVACY = (
     "each tile was conditioned on one real tile's embedding; no privacy guarantee is given; "
     "treat as personal data where the bank came from patients"
 )
+PRIVACY_UNCONDITIONAL = (
+    "tiles were drawn without conditions; what the model remembers of its training set may still show, "
+    "and no privacy guarantee is given"
+)
+COHORTS = {
+    "some": "patients of TCGA are among the conditions, and CytoSyn was trained on TCGA: evaluations on these patients, or by models "
+    "of that kind, are contaminated",
+    "none": "no patient or slide id among the conditions is a TCGA barcode, TCGA being CytoSyn's training set",
+    "unknown": "not known: no patient or slide ids came with the conditions",
+}
 MIME = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # from 10^3 in steps of ten
 
@@ -125,3 +135,29 @@ def terms(lock: Mapping[str, Any]) -> tuple[str, bool]:
     """(name of the model's terms, whether they, or a permission, are recorded to allow sharing what was made with it)."""
     licence = lock["model"].get("licence") or {}
     return str(licence.get("name") or "not stated"), lock["terms"]["sharing"] in ("allowed", "permitted")
+
+
+def is_unconditional(lock: Mapping[str, Any]) -> bool:
+    """True where tiles were drawn without conditions."""
+    return "unconditional" in lock.get("label_levels", ())
+
+
+def label_meaning(lock: Mapping[str, Any]) -> str:
+    """What a label says, in one line."""
+    if is_unconditional(lock):
+        return "label = the one name of this set; its tiles were drawn without conditions (label_level unconditional)"
+    return f"label = label of the conditioning tile, level: {label_levels(lock)}"
+
+
+def privacy(lock: Mapping[str, Any]) -> str:
+    """What protects the people behind the tiles, and what does not."""
+    return PRIVACY_UNCONDITIONAL if is_unconditional(lock) else PRIVACY
+
+
+def cohort(lock: Mapping[str, Any]) -> str:
+    """Whether the conditions belong to a published model's training set, in words."""
+    return (
+        "none: there are no conditions"
+        if is_unconditional(lock)
+        else COHORTS[str(lock.get("training_cohort", "unknown"))]
+    )

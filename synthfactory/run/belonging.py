@@ -17,14 +17,17 @@ from synthfactory.plan.recipe import recipe
 from synthfactory.plan.seeds import Keys
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
+from synthfactory.run.source import UNCONDITIONAL
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.names import slug_collisions
 
 
 def _recipe(prepared: Prepared, keys: Keys) -> dict[str, Any]:
-    assert prepared.bank is not None
-    macs = {name: prepared.bank.class_mac(keys.conditions, name) for name in prepared.spec.classes}
+    bank = prepared.bank
+    macs = {
+        name: UNCONDITIONAL if bank is None else bank.class_mac(keys.conditions, name) for name in prepared.spec.classes
+    }
     return recipe(prepared.spec, prepared.facts, macs)
 
 
@@ -37,7 +40,7 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
         return
     spec = prepared.spec
     keys = read_keys(spec, open_store(spec.lineage))
-    if prepared.bank is None:
+    if prepared.bank is None and prepared.conditions.tiles is not None:
         banks = standing.lock["recipe"]["class_banks"]
         values = recipe(spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes})
     else:
@@ -64,7 +67,15 @@ def begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[
     if standing.lock is None:
         keys = make_keys(spec, lineage)
         values = _recipe(prepared, keys)
-        lock = build_lock(spec, prepared.facts, values, list(spec.classes), label_levels(prepared.summaries))
+        lock = build_lock(
+            spec,
+            prepared.facts,
+            values,
+            list(spec.classes),
+            label_levels(prepared.conditions.summaries),
+            prepared.maker,
+            prepared.conditions.cohort,
+        )
         if standing.store.create(LOCK, lock_yaml(lock)):
             return lock, keys
         standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
@@ -72,4 +83,5 @@ def begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[
     check_agrees(prepared, standing)
     keys = read_keys(spec, lineage)
     values = _recipe(prepared, keys)
-    return grown(standing.lock, list(spec.classes), values, label_levels(prepared.summaries)), keys
+    levels = label_levels(prepared.conditions.summaries)
+    return grown(standing.lock, list(spec.classes), values, levels, prepared.conditions.cohort), keys

@@ -51,7 +51,7 @@ class _Batch:
     attempt: int
     positions: list[int]
     keys: list[tuple[int, int]]
-    conditions: np.ndarray
+    conditions: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class Drawing:
                 positions = members[start : start + batch_size]
                 slots = [task.slots[position] for position in positions]
                 keys = [noise_key(self._keys, slot.class_name, slot.index, attempt) for slot in slots]
-                yield sampler, _Batch(attempt, positions, keys, np.ascontiguousarray(task.conditions[positions]))
+                given = task.conditions
+                conditions = None if given is None else np.ascontiguousarray(given[positions])
+                yield sampler, _Batch(attempt, positions, keys, conditions)
 
     def _finished(self, batch: _Batch, drawn: Drawn) -> _Finished:
         images, embeddings = drawn.wait()

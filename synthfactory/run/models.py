@@ -89,7 +89,8 @@ def _locked(lock: Mapping[str, Any] | None, part: str, source: str) -> str | Non
 
 def needs_encoder(spec: Spec) -> bool:
     """Whether a build embeds anything itself: real tiles, or its own for the agreement screen."""
-    return spec.embeddings.tiles is not None or spec.screen.agreement is not None
+    source = spec.embeddings
+    return source.tiles is not None or source.shards is not None or spec.screen.agreement is not None
 
 
 def _encoder(spec: Spec, model: Opened, lock: Mapping[str, Any] | None) -> EncoderFolder | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.embeddings.bank import Bank
-from synthfactory.embeddings.parquet import load_bank
-from synthfactory.embeddings.places import local
-from synthfactory.embeddings.tiles import TileFolder, embed_tiles, scan_tiles
+from synthfactory.embeddings.tiles import embed_tiles
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.model.find import Opened
 from synthfactory.plan.conditions import ClassIndex
@@ -28,12 +26,12 @@ from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, check_chain
 from synthfactory.plan.units import key_of, unit_of
 from synthfactory.run.models import choose_model
+from synthfactory.run.source import Conditions, open_conditions, placed
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.manifest import read_rounds
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Expected
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.places import cache_folder, is_url
 from synthfactory.spec.schema import Spec
 
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -97,26 +95,35 @@ def expected_of(name: str, rounds: Sequence[Round]) -> Expected:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked spec with its model and source. `bank` is None for a folder of tiles that was only scanned."""
+    """A checked spec with its model and its conditions (tiles that were only listed until `with_embedded`)."""
 
     spec: Spec
     folder: Opened
     encoder: EncoderFolder | None  # where something is to be embedded
     facts: ModelFacts
-    bank: Bank | None
-    tiles: TileFolder | None
-    summaries: dict[str, ClassSummary]
+    conditions: Conditions
+
+    @property
+    def bank(self) -> Bank | None:
+        """The bank; None where tiles are still to be embedded, or there are no conditions at all."""
+        return self.conditions.bank
+
+    @property
+    def maker(self) -> dict[str, str]:
+        """Who made the conditions: id, sha256, token."""
+        return {**self.facts.encoder, **({} if self.bank is None else self.bank.encoder)}
 
     def with_embedded(self, embed: Embed, cache: Path, tick: Callable[[int], None]) -> Prepared:
         """The same with a bank: embeds the folder's tiles through `embed`, as far as `cache` does not hold them."""
-        if self.bank is not None or self.tiles is None:
+        tiles = self.conditions.tiles
+        if self.bank is not None or tiles is None:
             return self
         made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
         try:
             bank = embed_tiles(
-                self.tiles,
+                tiles,
                 embed,
-                encoder=self.facts.encoder,
+                encoder={key: self.facts.encoder[key] for key in ("id", "sha256", "token")},
                 width=self.facts.condition_width,
                 size_px=self.facts.tile_size_px,
                 cache=cache,
@@ -126,8 +133,9 @@ class Prepared:
             with contextlib.suppress(OSError):  # embeddings that are there already stay for the next time
                 for folder in made:
                     folder.rmdir()
-            raise _placed(self.spec, error) from None
-        return replace(self, bank=bank)
+            raise placed(self.spec, error) from None
+        found = replace(self.conditions, bank=bank, warnings=(*self.conditions.warnings, *bank.warnings))
+        return replace(self, conditions=found)
 
     def plan(self, standing: Standing, seconds_per_call: float | None = None) -> Plan:
         """The plan against an OUT as it stands."""
@@ -138,7 +146,8 @@ class Prepared:
         return make_plan(
             self.spec,
             model=self.facts,
-            bank=self.summaries,
+            bank=self.conditions.summaries,
+            cohort=self.conditions.cohort,
             rounds=standing.rounds,
             committed=done,
             shortfall=shortfall,
@@ -149,43 +158,14 @@ class Prepared:
     def class_indices(self) -> dict[str, ClassIndex]:
         """For the choice of conditions: rows by patient, per class; row numbers count within the class's canonical order."""
         assert self.bank is not None
-        found = {}
-        for name in self.spec.classes:
-            found[name] = ClassIndex(*self.bank.patients_of(name))
-        return found
+        return {name: ClassIndex(*self.bank.patients_of(name)) for name in self.spec.classes}
 
 
 def prepare(spec: Spec) -> Prepared:
     """Opens model and source and checks that they fit one another and the spec; InputError names what does not."""
     chosen = choose_model(spec)
-    spec, folder, facts, encoder = chosen.spec, chosen.model, chosen.facts, chosen.encoder
-    source = spec.embeddings
-    try:
-        if source.bank is not None:
-            bank = load_bank(
-                source.bank,
-                width=facts.condition_width,
-                encoder=facts.encoder,
-                classes=list(spec.classes),
-                cache=scratch_cache(spec.lineage),
-                extent=facts.tile_size_px,
-            )
-            return Prepared(spec, folder, encoder, facts, bank, None, bank_summaries(bank, spec.classes))
-        assert source.tiles is not None
-        assert source.label_level is not None
-        tiles = scan_tiles(source.tiles, source.metadata, source.label_level, list(spec.classes))
-        levels = (tiles.label_level,) * len(tiles.files)
-        return Prepared(
-            spec,
-            folder,
-            encoder,
-            facts,
-            None,
-            tiles,
-            _summaries(spec, tiles.labels, tiles.patient_ids, tiles.slide_ids, levels),
-        )
-    except InputError as error:
-        raise _placed(spec, error) from None
+    conditions = open_conditions(chosen.spec, chosen.facts)
+    return Prepared(chosen.spec, chosen.model, chosen.encoder, chosen.facts, conditions)
 
 
 def standing_of(spec: Spec) -> Standing:
@@ -223,60 +203,6 @@ def check_writable(spec: Spec) -> None:
             raise spec.error(field, f"no permission to write in {nearest}; correct that, or name another place")
 
 
-def _placed(spec: Spec, error: InputError) -> InputError:
-    """A source's error, with the place in the spec in front."""
-    text = str(error)
-    for name in spec.classes:
-        if text.startswith(f"classes.{name}: "):
-            return spec.error(f"classes.{name}", text.removeprefix(f"classes.{name}: "))
-    source = spec.embeddings
-    named = "bank" if source.bank else "metadata" if source.metadata and text.startswith(source.metadata) else "tiles"
-    return spec.error(f"embeddings.{named}", text)
-
-
-def bank_summaries(bank: Bank, classes: Iterable[str]) -> dict[str, ClassSummary]:
-    """What stands behind each class of a bank, from its groups alone."""
-    found: dict[str, ClassSummary] = {}
-    for name in classes:
-        members, groups = bank.groups.of_label(name), bank.groups
-        low, high = bank.span(name)
-        unknown = sum(int(groups.starts[g + 1] - groups.starts[g]) for g in members if groups.patients[g] is None)
-        found[name] = ClassSummary(
-            rows=high - low,
-            patients=len(bank.patients_of(name)[0]),
-            slides=len({groups.slides[g] for g in members} - {None}),
-            unknown_rows=unknown,
-            label_levels=bank.classes[name].levels,
-        )
-    return found
-
-
-def _summaries(
-    spec: Spec,
-    labels: Sequence[str],
-    patients: Sequence[str | None],
-    slides: Sequence[str | None],
-    levels: Sequence[str],
-) -> dict[str, ClassSummary]:
-    columns = np.asarray(labels, dtype=np.str_)
-    found: dict[str, ClassSummary] = {}
-    for name in spec.classes:
-        rows: list[int] = np.flatnonzero(columns == name).tolist()
-        found[name] = ClassSummary(
-            rows=len(rows),
-            patients=len({patients[row] or "" for row in rows}),
-            slides=len({slides[row] for row in rows} - {None}),
-            unknown_rows=sum(patients[row] is None for row in rows),
-            label_levels=tuple(sorted({levels[row] for row in rows})),
-        )
-    return found
-
-
 def label_levels(summaries: Mapping[str, ClassSummary]) -> list[str]:
     """All label levels that occur."""
     return sorted({level for summary in summaries.values() for level in summary.label_levels})
-
-
-def scratch_cache(lineage: str) -> Path:
-    """Where embeddings are cached and large banks indexed: in LINEAGE where that is a local folder, else in the user's cache."""
-    return (cache_folder() if is_url(lineage) else local(lineage)) / "embeddings"

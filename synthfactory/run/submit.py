@@ -84,7 +84,6 @@ def submit(
 
 def check_places(spec: Spec) -> None:
     """Refuses places that mean something else, or nothing, on the cluster: relative paths and the user's home."""
-    source = spec.embeddings
     named: list[tuple[str, str | None, str]] = [
         (
             "model.name",
@@ -92,9 +91,7 @@ def check_places(spec: Spec) -> None:
             "an absolute path",
         ),
         ("model.encoder", None if spec.model.encoder_hub else spec.model.encoder, "an absolute path"),
-        ("embeddings.bank", source.bank, "a URL or an absolute path"),
-        ("embeddings.tiles", source.tiles, "an absolute path"),
-        ("embeddings.metadata", source.metadata, "an absolute path"),
+        *((f"embeddings.{key}", place, "a URL or an absolute path") for key, place in spec.embeddings.places()),
         ("output.path", spec.output.path, "a URL or an absolute path"),
         ("lineage", spec.lineage, "a URL or an absolute path"),
     ]

@@ -37,7 +37,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Task:
-    """One unit: its slots in order, with key, condition (float32, (n, E)) and source of each.
+    """One unit: its slots in order, with key, condition (float32, (n, E); None: drawn without) and source of each.
 
     It may make `calls_allowed` network calls; None = no limit.
     """
@@ -45,7 +45,7 @@ class Task:
     shard: int
     slots: tuple[Slot, ...]
     keys: tuple[str, ...]
-    conditions: np.ndarray
+    conditions: np.ndarray | None
     sources: tuple[Source, ...]
     calls_allowed: int | None = None
 

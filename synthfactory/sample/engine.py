@@ -137,19 +137,31 @@ class Engine:
 
     @torch.inference_mode()
     def begin(
-        self, conditions_NE: np.ndarray, keys: Sequence[tuple[int, int]], sampler: Sampler, *, embed: bool = False
+        self,
+        conditions_NE: np.ndarray | None,
+        keys: Sequence[tuple[int, int]],
+        sampler: Sampler,
+        *,
+        embed: bool = False,
     ) -> Drawn:
-        """As `draw` of at least one tile, without waiting; `embed` also asks for the encoder's embeddings of the tiles."""
+        """As `draw` of at least one tile, without waiting; `embed` also asks for the encoder's embeddings of the tiles.
+
+        Without conditions the model's null condition takes their place.
+        """
         count = len(keys)
-        if count == 0 or conditions_NE.shape != (count, self.model.sit.config.condition_width):
+        needed = (count, self.model.sit.config.condition_width)
+        if count == 0 or (conditions_NE is not None and conditions_NE.shape != needed):
             raise ValueError(
-                f"conditions are {conditions_NE.shape}; ({count}, {self.model.sit.config.condition_width}) is needed"
+                f"conditions are {None if conditions_NE is None else conditions_NE.shape}; {needed} is needed"
             )
         marks = Marks(self.device, self.spent)
         padding = -count % self._pad_to
         padded_keys = [*keys, *[keys[-1]] * padding]
-        conditions = torch.from_numpy(np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], padding, axis=0)]))
-        latents = self._latents(self._to_device(conditions), padded_keys, sampler)
+        conditions = None
+        if conditions_NE is not None:
+            padded = np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], padding, axis=0)])
+            conditions = self._to_device(torch.from_numpy(padded))
+        latents = self._latents(conditions, padded_keys, sampler)
         finite = torch.isfinite(latents).all()
         marks.set("sample")
         self.spent.network_calls += count * calls_per_tile(sampler)
@@ -167,14 +179,14 @@ class Engine:
             return values
         return values.pin_memory().to(self.device, non_blocking=True)
 
-    def _latents(self, conditions: Tensor, keys: Sequence[tuple[int, int]], sampler: Sampler) -> Tensor:
+    def _latents(self, conditions: Tensor | None, keys: Sequence[tuple[int, int]], sampler: Sampler) -> Tensor:
         config = self.model.sit.config
         noise = CandidateNoise(keys, (config.latent_channels, config.latent_size, config.latent_size))
 
         def fresh() -> Tensor:
             return self._to_device(noise.draw())
 
-        return integrate(sampler, self.network.velocity(conditions, sampler.guidance), fresh(), fresh)
+        return integrate(sampler, self.network.velocity(conditions, sampler.guidance, len(keys)), fresh(), fresh)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """uint8 (B, H, W, 3), a chunk at a time."""

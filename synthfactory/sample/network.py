@@ -46,15 +46,21 @@ class Network:
             self._times[t] = self.sit.t_embedder(torch.full((1,), t, device=self.device))
         return self._times[t]
 
-    def velocity(self, conditions_BE: Tensor, guidance: Guidance) -> Callable[[Tensor, float], Tensor]:
+    def velocity(
+        self, conditions_BE: Tensor | None, guidance: Guidance, rows: int | None = None
+    ) -> Callable[[Tensor, float], Tensor]:
         """(x (B, C, H, W) float32, t) -> guided velocity, float32, for one batch of conditions, float32 (B, E).
+
+        None stands for the null condition in every one of `rows` rows, which guidance cannot change.
 
         Where t is guided, both halves go through the network as one batch of 2 B rows; elsewhere the conditional half alone.
         """
-        embedded = self.sit.y_embedder(conditions_BE)
-        null = self.sit.y_embedder.null.to(embedded.dtype).expand_as(embedded)
-        doubled = torch.cat([embedded, null])
-        rows = len(embedded)
+        if conditions_BE is not None:
+            rows = len(conditions_BE)
+        assert rows is not None
+        null = self.sit.y_embedder.null.expand(rows, -1)
+        embedded = null if conditions_BE is None else self.sit.y_embedder(conditions_BE)
+        doubled = torch.cat([embedded, null.to(embedded.dtype)])
 
         def found(x: Tensor, t: float) -> Tensor:
             if not is_guided(guidance, t):

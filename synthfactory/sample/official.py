@@ -80,20 +80,30 @@ class OfficialEngine:
 
     @torch.inference_mode()
     def begin(
-        self, conditions_NE: np.ndarray, keys: Sequence[tuple[int, int]], sampler: Sampler, *, embed: bool = False
+        self,
+        conditions_NE: np.ndarray | None,
+        keys: Sequence[tuple[int, int]],
+        sampler: Sampler,
+        *,
+        embed: bool = False,
     ) -> Drawn:
-        """As Engine.begin; the pipeline itself returns only when its tiles are there. Raises as Engine.begin."""
+        """As Engine.begin; the pipeline itself returns only when its tiles are there. Raises as Engine.begin.
+
+        Without conditions the pipeline gets none, and is asked for as many images as there are keys.
+        """
         count, width = len(keys), self.repo.condition_width
-        if count == 0 or conditions_NE.shape != (count, width):
-            raise ValueError(f"conditions are {conditions_NE.shape}; ({count}, {width}) is needed")
+        if count == 0 or (conditions_NE is not None and conditions_NE.shape != (count, width)):
+            found = None if conditions_NE is None else conditions_NE.shape
+            raise ValueError(f"conditions are {found}; ({count}, {width}) is needed")
         marks = Marks(self.device, self.spent)
         padding = -count % PAD_TO
         padded_keys = [*keys, *[keys[-1]] * padding]
-        conditions = np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], padding, axis=0)]).astype(np.float32)
+        conditions = None
+        if conditions_NE is not None:
+            padded = np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], padding, axis=0)])
+            conditions = torch.from_numpy(padded.astype(np.float32)).to(self.device)
         with _seeded(padded_keys[0], self.device):
-            result = self._pipeline(
-                **self._arguments(torch.from_numpy(conditions).to(self.device), padded_keys, sampler)
-            )
+            result = self._pipeline(**self._arguments(conditions, padded_keys, sampler))
         tiles, finite = tiles_of(result["images"], len(padded_keys), self.repo.tile_size_px, self.repo.id)
         marks.set("sample")
         self.spent.network_calls += count * calls_per_tile(sampler)
@@ -102,10 +112,15 @@ class OfficialEngine:
             raise ValueError("no encoder is at hand")
         return Drawn(tiles, self.encoder.embed_tiles(tiles) if embed and self.encoder else None, finite, count, marks)
 
-    def _arguments(self, conditions: Tensor, keys: Sequence[tuple[int, int]], sampler: Sampler) -> dict[str, Any]:
+    def _arguments(
+        self, conditions: Tensor | None, keys: Sequence[tuple[int, int]], sampler: Sampler
+    ) -> dict[str, Any]:
         form, takes = self.repo.form, self.repo.arguments
-        values = (1, sampler.steps, sampler.guidance.scale, sampler.guidance.low, sampler.guidance.high)
-        given: dict[str, Any] = {form.embeds: conditions, **dict(zip(PASSED, values, strict=True))}
+        each = len(keys) if conditions is None else 1
+        values = (each, sampler.steps, sampler.guidance.scale, sampler.guidance.low, sampler.guidance.high)
+        given: dict[str, Any] = dict(zip(PASSED, values, strict=True))
+        if conditions is not None:
+            given[form.embeds] = conditions
         if LATENTS in takes:
             noise = CandidateNoise(keys, (form.latent_channels, form.latent_size, form.latent_size))
             given[LATENTS] = noise.draw().to(self.device, self.dtype)

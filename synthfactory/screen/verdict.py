@@ -61,7 +61,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def screen_tiles(
     images: np.ndarray,
-    conditions: np.ndarray,
+    conditions: np.ndarray | None,
     screen: Screen,
     embeddings: np.ndarray | None,
 ) -> list[Verdict]:
@@ -81,8 +81,8 @@ def screen_tiles(
         scores["sharpness"] = _laplacian(density)
         limits.append(("sharpness", "blurred", screen.blur.min_sharpness, np.inf))
     if screen.agreement is not None:
-        if embeddings is None:
-            raise ValueError("the agreement screen needs the tiles' embeddings")
+        if embeddings is None or conditions is None:
+            raise ValueError("the agreement screen needs the tiles' embeddings and their conditions")
         scores["agreement"] = cosine(embeddings, conditions)
         limits.append(("agreement", "far from its condition", screen.agreement.min, np.inf))
         limits.append(("agreement", "too near its condition", -np.inf, screen.agreement.max))

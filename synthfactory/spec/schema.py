@@ -13,12 +13,13 @@ from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, field_validator, 
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from synthfactory.spec.embeddings import Embeddings
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.model import Model
 from synthfactory.spec.names import class_name_problem, slug, slug_collisions
 from synthfactory.spec.places import lies_inside, nested, place_problem
 from synthfactory.spec.sampler import FrozenModel, Sampler, SamplerOverride, merged_sampler
-from synthfactory.spec.sections import Budget, Embeddings, Execution, Output, Screen
+from synthfactory.spec.sections import Budget, Execution, Output, Screen
 from synthfactory.spec.source import Problems, Source
 from synthfactory.spec.terms import Terms
 
@@ -132,6 +133,7 @@ class Spec(FrozenModel):
     @model_validator(mode="after")
     def _across(self) -> Spec:
         found = [*self._class_problems(), *self._size_problems(), *self._sampler_problems(), *self._place_problems()]
+        found = found or self._unconditional_problems()
         if found:
             raise Problems(found)
         return self
@@ -154,6 +156,25 @@ class Spec(FrozenModel):
                         f"is too long beside name: {self.name}; tar names would not hold the keys, so shorten either by {over}",
                     )
                 )
+        return found
+
+    def _unconditional_problems(self) -> list[tuple[str, str]]:
+        if not self.embeddings.unconditional:
+            return []
+        found = []
+        if len(self.classes) > 1:
+            found.append(("classes", "unconditional tiles have no classes; keep one name for all of them"))
+        for path, sampler in (
+            ("sampler", self.sampler),
+            *((f"classes.{n}.sampler", self.sampler_for(n)) for n in self.classes),
+        ):
+            if sampler.guidance.scale != 1.0:
+                found.append(
+                    (f"{path}.guidance.scale", "without conditions nothing can guide; write guidance: {scale: 1.0}")
+                )
+                break
+        if self.screen.agreement is not None:
+            found.append(("screen.agreement", "compares a tile with its condition, and there is none; leave it out"))
         return found
 
     def _size_problems(self) -> list[tuple[str, str]]:
@@ -207,16 +228,15 @@ class Spec(FrozenModel):
                     "and output.path lie inside one another; lineage is never published, so give it a folder of its own",
                 )
             )
-        if self.embeddings.tiles and nested(self.embeddings.tiles, output, **resolve):
-            found.append(
-                (
-                    "embeddings.tiles",
-                    "and output.path lie inside one another; keep real tiles apart from what is published",
+        for key, place in self.embeddings.places():
+            if key == "tiles" and nested(place, output, **resolve):
+                found.append(
+                    (
+                        "embeddings.tiles",
+                        "and output.path lie inside one another; keep real tiles apart from what is published",
+                    )
                 )
-            )
-        for key in ("bank", "metadata"):
-            place = getattr(self.embeddings, key)
-            if place and lies_inside(place, output, **resolve):
+            elif lies_inside(place, output, **resolve):
                 found.append(
                     (f"embeddings.{key}", "lies inside output.path; keep real data apart from what is published")
                 )

@@ -1,4 +1,4 @@
-"""The sections of a spec: source of conditions, screens, output, budget, execution. Checks that span sections are in schema.py."""
+"""The sections of a spec: screens, output, budget, execution. Checks that span sections are in schema.py."""
 
 from __future__ import annotations
 
@@ -6,50 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from synthfactory.spec.places import place_problem
 from synthfactory.spec.sampler import FrozenModel, UnitFloat
 from synthfactory.spec.source import Problems
-
-
-class Embeddings(FrozenModel):
-    """Where the conditioning embeddings come from: a parquet bank, or a folder of real tiles to embed (one of the two)."""
-
-    bank: str | None = Field(
-        default=None, description="Parquet bank of embeddings (path or URL).", examples=["specs/phantom-bank.parquet"]
-    )
-    tiles: str | None = Field(
-        default=None, description="Folder with one sub-folder of tiles per class.", examples=["./tiles"]
-    )
-    label_level: Literal["slide", "region", "tile"] | None = Field(
-        default=None,
-        description="With tiles: what the class of a folder was given to (a slide, a region or each tile).",
-        examples=["tile"],
-    )
-    metadata: str | None = Field(
-        default=None,
-        description="With tiles: CSV with patient and slide of each tile; without it patients are unknown.",
-        examples=["tiles.csv"],
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Embeddings:
-        if (self.bank is None) == (self.tiles is None):
-            raise ValueError("needs exactly one of bank (a parquet file) and tiles (a folder of class folders)")
-        found = []
-        if self.bank is not None:
-            for key in ("label_level", "metadata"):
-                if getattr(self, key) is not None:
-                    found.append((key, "goes with tiles only; a bank carries this itself, so leave the key out"))
-        elif self.label_level is None:
-            found.append(("label_level", "is missing; say what the labels were given to: slide, region or tile"))
-        for key in ("bank", "tiles", "metadata"):
-            place = getattr(self, key)
-            problem = None if place is None else place_problem(place)
-            if problem:
-                found.append((key, problem))
-        if found:
-            raise Problems(found)
-        return self
 
 
 class TissueScreen(FrozenModel):

@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def scan(folder: Path, metadata: Path | None = None, classes: tuple[str, ...] = ("gland", "fat")) -> TileFolder:
-    return scan_tiles(str(folder), None if metadata is None else str(metadata), "tile", classes)
+    return scan_tiles(str(folder), None if metadata is None else str(metadata), "tile", classes, 0.5)
 
 
 def embed(tiles: TileFolder, cache: Path, encoder: Encoder, named: Mapping[str, str] = ENCODER, **other: Any) -> Bank:
@@ -108,10 +108,13 @@ def test_csv_names_patients_and_slides(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["tile,mpp", *(f"{file},0.5" for file in ALL[:2]), f"{ALL[2]},0.25"], r"csv:4: mpp 0\.25 is not 0\.5 \+- 5 %"),
-        (["tile,mpp", f"{ALL[0]},+NaN"], "csv:2: mpp nan is not 0"),
-        (["tile,mpp", f"{ALL[0]},half"], r"csv:2: mpp 'half' is no number; leave it empty or write 0\.5"),
-        (["tile,mpp", f"{ALL[0]},inf"], "csv:2: mpp inf is not 0"),
+        (
+            ["tile,mpp", *(f"{file},0.5" for file in ALL[:2]), f"{ALL[2]},0.25"],
+            r"csv:4: the tile has mpp 0\.25; the model draws at 0\.5 \+- 5 %",
+        ),
+        (["tile,mpp", f"{ALL[0]},+NaN"], "csv:2: the tile has mpp nan"),
+        (["tile,mpp", f"{ALL[0]},half"], r"csv:2: mpp 'half' is no number; leave it empty or correct it"),
+        (["tile,mpp", f"{ALL[0]},inf"], "csv:2: the tile has mpp inf"),
         (["tile", ALL[0], "", "", ALL[0]], "csv:5: gland/a.TIF stands there twice"),
         (["tile,note", f'{ALL[0]},"two\nlines"', f"{ALL[0]},x"], "csv:4: gland/a.TIF stands there twice"),
         (["tile,patient_id", f"{ALL[0]},P1", ",P2"], "csv:3: names no tile"),
@@ -343,7 +346,11 @@ def test_a_folder_behind_a_url_is_the_same_bank(folder: Path, tmp_path: Path) ->
     try:
         local = embed(scan(folder, sheet), tmp_path / "cache", Encoder())
         remote = scan_tiles(
-            "memory://tiles", "memory://sheets/tiles.csv", "tile", list(dict.fromkeys(f.split("/")[0] for f in ALL))
+            "memory://tiles",
+            "memory://sheets/tiles.csv",
+            "tile",
+            list(dict.fromkeys(f.split("/")[0] for f in ALL)),
+            0.5,
         )
         bank = embed(remote, tmp_path / "other-cache", Encoder())
         assert bank.mac(b"k" * 16) == local.mac(b"k" * 16)

@@ -25,7 +25,7 @@ def recipe_of(spec: Spec, model: ModelFacts = MODEL, macs: dict[str, str] = MACS
 
 
 def lock_of(spec: Spec) -> dict[str, Any]:
-    return build_lock(spec, MODEL, recipe_of(spec), list(spec.classes), ["tile"])
+    return build_lock(spec, MODEL, recipe_of(spec), list(spec.classes), ["tile"], MODEL.encoder, "none")
 
 
 def differences(spec: Spec, model: ModelFacts = MODEL, macs: dict[str, str] = MACS) -> list[str]:
@@ -101,16 +101,17 @@ def test_another_recipe_is_refused_with_every_difference_listed() -> None:
 
 def test_growth_keeps_the_index_of_every_class() -> None:
     lock = lock_of(spec_of(CLASSES))
-    more = grown(lock, ["C", "A"], recipe_of(spec_of({"C": 3, "A": 10})), ["region"])
+    more = grown(lock, ["C", "A"], recipe_of(spec_of({"C": 3, "A": 10})), ["region"], "unknown")
+    assert more["training_cohort"] == "unknown"
     assert more["label_levels"] == sorted({*lock["label_levels"], "region"})
     assert [(entry["name"], entry["class_index"]) for entry in more["classes"]] == [("A", 0), ("B", 1), ("C", 2)]
     assert more["recipe"]["class_banks"] == {"A": "m1", "B": "m2", "C": "m3"}
     assert more["recipe"]["class_samplers"] == lock["recipe"]["class_samplers"]
     assert more["recipe_sha256"] == lock["recipe_sha256"]
-    assert {key: more[key] for key in lock if key not in ("classes", "recipe", "label_levels")} == {
-        key: lock[key] for key in lock if key not in ("classes", "recipe", "label_levels")
+    assert {key: more[key] for key in lock if key not in ("classes", "recipe", "label_levels", "training_cohort")} == {
+        key: lock[key] for key in lock if key not in ("classes", "recipe", "label_levels", "training_cohort")
     }
-    assert grown(more, ["A", "B", "C"], recipe_of(spec_of({**CLASSES, "C": 3})), []) == more
+    assert grown(more, ["A", "B", "C"], recipe_of(spec_of({**CLASSES, "C": 3})), [], "none") == more
     assert [entry["name"] for entry in lock["classes"]] == ["A", "B"], "the lock that was given is left alone"
     assert read_lock(lock_yaml(more)) == more
 
@@ -161,14 +162,22 @@ LABELS = ["yes", "null", "1", "2020-01-01", "a: b", "#7", "腺 2", "A" * 60, "'q
 def test_the_lock_survives_its_file(labels: set[str], scale: float, low: float) -> None:
     classes = dict.fromkeys(sorted(labels), 3)
     spec = spec_of(classes, f"sampler: {{guidance: {{scale: {scale!r}, low: {low!r}}}}}")
-    lock = build_lock(spec, MODEL, recipe(spec, MODEL, dict.fromkeys(classes, "m")), list(classes), ["tile", "slide"])
+    lock = build_lock(
+        spec,
+        MODEL,
+        recipe(spec, MODEL, dict.fromkeys(classes, "m")),
+        list(classes),
+        ["tile", "slide"],
+        MODEL.encoder,
+        "some",
+    )
     assert read_lock(lock_yaml(lock)) == lock
 
 
 def test_damaged_locks_are_named_whatever_was_done_to_them() -> None:
     whole = lock_yaml(lock_of(spec_of(CLASSES)))
     values = yaml.safe_load(whole)
-    needed = [key for key in values if key not in ("encoder", "label_levels")]
+    needed = [key for key in values if key not in ("encoder", "label_levels", "training_cohort")]
     changed: list[dict[str, Any]] = [
         *({name: value for name, value in values.items() if name != key} for key in needed),
         *({**values, key: []} for key in needed if key != "classes"),

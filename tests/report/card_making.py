@@ -70,6 +70,7 @@ def lock(image_format: str = "png", **model: Any) -> dict[str, Any]:
         },
         "encoder": {"id": "phantom-encoder", "sha256": "e" * 64, "token": "class"},
         "label_levels": ["tile"],
+        "training_cohort": "none",
         "classes": [{"name": "A", "class_index": 0}, {"name": "B", "class_index": 1}],
         "execution": {"batch_size": 16, "dtype": "float32", "threads": 1, "strict": False},
     }

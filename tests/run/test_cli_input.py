@@ -141,7 +141,7 @@ def tiles_with(change: Callable[[Path], object], **source: Any) -> Callable[[Pat
                 pixels = random.integers(0, 255, (32, 32, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / "tiles" / name / f"{number}.png")
         change(folder / "tiles")
-        given = {"tiles": str(folder / "tiles"), "label_level": "tile"}
+        given = {"tiles": str(folder / "tiles"), "label_level": "tile", "mpp": 0.5}
         return {"embeddings": {**given, **{k: v.replace("FOLDER", str(folder)) for k, v in source.items()}}}
 
     return make

@@ -211,7 +211,7 @@ WRONG: dict[str, tuple[str, str, int, int, str, str]] = {
         8,
         16,
         "embeddings.label_level",
-        "goes with tiles only",
+        "not with bank; leave the key out",
     ),
     # places
     "lineage inside output": ("lineage: out/demo-lineage", "lineage: out/demo/l", 17, 10, "lineage", "of its own"),

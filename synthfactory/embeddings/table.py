@@ -1,0 +1,78 @@
+"""CSVs of labels that stand beside features: read line by line, every fault with its line."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+
+from synthfactory.embeddings.bank import LEVELS
+from synthfactory.embeddings.checks import check_mpp
+from synthfactory.embeddings.rows import known, shown
+from synthfactory.shards.store import open_source
+from synthfactory.spec.errors import InputError
+
+Line = tuple[int, dict[str, str]]  # number of the line in the file, column -> text without spaces at its ends
+
+
+def read_lines(path: str, needed: Sequence[str], what: str) -> Iterator[Line]:
+    """The lines of a CSV in UTF-8 with a header. InputError where a column of `needed` is absent; `what` says what the CSV is."""
+    try:
+        with open_source(path) as raw, io.TextIOWrapper(raw, newline="", encoding="utf-8-sig") as handle:
+            rows = csv.DictReader(handle)
+            names = list(rows.fieldnames or ())
+            for name in needed:
+                if name not in names:
+                    close = difflib.get_close_matches(name, names, 1)
+                    hint = f" (is '{shown(close[0])}' meant?)" if close else ""
+                    raise InputError(f"{path}: needs a column '{name}'{hint}; {what}")
+            for row in rows:
+                yield rows.line_num, {name: (row[name] or "").strip() for name in names if isinstance(row[name], str)}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {what}") from None
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"{path}: is no readable CSV in UTF-8 ({shown(str(error))})") from None
+
+
+def number(line: Line, name: str, path: str) -> float | None:
+    """A number of a line, None where it is empty or unknown; InputError where it is none."""
+    text = known(line[1].get(name))
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(
+            f"{path}:{line[0]}: {name} '{shown(text)}' is no number; leave it empty or correct it"
+        ) from None
+
+
+def line_mpp(line: Line, path: str) -> float | None:
+    """The mpp of a line, None where it says none; InputError where it is more than 5 % off 0.5."""
+    found = number(line, "mpp", path)
+    if found is not None:
+        check_mpp(found, f"{path}:{line[0]}", "the tile")
+    return found
+
+
+def line_level(line: Line, declared: str | None, path: str) -> str:
+    """The label level of a line, or what the spec says; InputError where neither says it."""
+    level = line[1].get("label_level") or declared
+    if level is None:
+        raise InputError(
+            f"{path}: has no column 'label_level'; add it, or write label_level: slide (or region, or tile) under embeddings"
+        )
+    if level not in LEVELS:
+        raise InputError(
+            f"{path}:{line[0]}: label_level '{shown(level)}' does not exist; it would be slide, region or tile"
+        )
+    return level
+
+
+def line_label(line: Line, path: str) -> str:
+    """The label of a line; InputError where it is empty."""
+    label = line[1].get("label") or ""
+    if not label:
+        raise InputError(f"{path}:{line[0]}: has no label; fill it in, or take the line out")
+    return label

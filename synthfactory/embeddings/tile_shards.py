@@ -1,0 +1,144 @@
+"""Real tiles in WebDataset tars, KEY.png (jpg, tif, webp) beside KEY.json: listed by reading the tars' headers and the JSON alone.
+
+JSON: label, and optionally label_level, patient_id, slide_id, mpp, x, y, tumour_fraction. Nothing is unpacked, links are not followed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from synthfactory.embeddings.bank import LEVELS
+from synthfactory.embeddings.checks import check_mpp_known
+from synthfactory.embeddings.places import expand
+from synthfactory.embeddings.rows import known, shown
+from synthfactory.embeddings.tiles import SUFFIXES, TileFolder
+from synthfactory.shards.store import open_source
+from synthfactory.spec.errors import InputError
+
+MAX_JSON_BYTES = 1 << 20
+MAX_IMAGE_BYTES = 64 << 20
+MAX_MEMBERS = 5_000_000
+
+
+@dataclass
+class _Sample:
+    """The two members of a tile, as far as they were met."""
+
+    span: tuple[str, int, int] | None = None
+    record: dict[str, Any] | None = None
+
+
+def scan_shards(
+    places: str | Sequence[str], label_level: str | None, classes: Sequence[str] | None, mpp: float | None = None
+) -> TileFolder:
+    """Lists the tiles of the classes asked for (None: of all). `label_level` and `mpp` are what the spec says where the JSON does not.
+
+    InputError, naming the tar, for: no such file, no tar, no or wrong JSON, an absent label, a level or mpp that nobody states,
+    synthetic tiles.
+    """
+    files = expand(places, "WebDataset tars of tiles")
+    rows: list[tuple[str, tuple[str, int, int], str, str, dict[str, Any]]] = []
+    seen: set[str] = set()
+    for path in files:
+        for key, sample in _samples(path):
+            where = f"{path}: {shown(key)}"
+            if sample.record is None or sample.span is None:
+                lacking, other = ("JSON", "image") if sample.record is None else ("image", "JSON")
+                raise InputError(
+                    f"{where}: has an {other}, but no {lacking}; a tile is KEY.png and KEY.json".replace(
+                        "an JSON", "a JSON"
+                    )
+                )
+            label = sample.record.get("label")
+            if not isinstance(label, str) or not label:
+                raise InputError(f'{where}: its JSON has no \'label\'; write one, such as {{"label": "gland"}}')
+            seen.add(label)
+            if classes is not None and label not in classes:
+                continue
+            if sample.record.get("synthetic") is True:
+                raise InputError(f"{where}: is a synthetic tile; conditions come from real ones")
+            level = sample.record.get("label_level") or label_level
+            if level not in LEVELS:
+                right = "write label_level: tile (or region, or slide) under embeddings"
+                raise InputError(
+                    f"{where}: label_level is {shown(str(level))}; {right}"
+                    if level
+                    else f"{where}: has no label_level; {right}"
+                )
+            check_mpp_known(_number(sample.record, "mpp", where), mpp, where)
+            rows.append((f"{path}/{key}", sample.span, label, str(level), sample.record))
+    listing = ", ".join(map(shown, sorted(seen)[:12])) or "none"
+    for name in classes or ():
+        if not any(row[2] == name for row in rows):
+            raise InputError(f"classes.{name}: {files[0]} and the other tars have no such label; they have: {listing}")
+    return TileFolder(
+        files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
+        tuple(row[0] for row in rows),
+        tuple(row[2] for row in rows),
+        tuple(row[3] for row in rows),
+        tuple(known(row[4].get("patient_id")) for row in rows),
+        tuple(known(row[4].get("slide_id")) for row in rows),
+        tuple((_or_nan(row[4], "x", row[0]), _or_nan(row[4], "y", row[0])) for row in rows),
+        tuple(_or_nan(row[4], "tumour_fraction", row[0]) for row in rows),
+        tuple(row[1] for row in rows),
+    )
+
+
+def _number(record: dict[str, Any], name: str, where: str) -> float | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where}: {name} {shown(json.dumps(value))} is no number; correct it or leave it out")
+    return float(value)
+
+
+def _or_nan(record: dict[str, Any], name: str, where: str) -> float:
+    found = _number(record, name, where)
+    return math.nan if found is None else found
+
+
+def _samples(path: str) -> Iterator[tuple[str, _Sample]]:
+    """(key, members) in the order of the tar; members of a key need not be neighbours."""
+    found: dict[str, _Sample] = {}
+    try:
+        with open_source(path) as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+            for count, member in enumerate(tar):
+                if count >= MAX_MEMBERS:
+                    raise InputError(f"{path}: holds over {MAX_MEMBERS:,} members; write smaller tars")
+                folder, _, name = member.name.rpartition("/")
+                stem, dot, ending = name.partition(".")
+                if not member.isreg() or member.issparse() or not stem or not dot:
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                if f".{ending.lower()}" in SUFFIXES:
+                    if member.size > MAX_IMAGE_BYTES:
+                        raise InputError(f"{path}: {shown(member.name)} has {member.size:,} bytes; a tile has fewer")
+                    found.setdefault(key, _Sample()).span = (path, member.offset_data, member.size)
+                elif ending.lower() == "json":
+                    found.setdefault(key, _Sample()).record = _record(tar, member, path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; name WebDataset tars of tiles") from None
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: is no readable tar ({shown(str(error))})") from None
+    if not found:
+        raise InputError(f"{path}: holds no tiles; a tile is KEY.png and KEY.json")
+    yield from found.items()
+
+
+def _record(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> dict[str, Any]:
+    handle = tar.extractfile(member) if member.size <= MAX_JSON_BYTES else None
+    try:
+        values = json.loads(handle.read()) if handle is not None else None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: {shown(member.name)} is no JSON object; write the tar again")
+    return values
