@@ -67,12 +67,29 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
         check_reachable(address)
     check_model(spec, prepared.folder, prepared.encoder)
     prepared = with_bank(prepared)
-    result = driver.build(prepared, _pool_maker(local, workers, address), say=say, quick=quick, use_lease=not no_lease)
+    result = driver.build(
+        prepared,
+        _pool_maker(local, workers, address),
+        say=say,
+        quick=quick,
+        use_lease=not no_lease,
+        probe=_prober(address),
+    )
     for line in driver.summary(result, spec.output.path):
         click.echo(fit(line))
     if not result.complete:
         sys.exit(EXIT_INCOMPLETE)
     click.echo(f"look at it: synthfactory preview {spec.output.path}")
+
+
+def _prober(address: str | None) -> Any:
+    if address is None:
+        from synthfactory.run.probe import probe_batch
+
+        return probe_batch
+    from synthfactory.run.ray_pool import probe_on_ray
+
+    return lambda spec: probe_on_ray(spec, address)
 
 
 def _pool_maker(local: bool, workers: int | None, address: str | None) -> Any:

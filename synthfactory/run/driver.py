@@ -36,6 +36,7 @@ from synthfactory.shards.mend import collect, discard, move_foreign
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Report, verify
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.schema import Spec
 
 MAX_STRIKES = 3  # exceptions of a unit's own
 MAX_DEATHS = 5  # of the process that worked on it
@@ -111,13 +112,19 @@ def build(
     say: Say,
     quick: bool = False,
     use_lease: bool = True,
+    probe: Callable[[Spec], int] | None = None,
 ) -> BuildResult:
-    """Builds what the spec asks for into OUT, or what is missing of it. Raises InputError for what the user can mend."""
+    """Builds what the spec asks for into OUT, or what is missing of it. Raises InputError for what the user can mend.
+
+    `probe` finds the batch of a first build whose spec leaves it open.
+    """
     spec = prepared.spec
     out, lineage = open_store(spec.output.path), open_store(spec.lineage)
     standing = read_standing(spec.output.path)
     check_affordable(prepared, prepared.plan(standing))
     check_agrees(prepared, standing)
+    if probe is not None and standing.lock is None and spec.execution.batch_size is None:
+        prepared = prepared.with_batch(probe(spec))
     guard(lineage)
     lease = Lease(lineage)
     if use_lease:

@@ -137,6 +137,12 @@ class Prepared:
         found = replace(self.conditions, bank=bank, warnings=(*self.conditions.warnings, *bank.warnings))
         return replace(self, conditions=found)
 
+    def with_batch(self, batch_size: int) -> Prepared:
+        """The same, with the batch that was found for the device."""
+        execution = self.spec.execution.model_copy(update={"batch_size": batch_size})
+        spec = self.spec.model_copy(update={"execution": execution})
+        return replace(self, spec=spec)
+
     def plan(self, standing: Standing, seconds_per_call: float | None = None) -> Plan:
         """The plan against an OUT as it stands."""
         done, shortfall = Counter[str](), Counter[str]()

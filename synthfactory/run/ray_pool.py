@@ -21,9 +21,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in cli.py, in the work
 import ray
 import ray.exceptions
 
+from synthfactory.run.probe import probe_batch
 from synthfactory.run.task import Done, Failed, Setup, Task, Tick, UnitResult
 from synthfactory.run.worker import Worker
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.schema import Spec
 
 POLL_SEC = 0.5
 WAKE_SEC = 1.0  # between questions to a worker that is being restarted
@@ -80,6 +82,13 @@ def _init(address: str | None, workers: int) -> None:
         raise InputError(
             f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one with `ray start --head`"
         ) from None
+
+
+def probe_on_ray(spec: Spec, address: str) -> int:
+    """probe_batch on a worker's kind of device: the machine that drives a build may have no GPU."""
+    start_ray(address, 0)
+    gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
+    return int(ray.get(ray.remote(num_gpus=gpus)(probe_batch).remote(spec)))
 
 
 class RayPool:
