@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import printable
 
 if TYPE_CHECKING:
     from synthfactory.run.prepare import Prepared
@@ -27,7 +28,8 @@ def fit(text: str, width: int = 80) -> str:
 
 
 def say(text: str) -> None:
-    """To stderr: whole lines for log files, wrapped ones for a terminal."""
+    """To stderr: whole lines for log files, wrapped ones for a terminal; nothing that a terminal would obey."""
+    text = printable(text)
     click.echo(fit(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text, err=True)
 
 

@@ -21,10 +21,11 @@ import numpy as np
 from synthfactory.embeddings.checks import FIRST_768, agreed_encoder, check_mpp_known
 from synthfactory.embeddings.columns import CHUNK_BYTES
 from synthfactory.embeddings.places import identity
-from synthfactory.embeddings.rows import Coded, Rows, RowSource, known, shown
+from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.table import Line, line_label, line_level, line_mpp, number, read_lines
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
 ENDINGS = (".npy", ".npz", ".safetensors")
 NAMES = ("embedding", "embeddings", "features")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE
-from synthfactory.embeddings.rows import shown
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
 _TCGA = re.compile(r"(?<![A-Za-z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])", re.IGNORECASE)
 FIRST_768 = "first_768"

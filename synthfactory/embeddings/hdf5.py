@@ -17,11 +17,12 @@ from synthfactory.embeddings.bank import MPP
 from synthfactory.embeddings.checks import FIRST_768, agreed_encoder, check_mpp_known
 from synthfactory.embeddings.columns import pieces
 from synthfactory.embeddings.places import expand, identity, is_pattern, listed, local
-from synthfactory.embeddings.rows import Coded, Rows, RowSource, known, shown
+from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.table import line_label, line_level, number, read_lines
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
+from synthfactory.spec.text import shown
 
 SUFFIXES = (".h5", ".hdf5")
 ENCODER_NAMES = ("encoder", "patch_encoder", "encoder_name", "model_name")

@@ -25,9 +25,10 @@ from synthfactory.embeddings.bank import LEVELS, Bank, ClassFacts, Groups, class
 from synthfactory.embeddings.columns import Column
 from synthfactory.embeddings.ordering import placed, repeats, sort_groups
 from synthfactory.embeddings.overlap import count_overlapping
-from synthfactory.embeddings.rows import Coded, Rows, RowSource, known, shown
+from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.screening import Limits, failing, told
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
 FORMAT = "synthfactory-index/1"
 IN_MEMORY_BYTES = 64 << 20

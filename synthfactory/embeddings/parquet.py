@@ -24,10 +24,11 @@ from synthfactory.embeddings.bank import MPP, Bank
 from synthfactory.embeddings.checks import agreed_encoder, check_mpp, check_mpp_known
 from synthfactory.embeddings.indexing import build_bank
 from synthfactory.embeddings.places import expand, identity
-from synthfactory.embeddings.rows import Coded, Rows, RowSource, shown
+from synthfactory.embeddings.rows import Coded, Rows, RowSource
 from synthfactory.embeddings.screening import Limits
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
 METADATA_KEY = b"synthfactory"
 TEXT = ("label", "label_level", "patient_id", "slide_id", "site", "scanner")

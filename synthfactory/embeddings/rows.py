@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-MAX_SHOWN = 64  # characters of a label, an id or an error in a message
 UNKNOWN = {"", "unknown", "na", "n/a", "none", "nan", "not stated"}
 
 
@@ -90,12 +89,6 @@ class RowSource:
     identity: Sequence[Any] | None = None
     extent: float = 224.0
     what: str = "the bank"
-
-
-def shown(text: str) -> str:
-    """Text of unknown origin, safe to print: unprintable characters escaped, cut at 64."""
-    safe = text if text.isprintable() else ascii(text)[1:-1]
-    return safe if len(safe) <= MAX_SHOWN else safe[: MAX_SHOWN - 3] + "..."
 
 
 def known(value: Any) -> str | None:

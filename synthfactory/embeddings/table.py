@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from synthfactory.embeddings.bank import LEVELS
 from synthfactory.embeddings.checks import check_mpp
-from synthfactory.embeddings.rows import known, shown
+from synthfactory.embeddings.rows import known
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
 Line = tuple[int, dict[str, str]]  # number of the line in the file, column -> text without spaces at its ends
 

@@ -15,10 +15,11 @@ from typing import Any
 from synthfactory.embeddings.bank import LEVELS
 from synthfactory.embeddings.checks import check_mpp_known
 from synthfactory.embeddings.places import expand
-from synthfactory.embeddings.rows import known, shown
+from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.tiles import SUFFIXES, TileFolder
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
 MAX_JSON_BYTES = 1 << 20
 MAX_IMAGE_BYTES = 64 << 20

@@ -24,11 +24,12 @@ from synthfactory.embeddings.bank import MPP, Bank
 from synthfactory.embeddings.checks import check_mpp_known
 from synthfactory.embeddings.indexing import make_bank
 from synthfactory.embeddings.places import local
-from synthfactory.embeddings.rows import known, shown
+from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.table import line_mpp, number, read_lines
 from synthfactory.shards.store import open_source, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
+from synthfactory.spec.text import shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")

@@ -24,11 +24,18 @@ def _class_name(text: str) -> str:
     return text
 
 
+def _named(terms: dict[str, Any]) -> dict[str, Any]:
+    if terms and not isinstance(terms.get("name"), str):
+        raise ValueError("has no name")
+    return terms
+
+
 Text = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
 ClassName = Annotated[str, AfterValidator(_class_name)]
 SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
 Sha256 = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
 Positive = Annotated[int, Field(ge=1)]
+EncoderLicence = Annotated[dict[Text, Any], AfterValidator(_named)]  # {}: the encoder is the model's own
 
 
 class _ModelName(FrozenModel):
@@ -87,7 +94,7 @@ class Lock(FrozenModel):
     recipe: _Recipe
     model: _Model
     encoder: dict[Text, Text]
-    encoder_licence: dict[Text, Any]
+    encoder_licence: EncoderLicence
     terms: _Terms
     label_levels: list[Literal["slide", "region", "tile", "unconditional"]]
     training_cohort: Literal["some", "none", "unknown"]

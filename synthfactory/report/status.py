@@ -12,6 +12,7 @@ from synthfactory.plan.rounds import Round, num_shards, totals
 from synthfactory.shards.base import Store
 from synthfactory.shards.commit import Commit
 from synthfactory.shards.reader import iter_tiles
+from synthfactory.spec.text import counted
 
 
 def render_status(
@@ -27,7 +28,7 @@ def render_status(
     tiles, wanted = sum(made.values()), sum(asked.values())
     complete = wanted > 0 and tiles == wanted
     state = "complete" if complete else "not complete"
-    lines = [f"{state}, {tiles:,} of {wanted:,} tiles in {len(commits):,} of {shards:,} shards", ""]
+    lines = [f"{state}, {tiles:,} of {counted(wanted, 'tile')} in {len(commits):,} of {counted(shards, 'shard')}", ""]
     names = [str(entry["name"]) for entry in lock["classes"]]
     name_width = min(max(len("class"), *map(len, names)), width - 42)
     lines.append(f"{'class':<{name_width}} {'tiles':>12} {'asked':>12} {'shortfall':>12}")

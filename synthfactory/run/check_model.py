@@ -20,6 +20,7 @@ from synthfactory.model.vit import vit_from_dict
 from synthfactory.model.weights import timm_size
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
+from synthfactory.spec.text import shown
 
 MAKERS = {"sit": sit_from_dict, "vae": vae_from_dict, "encoder": vit_from_dict}
 
@@ -59,7 +60,7 @@ def _check_part(part: str, values: Mapping[str, Any], path: Path, config: Path) 
     if wrong:
         what = f"has {found.get(wrong[0])}, config.json needs {wanted.get(wrong[0])}"
         raise InputError(
-            f"{path}: does not fit config.json: {wrong[0]} {what} ({len(wrong)} such); export the model again"
+            f"{path}: does not fit config.json: {shown(wrong[0])} {what} ({len(wrong)} such); export the model again"
         )
 
 

@@ -12,7 +12,8 @@ from synthfactory.shards.base import Store
 from synthfactory.shards.commit import commit_path, shard_of_commit, shard_of_object, standing_commit
 from synthfactory.shards.gc import remove_unreferenced, sweep
 from synthfactory.shards.manifest import read_rounds
-from synthfactory.shards.verify import FOREIGN, TEMP, UNREFERENCED, Report, shown
+from synthfactory.shards.verify import FOREIGN, TEMP, UNREFERENCED, Report
+from synthfactory.spec.text import shown_path
 
 
 def discard(store: Store, report: Report) -> Iterator[str]:
@@ -30,7 +31,7 @@ def discard(store: Store, report: Report) -> Iterator[str]:
             continue  # another build has committed it since
         present.discard(commit_path(finding.shard))
         store.delete(commit_path(finding.shard))
-        yield f"discarded shard {finding.shard:06d}: {shown(finding.path)} {finding.message}"
+        yield f"discarded shard {finding.shard:06d}: {shown_path(finding.path)} {finding.message}"
 
 
 def collect(store: Store, report: Report, *, dry_run: bool = False) -> Iterator[str]:
@@ -60,6 +61,6 @@ def move_foreign(store: Store, lineage: Store, report: Report) -> Iterator[str]:
         except FileNotFoundError:
             continue  # whoever put it there has taken it away
         except ValueError as error:
-            yield f"left {shown(finding.path)} where it is ({error})"
+            yield f"left {shown_path(finding.path)} where it is ({error})"
             continue
-        yield f"moved {shown(finding.path)} to {lineage.place}/{shown(moved)}: {finding.message}"
+        yield f"moved {shown_path(finding.path)} to {lineage.place}/{shown_path(moved)}: {finding.message}"

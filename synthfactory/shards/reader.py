@@ -12,6 +12,7 @@ from synthfactory.shards.commit import list_commits
 from synthfactory.shards.record import parse_record
 from synthfactory.shards.store import open_store
 from synthfactory.shards.tarfmt import DamagedShardError, decode_image, samples
+from synthfactory.spec.text import shown
 
 
 def iter_tiles(place: Store | str) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
@@ -25,7 +26,7 @@ def iter_tiles(place: Store | str) -> Iterator[tuple[str, np.ndarray, dict[str, 
                 for key, image, record in samples(handle):
                     values, problem = parse_record(record, key)
                     if problem:
-                        raise DamagedShardError(f"{key}: its record {problem}")
+                        raise DamagedShardError(f"{shown(key)}: its record {problem}")
                     yield key, decode_image(image, (values["width_px"], values["height_px"]), values["format"]), values
                     count += 1
             if count != commit.tiles:

@@ -13,6 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthfactory.spec.text import shown
+
+MAX_FIELDS = 5  # of those that do not belong, in a message
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 PUBLIC_SCHEMA = pa.schema(
@@ -94,9 +97,9 @@ def parse_record(data: bytes, key: str) -> tuple[dict[str, Any], str | None]:
             return {}, f"'{name}' is missing or no {kind.__name__}"
     extra = values.keys() - _KINDS.keys() - {"synthetic"}
     if extra:
-        return {}, f"holds unknown fields {', '.join(sorted(extra))}"
+        return {}, f"holds unknown fields {', '.join(shown(name) for name in sorted(extra)[:MAX_FIELDS])}"
     if values["key"] != key:
-        return {}, f"names key '{values['key']}'"
+        return {}, f"names key '{shown(values['key'])}'"
     return values, None
 
 

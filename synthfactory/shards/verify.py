@@ -5,15 +5,10 @@ Keys are unique over the set because every shard's keys are compared with the li
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from synthfactory.shards.base import Store, is_temporary
 from synthfactory.shards.commit import (
@@ -24,10 +19,10 @@ from synthfactory.shards.commit import (
     shard_of_commit,
     shard_of_object,
 )
+from synthfactory.shards.content import content_problem
 from synthfactory.shards.manifest import DERIVED, LOCK, ROUND_NAME
-from synthfactory.shards.record import PUBLIC_SCHEMA, parse_record, sha256_hex
-from synthfactory.shards.tarfmt import DamagedShardError, HashingReader, decode_image, samples
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import counted, shown, shown_path
 
 Expected = Callable[[int], Sequence[tuple[str, str, int]]]  # shard -> (key, class, index) in order
 
@@ -39,7 +34,9 @@ DAMAGED, MISSING, UNREFERENCED, TEMP, FOREIGN, STALE = (
     "foreign",
     "stale",
 )
-MAX_TABLE_BYTES_PER_TILE = 16 << 10  # unpacked; a row has some 300
+
+
+MAX_MESSAGE = 500
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Finding:
     shard: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind:<12} {shown(self.path)}: {self.message}"
+        return f"{self.kind:<12} {shown_path(self.path)}: {shown(self.message, MAX_MESSAGE)}"
 
 
 @dataclass
@@ -79,17 +76,12 @@ class Report:
         return sum(len(indices) for commit in self.commits.values() for indices in commit.shortfall.values())
 
 
-def shown(path: str) -> str:
-    """A path of unknown origin, safe to print: control and undecodable characters escaped."""
-    return path if path.isprintable() else ascii(path)[1:-1]
-
-
 def render(report: Report, *, width: int = 80, limit: int = 50) -> str:
     """For people: a count of each kind, the faults (at most `limit`), and what to do. No line over `width` but for long paths."""
     kinds = Counter(finding.kind for finding in report.findings)
-    lines = [f"{report.tiles:,} tiles in {len(report.commits):,} of {report.shards:,} shards"]
+    lines = [f"{counted(report.tiles, 'tile')} in {len(report.commits):,} of {counted(report.shards, 'shard')}"]
     if report.shortfall:
-        lines.append(f"{report.shortfall:,} tiles are recorded as not found within max_attempts")
+        lines.append(f"not found within max_attempts, as recorded: {counted(report.shortfall, 'tile')}")
     if not kinds:
         return "\n".join([*lines, "no fault found"])
     lines.append(", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items())))
@@ -103,7 +95,7 @@ def render(report: Report, *, width: int = 80, limit: int = 50) -> str:
         lines.append(f"... and {len(report.findings) - limit:,} more")
     rebuilt = len(report.to_rebuild)
     if rebuilt:
-        lines.append(f"the next build makes {rebuilt:,} shard{'s' * (rebuilt > 1)} again")
+        lines.append(f"the next build makes {counted(rebuilt, 'shard')} again")
     return "\n".join(lines)
 
 
@@ -200,81 +192,6 @@ def _shard_problem(
     if not full:
         return None
     try:
-        return _content_problem(store, commit, filled)
+        return content_problem(store, commit, filled)
     except FileNotFoundError:
         return commit.objects[0], "went away while it was looked at"
-
-
-def _content_problem(store: Store, commit: Commit, filled: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-    tar_path, table_path = commit.objects
-    table_bytes = store.read(table_path)
-    if sha256_hex(table_bytes) != commit.body["parquet"]["sha256"]:
-        return table_path, "differs from its checksum"
-    rows, problem = _rows(table_bytes, commit.shard, len(filled))
-    with store.open(tar_path) as handle:
-        reader = HashingReader(handle)
-        damage = None
-        try:
-            _check_tiles(reader, filled, rows)
-        except DamagedShardError as error:
-            damage = str(error)
-        if reader.finish() != commit.body["tar"]["sha256"]:
-            return tar_path, "differs from its checksum" + (f" ({damage})" if damage else "")
-    if problem:
-        return table_path, problem
-    return (tar_path, damage) if damage else None
-
-
-def _rows(table_bytes: bytes, shard: int, tiles: int) -> tuple[list[dict[str, Any]], str | None]:
-    """The public table's rows, or what is wrong with it; its claims are checked before it is unpacked."""
-    try:
-        table = pq.ParquetFile(io.BytesIO(table_bytes))
-        if not table.schema_arrow.equals(PUBLIC_SCHEMA):
-            return [], "has other columns than the schema"
-        if table.metadata.num_rows != tiles:
-            return [], "has other rows than the tar has tiles"
-        groups = range(table.metadata.num_row_groups)
-        unpacked = sum(table.metadata.row_group(group).total_byte_size for group in groups)
-        if unpacked > MAX_TABLE_BYTES_PER_TILE * max(tiles, 1):
-            return [], "is far larger than its rows need"
-        rows = table.read().to_pylist()
-    except (pa.ArrowException, OSError, ValueError):
-        return [], "is no parquet"
-    return rows, None if all(row["shard"] == shard for row in rows) else "names another shard"
-
-
-def _check_tiles(reader: HashingReader, filled: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> None:
-    """DamagedShardError where the tar does not hold exactly the tiles it should, in order, as the table describes them."""
-    found = 0
-    for key, image, record in samples(reader.as_file()):
-        if found >= len(filled) or key != filled[found][0]:
-            raise DamagedShardError(f"holds '{key}', where its round has {_wanted(filled, found)}")
-        if rows:  # else the table is at fault, and named
-            problem = _tile_problem(key, filled[found][1], image, record, rows[found])
-            if problem:
-                raise DamagedShardError(f"{key}: {problem}")
-        found += 1
-    if found != len(filled):
-        raise DamagedShardError(f"ends, where its round has {_wanted(filled, found)}")
-
-
-def _wanted(filled: Sequence[tuple[str, str]], position: int) -> str:
-    return f"'{filled[position][0]}'" if position < len(filled) else "no more tiles"
-
-
-def _tile_problem(key: str, class_name: str, image: bytes, record: bytes, row: Mapping[str, Any]) -> str | None:
-    values, problem = parse_record(record, key)
-    if problem:
-        return f"its record {problem}"
-    if values["label"] != class_name:
-        return f"its record says '{values['label']}'; its round has '{class_name}'"
-    differing = sorted(name for name, value in row.items() if name in values and values[name] != value)
-    if differing:
-        return f"its record and the parquet differ in {', '.join(differing)}"
-    if row["image_sha256"] != sha256_hex(image):
-        return "its image is not the one in the parquet"
-    try:
-        decode_image(image, (row["width_px"], row["height_px"]), row["format"])
-    except DamagedShardError as error:
-        return f"its image {error}"
-    return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import write_spec
+from running import run, write_spec
 from tinymodel import make_bank_file, make_tiny_model
 
 
@@ -29,3 +30,23 @@ def spec_file(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
         return write_spec(tmp_path / file_name, **given)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def built(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with spec.yaml, out and lineage."""
+    folder = tmp_path_factory.mktemp("built")
+    given = {"model": str(tiny / "model"), "embeddings": {"bank": str(tiny / "bank.parquet")}}
+    assert run("build", write_spec(folder / "spec.yaml", classes={"alpha": 5}, **given), "--local").code == 0
+    return folder
+
+
+@pytest.fixture
+def place(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to damage, with a spec that builds into the copy."""
+    shutil.copytree(built / "out", tmp_path / "out")
+    shutil.copytree(built / "lineage", tmp_path / "lineage")
+    text = (built / "spec.yaml").read_text().replace(str(built), str(tmp_path))
+    (tmp_path / "spec.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

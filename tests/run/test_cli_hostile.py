@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,33 +10,13 @@ from typing import Any
 import pytest
 import yaml
 from cli_checks import check_refusal, snapshot
-from running import run, write_spec
+from running import run
 
 from synthfactory.plan.lock import lock_yaml
 from synthfactory.plan.recipe import recipe_hash
 
 LOCK, ROUND = "spec.lock.yaml", "rounds/000000.json"
 COMMANDS = [["status"], ["verify"], ["verify", "--quick"], ["gc", "--dry-run"], ["gc"], ["preview"]]
-
-
-@pytest.fixture(scope="module")
-def built(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with spec.yaml, out and lineage."""
-    folder = tmp_path_factory.mktemp("built")
-    given = {"model": str(tiny / "model"), "embeddings": {"bank": str(tiny / "bank.parquet")}}
-    assert run("build", write_spec(folder / "spec.yaml", classes={"alpha": 5}, **given), "--local").code == 0
-    return folder
-
-
-@pytest.fixture
-def place(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to damage, with a spec that builds into the copy."""
-    shutil.copytree(built / "out", tmp_path / "out")
-    shutil.copytree(built / "lineage", tmp_path / "lineage")
-    text = (built / "spec.yaml").read_text().replace(str(built), str(tmp_path))
-    (tmp_path / "spec.yaml").write_text(text)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def _round(**changes: Any) -> bytes:
