@@ -15,6 +15,7 @@ import click
 
 from synthfactory.commands import build as making
 from synthfactory.commands import sets
+from synthfactory.commands.calibrate import calibrate
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, say
 from synthfactory.commands.model import model
 from synthfactory.commands.phantom import phantom
@@ -50,6 +51,7 @@ for command in (
     making.build,
     making.pilot,
     making.submit,
+    calibrate,
     sets.verify,
     sets.status,
     sets.gc,
@@ -62,9 +64,8 @@ for command in (
 
 def main() -> NoReturn:
     """Entry point. What the user can mend is one message and status 2, never a traceback."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # batch systems send it: it ends as Ctrl-C does, leases released
+    # Batch systems send it: it ends as Ctrl-C does, and leases are released.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = cli.main(prog_name="synthfactory", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -16,13 +16,13 @@ LAST_SDE_TIME = 0.04
 def evaluation_times(sampler: Sampler) -> np.ndarray:
     """Times t at which the network is evaluated for one tile (t = 1 is noise), in order."""
     if sampler.solver in ("euler_maruyama", "own"):  # own: not ours to know; CytoSyn's documented use is counted
-        return np.linspace(1.0, LAST_SDE_TIME, sampler.steps)
+        return np.linspace(1.0, LAST_SDE_TIME, sampler.num_steps)
     if (
         sampler.solver == "stochastic_heun"
     ):  # it evaluates at the end of every step, and there once more as the start of the next
-        times = np.linspace(1.0, LAST_SDE_TIME, sampler.steps)
+        times = np.linspace(1.0, LAST_SDE_TIME, sampler.num_steps)
         return np.concatenate([times[:1], np.repeat(times[1:], 2)])
-    times = np.linspace(1.0, 0.0, sampler.steps + 1)
+    times = np.linspace(1.0, 0.0, sampler.num_steps + 1)
     if sampler.solver == "heun":
         return np.concatenate([times[:1], np.repeat(times[1:-1], 2)])  # it looks ahead, but not to t = 0
     return times[:-1]

@@ -13,6 +13,7 @@ from synthfactory.model.encoder import EncoderFolder
 from synthfactory.model.find import Opened, find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.licence import known_licence
+from synthfactory.plan.calibration import resolved
 from synthfactory.plan.lock import LOCK, read_lock
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.shards.store import open_store
@@ -42,6 +43,7 @@ def choose_model(spec: Spec) -> Chosen:
     except InputError as error:
         raise spec.error("model", str(error).removeprefix("model: ")) from None
     _check_samplers(spec, model)
+    spec = resolved(spec, model.sha256, str(model.path) if isinstance(model, ModelFolder) else None)
     encoder_licence = _encoder_licence(model, encoder)
     _check_accepted(spec, model, encoder, encoder_licence)
     facts = ModelFacts(

@@ -117,7 +117,7 @@ class OfficialEngine:
     ) -> dict[str, Any]:
         form, takes = self.repo.form, self.repo.arguments
         each = len(keys) if conditions is None else 1
-        values = (each, sampler.steps, sampler.guidance.scale, sampler.guidance.low, sampler.guidance.high)
+        values = (each, sampler.num_steps, sampler.guidance.scale, sampler.guidance.low, sampler.guidance.high)
         given: dict[str, Any] = dict(zip(PASSED, values, strict=True))
         if conditions is not None:
             given[form.embeds] = conditions

@@ -30,12 +30,12 @@ Velocity = Callable[[Tensor, float], Tensor]
 def integrate(sampler: Sampler, velocity: Velocity, start: Tensor, fresh_noise: Callable[[], Tensor]) -> Tensor:
     """The latent (B, C, H, W) that `start` (standard normal, same shape) flows to. `fresh_noise` is called by the SDE only."""
     if sampler.solver == "euler_maruyama":
-        return _euler_maruyama(sampler.steps, velocity, start, fresh_noise)
+        return _euler_maruyama(sampler.num_steps, velocity, start, fresh_noise)
     if sampler.solver == "stochastic_heun":
-        return _stochastic_heun(sampler.steps, velocity, start, fresh_noise)
+        return _stochastic_heun(sampler.num_steps, velocity, start, fresh_noise)
     if sampler.solver == "ab2":
         return _adams_bashforth(sampler, velocity, start)
-    return _ode(sampler.steps, velocity, start, second_order=sampler.solver == "heun")
+    return _ode(sampler.num_steps, velocity, start, second_order=sampler.solver == "heun")
 
 
 def _ode(steps: int, velocity: Velocity, x: Tensor, *, second_order: bool) -> Tensor:
@@ -77,7 +77,7 @@ def _stochastic_heun(steps: int, velocity: Velocity, x: Tensor, fresh_noise: Cal
 def _adams_bashforth(sampler: Sampler, velocity: Velocity, x: Tensor) -> Tensor:
     """x' = x + (t' - t) (3 v - v_before) / 2; one Euler step where there is none before, or where guidance begins or ends."""
     last: tuple[Tensor, bool] | None = None
-    for now, after in pairwise(np.linspace(1.0, 0.0, sampler.steps + 1).tolist()):
+    for now, after in pairwise(np.linspace(1.0, 0.0, sampler.num_steps + 1).tolist()):
         slope, both = velocity(x, now), is_guided(sampler.guidance, now)
         jumps = last is None or last[1] != both
         x = x + (after - now) * (slope if jumps or last is None else torch.lerp(last[0], slope, 1.5))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from synthfactory.spec.source import Problems
 
@@ -16,6 +17,26 @@ SOLVERS: dict[str, tuple[str, ...]] = {  # first = default
     "pipeline": ("own",),
 }
 
+MAX_STEPS = 10_000
+
+
+def _steps(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 1 <= value <= MAX_STEPS):
+        return value
+    if type(value) is int:
+        limit = "too small; at least 1" if value < 1 else f"too large; at most {MAX_STEPS:,}"
+        raise ValueError(f"{value} is {limit}; for example steps: 10")
+    shown = "nothing" if value is None else f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
+    raise ValueError(
+        f"{shown[:60]} is no whole number; for example steps: 10, or auto (as `synthfactory calibrate` found)"
+    )
+
+
+Steps = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_steps),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_STEPS}, {"const": "auto"}]}),
+]
 UnitFloat = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -64,7 +85,11 @@ class Sampler(FrozenModel):
         description="For ode: heun (default), euler or ab2. For sde: euler_maruyama (default) or stochastic_heun.",
         examples=["heun"],
     )
-    steps: int = Field(default=25, ge=1, le=10_000, description="Solver steps per tile. Default 25.", examples=[10])
+    steps: Steps = Field(
+        default=25,
+        description="Solver steps per tile, or auto: the fewest that the model's own calibration allows. Default 25.",
+        examples=[10, "auto"],
+    )
     guidance: Guidance = Field(
         default=Guidance(), description="Guidance strength and interval.", examples=[{"scale": 1.5}]
     )
@@ -83,6 +108,12 @@ class Sampler(FrozenModel):
             raise Problems([("solver", problem)])
         return self
 
+    @property
+    def num_steps(self) -> int:
+        """The steps as a number; a spec's `auto` has become one before anything is planned."""
+        assert self.steps != "auto"
+        return self.steps
+
 
 class GuidanceOverride(FrozenModel):
     """Guidance fields of one class that differ from the spec's."""
@@ -99,7 +130,7 @@ class SamplerOverride(FrozenModel):
 
     method: Method | None = Field(default=None, description="As sampler.method.", examples=["sde"])
     solver: Solver | None = Field(default=None, description="As sampler.solver.", examples=["euler_maruyama"])
-    steps: int | None = Field(default=None, ge=1, le=10_000, description="As sampler.steps.", examples=[20])
+    steps: Steps | None = Field(default=None, description="As sampler.steps.", examples=[20])
     guidance: GuidanceOverride | None = Field(
         default=None, description="As sampler.guidance, in part.", examples=[{"scale": 2.0}]
     )

@@ -1,0 +1,1 @@
+"""Measures of drawn tiles against real ones, on arrays of embeddings (no torch)."""
