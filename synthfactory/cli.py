@@ -17,6 +17,7 @@ from synthfactory.commands import build as making
 from synthfactory.commands import sets
 from synthfactory.commands.calibrate import calibrate
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, say
+from synthfactory.commands.doctor import doctor
 from synthfactory.commands.model import model
 from synthfactory.commands.phantom import phantom
 from synthfactory.spec.errors import InputError
@@ -58,6 +59,7 @@ for command in (
     sets.preview,
     phantom,
     model,
+    doctor,
 ):
     cli.add_command(command)
 

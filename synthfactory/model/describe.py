@@ -75,6 +75,16 @@ def _encoder(encoder: EncoderFolder) -> Iterator[str]:
     yield from _terms(encoder.licence, encoder.gated)
 
 
+def weight_bytes(model: ModelFolder | PipelineRepo) -> int | None:
+    """Bytes of the weights in memory, as float32; None where they are not here and no one says their size."""
+    if isinstance(model, PipelineRepo):
+        return sum(model.pin.files[path].bytes for path in model.pin.named(".safetensors"))
+    paths = [model.path / f"{part}.safetensors" for part in model.parts]
+    if not all(path.is_file() for path in paths):
+        return None
+    return 4 * sum(math.prod(shape) for path in paths for shape in shapes_in(path, "export it again").values())
+
+
 def _maker(encoder: dict[str, str]) -> str:
     return f"{encoder['id']} ({encoder['sha256'][:12] or 'its weights are not named'}), token {encoder['token']}"
 

@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -146,6 +153,18 @@ def fetched(pinned: Pin, paths: Iterable[str]) -> Path:
             raise InputError(f"{pinned.repo}: {path} could not be fetched from {endpoint()}; run the command again")
         _check(pinned, path, place)
     return root
+
+
+def access(pinned: Pin) -> None:
+    """InputError where the repository's files may not be read here: asks the Hub, whatever the cache holds."""
+    first = min(pinned.files, key=lambda path: pinned.files[path].bytes, default=None)
+    if first is None:
+        return
+    url = hf_hub_url(pinned.repo, first, revision=pinned.commit, endpoint=endpoint())
+    try:
+        get_hf_file_metadata(url, timeout=TIMEOUT_SEC)
+    except TROUBLE as error:
+        refuse(HubName(pinned.repo, pinned.commit), error)
 
 
 def _cached(pinned: Pin, path: str) -> Path | None:

@@ -91,6 +91,13 @@ def probe_on_ray(spec: Spec, address: str) -> int:
     return int(ray.get(ray.remote(num_gpus=gpus)(probe_batch).remote(spec)))
 
 
+def try_ray() -> str:
+    """Starts Ray on this machine and ends it; returns its name and version. Raises what Ray raises where it does not start."""
+    start_ray(None, 1)
+    ray.shutdown()
+    return f"Ray {ray.__version__}"
+
+
 class RayPool:
     """One actor per GPU where the cluster has GPUs, else per `threads` CPU cores."""
 

@@ -86,7 +86,7 @@ def check_places(spec: Spec) -> None:
     """Refuses places that mean something else, or nothing, on the cluster: relative paths and the user's home."""
     named: list[tuple[str, str | None, str]] = [
         (
-            "model.name",
+            "model",
             spec.model.name if spec.model.hub is None and spec.model.name not in BUILT_IN else None,
             "an absolute path",
         ),
