@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,3 +293,32 @@ def test_tiles_of_a_gated_model_need_the_encoders_terms_too(hub: Hub, build: Bui
     ended = build(model, terms=None, embeddings={"bank": str(bank)})
     assert ended.code == 2
     assert "terms.accept: bioptimus/H0-mini is gated under CC-BY-NC-ND-4.0" in ended.err
+
+
+def test_a_plan_of_a_pipeline_needs_neither_torch_nor_ray_nor_weights(
+    hub: Hub, cytosyn: Repo, build: Build, tmp_path: Path
+) -> None:
+    build(official(cytosyn), command="plan")  # writes the spec
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'ray', 'diffusers'): sys.modules[name] = None\n"
+        f"sys.argv = ['synthfactory', 'plan', {str(tmp_path / 'set/spec.yaml')!r}]\n"
+        "from synthfactory.cli import main; main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert f"model {CYTOSYN} revision" in " ".join(ended.stdout.split())
+    assert not [line for line in hub.downloads() if line.endswith(".safetensors")]
+
+
+@pytest.mark.slow
+def test_workers_under_ray_draw_the_same_bytes(cytosyn: Repo, build: Build, tmp_path: Path) -> None:
+    """Two processes load the same repository's code at once; the token reaches them by the environment alone."""
+    model = official(cytosyn)
+    assert build(model, output={"path": str(tmp_path / "set/out"), "shard_size": 3}).code == 0
+    shards = {name: data for name, data in contents(tmp_path / "set/out").items() if name.startswith("shards/")}
+    build(model, command="plan", output={"path": str(tmp_path / "set/ray"), "shard_size": 3})
+    ended = run("build", tmp_path / "set/spec.yaml", "--workers", 2)
+    assert ended.code == 0, ended.err
+    found = {name: data for name, data in contents(tmp_path / "set/ray").items() if name.startswith("shards/")}
+    assert found == shards
