@@ -137,7 +137,7 @@ class TinySiT(ModelMixin, ConfigMixin):
 """
 
 
-def transformer_state(seed: int = 0) -> dict[str, torch.Tensor]:
+def transformer_state(seed: int = 0, condition: int = EMBEDDING) -> dict[str, torch.Tensor]:
     """The tiny SiT's tensors under REPA-E's names."""
     from synthfactory.model.sit import sincos_positions
 
@@ -150,7 +150,7 @@ def transformer_state(seed: int = 0) -> dict[str, torch.Tensor]:
         "x_embedder.proj.weight": (WIDTH, CHANNELS, PATCH, PATCH), "x_embedder.proj.bias": (WIDTH,),
         "t_embedder.mlp.0.weight": (WIDTH, 256), "t_embedder.mlp.0.bias": (WIDTH,),
         "t_embedder.mlp.2.weight": (WIDTH, WIDTH), "t_embedder.mlp.2.bias": (WIDTH,),
-        "y_embedder.proj.weight": (WIDTH, EMBEDDING), "y_embedder.proj.bias": (WIDTH,), "y_embedder.null": (WIDTH,),
+        "y_embedder.proj.weight": (WIDTH, condition), "y_embedder.proj.bias": (WIDTH,), "y_embedder.null": (WIDTH,),
         "final_layer.linear.weight": (PATCH**2 * CHANNELS, WIDTH), "final_layer.linear.bias": (PATCH**2 * CHANNELS,),
         "final_layer.adaLN_modulation.1.weight": (2 * WIDTH, WIDTH), "final_layer.adaLN_modulation.1.bias": (2 * WIDTH,),
     }  # fmt: skip
@@ -180,7 +180,7 @@ def make_vae(seed: int = 0) -> AutoencoderKL:
         )  # fmt: skip
 
 
-def make_repo(noise: str = "latents", seed: int = 0) -> dict[str, bytes]:
+def make_repo(noise: str = "latents", seed: int = 0, condition: int = EMBEDDING) -> dict[str, bytes]:
     """The repository's files; `noise` is what its __call__ takes: latents, generator or neither."""
     signature, start = STARTS[noise]
     files = {
@@ -189,9 +189,9 @@ def make_repo(noise: str = "latents", seed: int = 0) -> dict[str, bytes]:
         "transformer/tiny_sit.py": TRANSFORMER.encode(),
         "transformer/config.json": json.dumps(
             {"_class_name": "TinySiT", "in_channels": CHANNELS, "input_size": LATENT, "patch_size": PATCH,
-             "hidden_size": WIDTH, "depth": DEPTH, "num_heads": HEADS, "cond_dim": EMBEDDING}
+             "hidden_size": WIDTH, "depth": DEPTH, "num_heads": HEADS, "cond_dim": condition}
         ).encode(),
-        "transformer/diffusion_pytorch_model.safetensors": save(transformer_state(seed), {"format": "pt"}),
+        "transformer/diffusion_pytorch_model.safetensors": save(transformer_state(seed, condition), {"format": "pt"}),
         "model_index.json": json.dumps(
             {"_class_name": ["pipeline", "CytoSynPipeline"], "_diffusers_version": "0.42.0",
              "transformer": ["tiny_sit", "TinySiT"], "vae": ["diffusers", "AutoencoderKL"]}

@@ -9,7 +9,7 @@ from synthfactory.model.folder import CONFIG, FIGURES, ModelFolder, open_model
 from synthfactory.model.hub import Pin, fetched, pin
 from synthfactory.model.pipeline import INDEX, PipelineRepo, open_pipeline
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.hubname import SHORT, HubName, is_commit
+from synthfactory.spec.hubname import DEFAULT_REVISION, SHORT, HubName, is_commit
 from synthfactory.spec.model import Model, Pipeline
 
 Opened = ModelFolder | PipelineRepo
@@ -66,8 +66,8 @@ def find_encoder(model: Model, opened: Opened, locked: str | None = None) -> Enc
     known = opened.encoder
     if model.encoder is not None:
         hub = model.encoder_hub
-        name = model.encoder if hub is None or locked is None else f"hf://{hub.repo}@{locked}"
-        found = open_encoder(name, None if hub else known["id"])
+        name = f"hf://{hub.repo}@{hub.revision}" if hub else model.encoder
+        found = _encoder_at(name, locked) if hub else open_encoder(name, known["id"])
         if found.id != known["id"] or known["sha256"] not in ("", found.sha256):
             raise InputError(
                 f"{model.encoder}: is {found.id} ({found.sha256[:12]}), but {opened.id} is conditioned on embeddings of "
@@ -76,7 +76,7 @@ def find_encoder(model: Model, opened: Opened, locked: str | None = None) -> Enc
     elif isinstance(opened, ModelFolder) and opened.has_encoder:
         found = encoder_of(opened)
     elif known["id"] == H0_MINI:
-        found = open_encoder("h0-mini" if locked is None else f"hf://{H0_MINI}@{locked}")
+        found = _encoder_at(f"hf://{H0_MINI}@{DEFAULT_REVISION}", locked)
     else:
         raise InputError(
             f"{opened.id}: holds no encoder; name {known['id']} under model.encoder (a folder, or hf://OWNER/REPO)"
@@ -85,4 +85,15 @@ def find_encoder(model: Model, opened: Opened, locked: str | None = None) -> Enc
         raise InputError(
             f"{found.id}: its embeddings are {found.width} wide, but {opened.id} is conditioned on width {opened.condition_width}"
         )
+    if found.image_size_px != opened.tile_size_px:
+        raise InputError(
+            f"{found.id}: takes {found.image_size_px} px, but {opened.id} draws tiles of {opened.tile_size_px} px; no tile is resized"
+        )
     return found
+
+
+def _encoder_at(asked: str, locked: str | None) -> EncoderFolder:
+    """At the locked commit where there is one; known by what was asked for all the same."""
+    if locked is None:
+        return open_encoder(asked)
+    return replace(open_encoder(f"{asked.partition('@')[0]}@{locked}"), source=asked)

@@ -48,7 +48,7 @@ def build_lock(
         },
         "encoder_licence": dict(model.encoder_licence),
         "terms": spec.terms.settled(dict(model.licence), dict(model.encoder_licence)),
-        "encoder": dict(encoder),
+        "encoder": {**encoder, **dict(zip(("source", "revision"), model.encoder_source or (), strict=False))},
         "training_cohort": cohort,
         "label_levels": sorted(label_levels),
         "classes": [{"name": name, "class_index": number} for number, name in enumerate(classes)],

@@ -33,6 +33,7 @@ class ModelFacts:
     resolution_mpp: float
     licence: Mapping[str, Any] = field(default_factory=dict)
     encoder_licence: Mapping[str, Any] = field(default_factory=dict)  # {}: the encoder is the model's own
+    encoder_source: tuple[str, str] | None = None  # as `source`, and commit, of an encoder of the Hub that was opened
     seconds_per_call: float | None = None
     domain: str | None = None  # what it draws, where that is not what its labels say
     source: str = ""

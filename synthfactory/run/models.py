@@ -51,7 +51,8 @@ def choose_model(spec: Spec) -> Chosen:
         revision=model.revision,
         sha256=model.sha256,
         condition_width=model.condition_width,
-        encoder=_encoder_facts(model, encoder, spec),
+        encoder=model.encoder if encoder is None else encoder.facts(),
+        encoder_source=None if encoder is None or not encoder.source else (encoder.source, encoder.revision),
         tile_size_px=model.tile_size_px,
         resolution_mpp=model.resolution_mpp,
         licence=model.licence,
@@ -101,13 +102,6 @@ def _encoder(spec: Spec, model: Opened, lock: Mapping[str, Any] | None) -> Encod
     hub = spec.model.encoder_hub
     asked = f"hf://{hub.repo}@{hub.revision}" if hub else str(lock["encoder"].get("source", "")) if lock else ""
     return find_encoder(spec.model, model, _locked(lock, "encoder", asked))
-
-
-def _encoder_facts(model: Opened, encoder: EncoderFolder | None, spec: Spec) -> dict[str, str]:
-    if encoder is None:
-        return model.encoder
-    found = encoder.facts()
-    return {**found, "source": encoder.source, "revision": encoder.revision} if encoder.source else found
 
 
 def _check_samplers(spec: Spec, model: Opened) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,57 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hubserver import GRANTED, environment, serve_hub
+from miniencoder import DEPTH, MEAN, PATCH, REGISTERS, SIDE, STD, WIDTH, write_published
 from safetensors.torch import load_file, save_file
 from tinymodel import make_tiny_model
 
 from synthfactory.model.encoder import H0_MINI, open_encoder
 from synthfactory.model.weights import load_encoder
 from synthfactory.spec.errors import InputError
-
-MEAN, STD = [0.707223, 0.578729, 0.703617], [0.211883, 0.230117, 0.177517]
-WIDTH, DEPTH, SIDE, PATCH, REGISTERS = 64, 2, 28, 14, 4
-
-
-def published_state(random: torch.Generator) -> dict[str, torch.Tensor]:
-    """Tensors under the names that timm gives a ViT with registers and packed SwiGLU, written out by hand."""
-
-    def some(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random) * 0.2
-
-    state = {
-        "cls_token": some(1, 1, WIDTH),
-        "reg_token": some(1, REGISTERS, WIDTH),
-        "pos_embed": some(1, (SIDE // PATCH) ** 2, WIDTH),
-        "patch_embed.proj.weight": some(WIDTH, 3, PATCH, PATCH),
-        "patch_embed.proj.bias": some(WIDTH),
-        "norm.weight": 1 + some(WIDTH),
-        "norm.bias": some(WIDTH),
-    }
-    for number in range(DEPTH):
-        for name, shape in {
-            "norm1.weight": (WIDTH,), "norm1.bias": (WIDTH,), "norm2.weight": (WIDTH,), "norm2.bias": (WIDTH,),
-            "attn.qkv.weight": (3 * WIDTH, WIDTH), "attn.qkv.bias": (3 * WIDTH,),
-            "attn.proj.weight": (WIDTH, WIDTH), "attn.proj.bias": (WIDTH,),
-            "ls1.gamma": (WIDTH,), "ls2.gamma": (WIDTH,),
-            "mlp.fc1.weight": (96, WIDTH), "mlp.fc1.bias": (96,), "mlp.fc2.weight": (WIDTH, 48), "mlp.fc2.bias": (WIDTH,),
-        }.items():  # fmt: skip
-            state[f"blocks.{number}.{name}"] = some(*shape)
-    return state
-
-
-def write_published(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda config: None) -> Path:
-    """A repository of H0-mini's published form: config.json as timm writes it, model.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(published_state(torch.Generator().manual_seed(3)), folder / "model.safetensors")
-    config = {
-        "architecture": "vit_base_patch14_reg4_dinov2",
-        "num_classes": 0,
-        "num_features": WIDTH,
-        "pretrained_cfg": {"input_size": [3, SIDE, SIDE], "mean": MEAN, "std": STD, "interpolation": "bicubic"},
-    }
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def by_hand(state: dict[str, torch.Tensor], image: np.ndarray) -> torch.Tensor:
@@ -178,3 +134,33 @@ def test_embeddings_made_with_other_statistics_are_refused(tmp_path: Path) -> No
         opened.check_preprocessing({"mean": [0.485, 0.456, 0.406]}, "bank")
     with pytest.raises(InputError, match="at 256 px"):
         opened.check_preprocessing({"image_size_px": 256}, "bank")
+
+
+def test_an_encoder_of_the_hub_is_known_before_its_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in write_published(tmp_path / "h0").iterdir()}
+    with serve_hub() as hub:
+        for name, value in environment(hub, tmp_path / "home", GRANTED).items():
+            monkeypatch.setenv(name, value)
+        repo = hub.add(H0_MINI, gated=True, licence="cc-by-nc-nd-4.0")
+        first = repo.commit(files)
+        opened = open_encoder("h0-mini")
+        assert (opened.id, opened.revision, opened.gated) == (H0_MINI, first, True)
+        assert opened.sha256 == open_encoder(str(tmp_path / "h0")).sha256
+        assert not [line for line in hub.downloads() if line.endswith(".safetensors")]
+        assert (
+            load_encoder(opened).embed(tiles(2)) == load_encoder(open_encoder(str(tmp_path / "h0"))).embed(tiles(2))
+        ).all()
+        hub.down = True
+        assert open_encoder(f"hf://{H0_MINI}@{first}").sha256 == opened.sha256
+        with pytest.raises(InputError, match=r"cannot be reached \(status 503\).*connect once"):
+            open_encoder("h0-mini")
+        hub.down = False
+        config = files["config.json"].replace(b"0.707223", b"0.485")
+        repo.commit({**files, "config.json": config})
+        with pytest.raises(InputError, match="this is not the published file"):
+            open_encoder("h0-mini")
+        repo.commit({"config.json": files["config.json"], "pytorch_model.bin": b"x"})
+        with pytest.raises(InputError, match=r"has no model\.safetensors"):
+            open_encoder("h0-mini")

@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from cli_checks import snapshot
 from hubserver import GRANTED, STRANGER, Hub, Repo, environment, serve_hub
+from miniencoder import WIDTH as ENCODER_WIDTH
+from miniencoder import write_published
 from minirepo import FORM, make_repo
+from PIL import Image
 from running import Ended, contents, run, write_spec
 from tinymodel import make_bank_file, make_tiny_model
 
@@ -183,6 +187,36 @@ def test_an_encoder_from_the_hub_embeds_tiles_of_a_model_that_only_names_it(
     assert ended.code == 0, ended.err
     assert lock_in(tmp_path)["encoder"]["id"] == "tiny-encoder"
     assert lock_in(tmp_path)["encoder"]["sha256"] != ""
+
+
+def test_real_tiles_are_embedded_by_h0_mini_whose_commit_is_locked(hub: Hub, build: Build, tmp_path: Path) -> None:
+    """Tiles in, tiles out: H0-mini of the Hub embeds them and screens what is drawn; both repositories are gated."""
+    repo = hub.add(CYTOSYN, gated=True, licence="cc-by-nc-nd-4.0")
+    repo.commit(make_repo(condition=ENCODER_WIDTH))
+    encoder = hub.add("bioptimus/H0-mini", gated=True, licence="cc-by-nc-nd-4.0")
+    files = {path.name: path.read_bytes() for path in write_published(tmp_path / "h0", side=32).iterdir()}
+    first = encoder.commit(files)
+    random = np.random.default_rng(0)
+    for name in ("alpha", "beta"):
+        (tmp_path / "tiles" / name).mkdir(parents=True)
+        for number in range(4):
+            picture = Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8))
+            picture.save(tmp_path / "tiles" / name / f"{number}.png")
+    form = {key: value for key, value in FORM.items() if key != "encoder_id"} | {"condition_width": ENCODER_WIDTH}
+    given = {
+        "embeddings": {"tiles": str(tmp_path / "tiles"), "label_level": "tile"},
+        "screen": {"agreement": {"min": -1.0, "max": 1.0}},
+    }
+    ended = build(official(repo, pipeline=form), **given)
+    assert ended.code == 0, ended.err
+    lock = lock_in(tmp_path)
+    assert (lock["encoder"]["id"], lock["encoder"]["revision"]) == ("bioptimus/H0-mini", first)
+    assert lock["encoder_licence"]["name"] == "CC-BY-NC-ND-4.0"
+    encoder.commit({**files, "config.json": files["config.json"].replace(b"bicubic", b"nearest")})
+    hub.down = True
+    ended = build(official(repo, pipeline=form), **given, **{"classes": {"alpha": 6, "beta": 4}})
+    assert ended.code == 0, ended.err
+    assert lock_in(tmp_path)["encoder"]["revision"] == first
 
 
 Change = Callable[[Repo, Hub, pytest.MonkeyPatch], dict[str, Any]]
