@@ -204,7 +204,7 @@ def test_real_tiles_are_embedded_by_h0_mini_whose_commit_is_locked(hub: Hub, bui
             picture.save(tmp_path / "tiles" / name / f"{number}.png")
     form = {key: value for key, value in FORM.items() if key != "encoder_id"} | {"condition_width": ENCODER_WIDTH}
     given = {
-        "embeddings": {"tiles": str(tmp_path / "tiles"), "label_level": "tile"},
+        "embeddings": {"tiles": str(tmp_path / "tiles"), "label_level": "tile", "mpp": 0.5},
         "screen": {"agreement": {"min": -1.0, "max": 1.0}},
     }
     ended = build(official(repo, pipeline=form), **given)
