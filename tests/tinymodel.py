@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from synthfactory.embeddings.indexing import make_bank
 from synthfactory.embeddings.parquet import write_bank
-from synthfactory.model.folder import FORMAT, open_model
+from synthfactory.model.config_check import FORMAT
+from synthfactory.model.folder import open_model
 from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import vae_from_dict
 from synthfactory.model.vit import vit_from_dict

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from synthfactory.model.folder import FIGURES, FORMAT
+from synthfactory.model.config_check import FORMAT
+from synthfactory.model.folder import FIGURES
 from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.card import write_card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ WILD = "*?["
 
 def local(place: str) -> Path:
     """A local place as a path; ~ and file:// allowed."""
-    return Path(place.partition("://")[2] if "://" in place else place).expanduser()
+    return Path(os.path.expanduser(place.partition("://")[2] if "://" in place else place))
 
 
 def is_pattern(place: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def describe(name: str) -> Iterator[str]:
         if WEIGHTS in pinned.files:
             yield from _encoder(open_encoder(f"hf://{pinned.repo}@{pinned.commit}"))
             return
-    elif name not in BUILT_IN and (Path(name).expanduser() / WEIGHTS).is_file():
+    elif name not in BUILT_IN and (Path(os.path.expanduser(name)) / WEIGHTS).is_file():
         yield from _encoder(open_encoder(name))
         return
     found = find_model(Model(name=name))

@@ -7,6 +7,7 @@ published; the same as a repository of the Hub (hf://bioptimus/H0-mini@REVISION,
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,7 +108,7 @@ def open_encoder(name: str, encoder_id: str | None = None, revision: str | None 
             return _from_hub(pin(asked), encoder_id, f"hf://{asked.repo}@{asked.revision}")
         except ValueError as error:
             raise error if isinstance(error, InputError) else InputError(f"encoder: {error}") from None
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name not in BUILT_IN and (folder / WEIGHTS).is_file():
         found = _config(folder / CONFIG, name)
         return _timm(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -16,16 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from synthfactory.model.config_check import PARTS, config_problem
 from synthfactory.model.files import sha256_of
 from synthfactory.model.hub import Pin, fetched
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder, is_url
 
-FORMAT = "synthfactory-model/1"
-PARTS = ("sit", "vae", "encoder")
 BUILT_IN = {"phantom": Path(__file__).parent / "weights" / "phantom"}
 MAX_CONFIG_BYTES = 1 << 20
+SECONDS_PER_CALL = (1e-9, 1e6)  # what is stated beyond is no measurement
 CONFIG, FIGURES = "config.json", "figures.json"
 
 
@@ -101,10 +102,16 @@ class ModelFolder:
 
     @property
     def seconds_per_call(self) -> float | None:
-        """Measured seconds of one network call for one tile, on the machine that figures.json names; None where not measured."""
+        """Measured seconds of one network call for one tile, on the machine that figures.json names.
+
+        None where it was not measured, or what stands there is no such number.
+        """
         timing = self.figures.get("timing")
         seconds = timing.get("seconds_per_call") if isinstance(timing, dict) else None
-        return float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+            return None
+        least, most = SECONDS_PER_CALL
+        return float(seconds) if least <= seconds <= most else None
 
     def check_files(self, names: Iterable[str] | None = None) -> None:
         """Compares weight files (default: all) with their sha256 in config.json, fetching what a URL's cache lacks; InputError where
@@ -155,7 +162,7 @@ def open_model(name: str) -> ModelFolder:
     InputError names what is wrong and what would be right.
     """
     url = name.rstrip("/") if is_url(name) else None
-    path = BUILT_IN.get(name, Path(name).expanduser())
+    path = BUILT_IN.get(name, Path(os.path.expanduser(name)))
     try:
         with open_source(f"{url}/{CONFIG}" if url else str(path / CONFIG)) as handle:
             raw = handle.read(MAX_CONFIG_BYTES + 1)
@@ -173,7 +180,7 @@ def open_model(name: str) -> ModelFolder:
         config = json.loads(raw)
     except (ValueError, RecursionError):
         raise InputError(f"model: {url or path}/config.json: is no JSON; export the model again") from None
-    problem = _config_problem(config)
+    problem = config_problem(config)
     if problem:
         raise InputError(f"model: {url or path}/config.json: {problem}")
     sha256 = hashlib.sha256(raw).hexdigest()
@@ -190,20 +197,3 @@ def _figures(place: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}  # a model without figures works as well as one with
     return found if isinstance(found, dict) else {}
-
-
-def _config_problem(config: Any) -> str | None:
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        return f"is not of format {FORMAT}; export the model with this version of synthfactory-train"
-    wanted = {"id": str, "revision": str, "tile_size_px": int, "resolution_mpp": float, "files": dict, "licence": dict}
-    for key, kind in (*wanted.items(), *((part, dict) for part in PARTS)):
-        if not isinstance(config.get(key), kind):
-            return f"'{key}' is missing or no {kind.__name__}"
-    expected = {f"{part}.safetensors" for part in PARTS}
-    if set(config["files"]) not in (expected, expected - {"encoder.safetensors"}):
-        return f"'files' must name exactly {', '.join(sorted(expected))} (the encoder may be absent)"
-    if not all(isinstance(digest, str) for digest in config["files"].values()):
-        return "'files' must give each file's sha256"
-    if not isinstance(config["sit"].get("condition_width"), int) or "id" not in config["encoder"]:
-        return "'sit.condition_width' or 'encoder.id' is missing"
-    return None

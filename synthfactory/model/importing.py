@@ -12,9 +12,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from synthfactory.model.config_check import FORMAT
 from synthfactory.model.convert import Converted, Options, convert
 from synthfactory.model.files import sha256_of
-from synthfactory.model.folder import CONFIG, FORMAT
+from synthfactory.model.folder import CONFIG
 from synthfactory.model.sources import State, read_source
 from synthfactory.spec.errors import InputError
 
@@ -34,7 +35,7 @@ def import_model(
     """Converts `name` into the folder `target`; yields the report, every tensor on a line. InputError where anything does not fit:
     then nothing was written.
     """
-    out = Path(target).expanduser()
+    out = Path(os.path.expanduser(target))
     if os.path.lexists(out):
         raise InputError(f"{target}: is there already; name a folder that is not")
     source = read_source(name, weights=weights)

@@ -7,6 +7,7 @@ of a repository is run.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def read_source(name: str, *, weights: str = "ema") -> Source:
     """Reads FILE.pt, a folder, or hf://OWNER/REPO[@REV]. `weights` picks ema or model from a checkpoint. InputError as the module says."""
     if is_hub(name):
         return _from_hub(name)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _from_folder(path, {"name": NOT_STATED, "sharing": "local"})
     if path.is_file():

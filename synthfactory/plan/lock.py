@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from synthfactory.plan.lock_form import Lock
 from synthfactory.plan.recipe import PER_CLASS, ModelFacts, recipe_difference, recipe_hash
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
+from synthfactory.spec.text import shown
 
 LOCK = "spec.lock.yaml"
 FORMAT = "synthfactory/1"
@@ -27,9 +29,12 @@ def build_lock(
     encoder: Mapping[str, str],
     cohort: str,
 ) -> dict[str, Any]:
-    """The lock of a first build; execution's open values are chosen here, once."""
+    """The lock of a first build; execution's open values are chosen here, once.
+
+    InputError where it would not be read back: what no later build could agree with is never written.
+    """
     execution = spec.execution
-    return {
+    lock = {
         "format": FORMAT,
         "name": spec.name,
         "recipe_sha256": recipe_hash(recipe),
@@ -60,6 +65,23 @@ def build_lock(
             "strict": execution.strict,
         },
     }
+    problem = _problem(lock)
+    if problem:
+        raise InputError(f"this build's {LOCK} could never be read back: {problem}")
+    return lock
+
+
+def _problem(lock: Mapping[str, Any]) -> str | None:
+    """Where a lock is not of the form that `read_lock` demands, in words; None where it comes back as it is."""
+    try:
+        Lock.model_validate(lock)
+        return None if read_lock(lock_yaml(lock)) == lock else "it comes back as another"
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(shown(str(step)) for step in first["loc"]) or "it"
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        return shown(str(error), 200)
 
 
 def tile_terms(lock: Mapping[str, Any]) -> dict[str, Any]:

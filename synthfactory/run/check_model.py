@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from synthfactory.model.encoder import EncoderFolder, encoder_of
@@ -26,10 +27,11 @@ MAKERS = {"sit": sit_from_dict, "vae": vae_from_dict, "encoder": vit_from_dict}
 
 
 def check_model(spec: Spec, model: Opened, encoder: EncoderFolder | None) -> None:
-    """InputError at the spec's model where a file is missing, differs from its hash, or does not fit its configuration.
+    """InputError at the spec's model where a file is missing, differs from its hash, or does not fit its configuration,
+    or holds numbers that are not finite.
 
-    Fetches what is not here and reads every file once for its hash, then names and shapes only: no weight is held in memory, and no
-    code of a repository runs.
+    Fetches what is not here and reads every file once for its hash, then names, shapes and whether all numbers are finite; one tensor is
+    held at a time, and no code of a repository runs.
     """
     try:
         model.check_files()
@@ -62,6 +64,19 @@ def _check_part(part: str, values: Mapping[str, Any], path: Path, config: Path) 
         raise InputError(
             f"{path}: does not fit config.json: {shown(wrong[0])} {what} ({len(wrong)} such); export the model again"
         )
+    _check_finite(path)
+
+
+def _check_finite(path: Path) -> None:
+    """One NaN makes every tile grey, or every score NaN. One tensor is held at a time."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                value = tensors.get_tensor(name)
+                if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+                    raise InputError(f"{path}: {shown(name)} holds numbers that are not finite; export the model again")
+    except SafetensorError as error:
+        raise InputError(f"{path}: is no safetensors file ({shown(str(error), 200)}); export the model again") from None
 
 
 def _on_meta(part: str, values: Mapping[str, Any], config: Path) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+import os
 from typing import BinaryIO
 
 from synthfactory.shards.base import Store, is_temporary
@@ -28,7 +28,7 @@ def open_store(place: str, *, reading: bool = False) -> Store:
 def open_source(place: str) -> contextlib.AbstractContextManager[BinaryIO]:
     """One file for reading, by local path (~ allowed) or fsspec URL. OSError where it cannot be read; InputError as `open_store`."""
     if not is_url(place):
-        return open(Path(place.partition("://")[2] if "://" in place else place).expanduser(), "rb")
+        return open(os.path.expanduser(place.partition("://")[2] if "://" in place else place), "rb")
     parent, _, name = place.rpartition("/")
     if parent.endswith((":", "/")) or not name:
         raise InputError(f"{place}: names no file; write for example s3://bucket/folder/file")

@@ -15,7 +15,7 @@ def is_url(place: str) -> bool:
 
 def cache_folder() -> Path:
     """Where downloads and embeddings are kept on this machine: $SYNTHFACTORY_CACHE, or ~/.cache/synthfactory."""
-    return Path(os.environ.get("SYNTHFACTORY_CACHE") or "~/.cache/synthfactory").expanduser()
+    return Path(os.path.expanduser(os.environ.get("SYNTHFACTORY_CACHE") or "~/.cache/synthfactory"))
 
 
 def place_problem(place: str) -> str | None:

@@ -154,6 +154,23 @@ def test_the_lock_tells_nothing_that_must_not_be_published() -> None:
     assert lock_yaml(lock_of(spec)) == lock_yaml(lock_of(spec))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "x" * 501}, "model.id: String should have at most 500 characters"),
+        ({"revision": "\x1b[31m"}, "model.revision: holds characters that cannot be printed"),
+        ({"resolution_mpp": float("inf")}, "model.resolution_mpp: "),
+        ({"licence": {"k": float("nan")}}, "it comes back as another"),
+    ],
+)
+def test_a_lock_that_no_later_build_could_read_is_never_made(change: dict[str, Any], message: str) -> None:
+    spec, model = spec_of(CLASSES), replace(MODEL, **change)
+    with pytest.raises(InputError, match="could never be read back") as caught:
+        build_lock(spec, model, recipe_of(spec, model), list(spec.classes), ["tile"], model.encoder, "none")
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 LABELS = ["yes", "null", "1", "2020-01-01", "a: b", "#7", "腺 2", "A" * 60, "'q'", "~3", "1e5"]
 
 
