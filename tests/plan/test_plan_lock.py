@@ -132,6 +132,7 @@ def test_the_lock_fixes_execution_at_the_first_build() -> None:
         ("{batch_size: 8}", "execution.batch_size: 8 differs from 16"),
         ("{dtype: bfloat16}", "execution.dtype: bfloat16 differs from float32"),
         ("{threads: 4}", "execution.threads: 4 differs from 1"),
+        ("{strict: true}", "execution.strict: True differs from False"),
     ):
         with pytest.raises(InputError) as caught:
             check_same_execution(lock, spec_of(CLASSES, f"execution: {words}"))
