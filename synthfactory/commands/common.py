@@ -53,14 +53,11 @@ def with_bank(prepared: Prepared) -> Prepared:
     if prepared.bank is not None or tiles is None:
         return prepared
     from synthfactory.model.weights import load_encoder
-    from synthfactory.run.keys import guard
     from synthfactory.run.progress import Progress
     from synthfactory.run.source import scratch_cache
-    from synthfactory.shards.store import open_store
 
     assert prepared.encoder is not None
     encoder = load_encoder(prepared.encoder)
-    guard(open_store(prepared.spec.lineage))
     say(
         f"embedding {len(tiles.files):,} tiles with {prepared.facts.encoder['id']} (what is cached is not embedded again)"
     )

@@ -25,6 +25,7 @@ from synthfactory.embeddings.bank import LEVELS, Bank, ClassFacts, Groups, class
 from synthfactory.embeddings.columns import Column
 from synthfactory.embeddings.ordering import placed, repeats, sort_groups
 from synthfactory.embeddings.overlap import count_overlapping
+from synthfactory.embeddings.places import make_private, unmake
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.screening import Limits, failing, told
 from synthfactory.spec.errors import InputError
@@ -299,9 +300,7 @@ def _key(source: RowSource, classes: Sequence[str] | None, limits: Limits) -> st
 @contextmanager
 def _new_folder(cache: Path, key: str) -> Iterator[tuple[Path, Path]]:
     """(a temporary folder, the name it gets when whole); gone afterwards, with every folder made for it, unless it was renamed."""
-    made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
-    for parent in reversed(made):  # what holds real embeddings is its owner's alone
-        parent.mkdir(mode=0o700 if parent in (cache, cache.parent) else 0o777, exist_ok=True)
+    made = make_private(cache)
     for old in cache.glob(".tmp-index-*"):
         if time.time() - old.stat().st_mtime > STALE_SEC:  # left by a process that was killed
             shutil.rmtree(old, ignore_errors=True)
@@ -311,9 +310,7 @@ def _new_folder(cache: Path, key: str) -> Iterator[tuple[Path, Path]]:
         yield folder, cache / f"index-{key}"
     except InputError:
         shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            if not any(parent.iterdir()):
-                parent.rmdir()
+        unmake(made)
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

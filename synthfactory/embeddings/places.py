@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections import Counter
@@ -79,3 +80,18 @@ def identity(places: Sequence[str]) -> list[str]:
         system, path = fsspec.core.url_to_fs(place if is_url(place) else str(local(place)))
         found.append(f"{place}:{system.ukey(path)}")
     return found
+
+
+def make_private(folder: Path) -> list[Path]:
+    """Makes a folder for real embeddings; it and its parent, where they are new, are their owner's alone. Returns what was made."""
+    made = [step for step in (folder, *folder.parents) if not step.exists()]
+    for step in reversed(made):
+        step.mkdir(mode=0o700 if step in (folder, folder.parent) else 0o777, exist_ok=True)
+    return made
+
+
+def unmake(made: Sequence[Path]) -> None:
+    """Removes folders that `make_private` has made, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for step in made:
+            step.rmdir()

@@ -5,7 +5,6 @@ Reads only; imports no torch (a folder of tiles is embedded by a callable that i
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.embeddings.bank import Bank
+from synthfactory.embeddings.places import make_private, unmake
 from synthfactory.embeddings.tiles import embed_tiles
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.model.find import Opened
@@ -118,7 +118,7 @@ class Prepared:
         tiles = self.conditions.tiles
         if self.bank is not None or tiles is None:
             return self
-        made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
+        made = make_private(cache)
         try:
             bank = embed_tiles(
                 tiles,
@@ -130,9 +130,7 @@ class Prepared:
                 tick=tick,
             )
         except InputError as error:
-            with contextlib.suppress(OSError):  # embeddings that are there already stay for the next time
-                for folder in made:
-                    folder.rmdir()
+            unmake(made)  # embeddings that are there already stay for the next time
             raise placed(self.spec, error) from None
         found = replace(self.conditions, bank=bank, warnings=(*self.conditions.warnings, *bank.warnings))
         return replace(self, conditions=found)
