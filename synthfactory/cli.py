@@ -18,6 +18,7 @@ from synthfactory.commands import sets
 from synthfactory.commands.calibrate import calibrate
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, say
 from synthfactory.commands.doctor import doctor
+from synthfactory.commands.embed import embed
 from synthfactory.commands.model import model
 from synthfactory.commands.phantom import phantom
 from synthfactory.spec.errors import InputError
@@ -57,6 +58,7 @@ for command in (
     sets.status,
     sets.gc,
     sets.preview,
+    embed,
     phantom,
     model,
     doctor,

@@ -108,8 +108,8 @@ class SpanReader:
         return data
 
 
-def _listing(folder: str, classes: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """(names of all sub-folders, class -> its images' names in order; classes without a sub-folder are left out)."""
+def _listing(folder: str, classes: Sequence[str] | None) -> tuple[list[str], dict[str, list[str]]]:
+    """(names of all sub-folders, class (None: every sub-folder) -> its images' names in order; absent ones are left out)."""
     if is_url(folder):
         store = open_store(folder, reading=True)
         names: dict[str, list[str]] = {}
@@ -117,7 +117,11 @@ def _listing(folder: str, classes: Sequence[str]) -> tuple[list[str], dict[str, 
             top, _, rest = path.partition("/")
             names.setdefault(top, []).append(rest)
         present = sorted(name for name, files in names.items() if any(files))
-        found = {name: [file for file in names[name] if "/" not in file] for name in classes if name in present}
+        found = {
+            name: [file for file in names[name] if "/" not in file]
+            for name in (present if classes is None else classes)
+            if name in present
+        }
     else:
         root = local(folder)
         if not root.is_dir():
@@ -125,7 +129,7 @@ def _listing(folder: str, classes: Sequence[str]) -> tuple[list[str], dict[str, 
         present = sorted(path.name for path in root.iterdir() if path.is_dir())
         found = {
             name: [path.name for path in (root / name).iterdir() if path.is_file()]
-            for name in classes
+            for name in (present if classes is None else classes)
             if name in present
         }
     return present, {
@@ -146,14 +150,20 @@ class Fact:
 
 
 def scan_tiles(
-    folder: str, metadata: str | None, label_level: str, classes: Sequence[str], mpp: float | None = None
+    folder: str, metadata: str | None, label_level: str, classes: Sequence[str] | None, mpp: float | None = None
 ) -> TileFolder:
-    """Lists CLASS/*.png (jpg, tif, webp) of the classes asked for; `mpp` is what the spec says of tiles whose CSV says none.
+    """Lists CLASS/*.png (jpg, tif, webp) of the classes asked for (None: of every sub-folder that holds images).
+
+    `mpp` is what the spec says of tiles whose CSV says none.
 
     InputError for absent folders, empty classes, a wrong CSV, an mpp that nobody states.
     """
     present, images = _listing(folder, classes)
     files: list[tuple[str, str]] = []
+    if classes is None:
+        classes = [name for name in images if images[name]]
+        if not classes:
+            raise InputError(f"{folder}: has no sub-folder with images; a sub-folder's name is the label of its tiles")
     for name in classes:
         if name not in images:
             raise InputError(

@@ -1,0 +1,212 @@
+"""`synthfactory embed`: real tiles -> a parquet bank, unit by unit, resumable, the same bytes locally and on Ray.
+
+A unit is 128 tiles in the order of the source. Its result is kept beside the bank under a name made of what is in it (encoder and
+content of every tile), so that the same command goes on where any stopped. Every call of the encoder has 32 tiles and a fixed number
+of threads: kernels round by both. This file knows no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from synthfactory.embeddings.bank import MPP
+from synthfactory.embeddings.parquet import METADATA_KEY
+from synthfactory.embeddings.places import is_pattern, local
+from synthfactory.embeddings.tile_csv import scan_csv
+from synthfactory.embeddings.tile_shards import scan_shards
+from synthfactory.embeddings.tiles import TileFolder, read_tile, scan_tiles
+from synthfactory.model.encoder import EncoderFolder, open_encoder
+from synthfactory.model.weights import load_encoder
+from synthfactory.screen.artefacts import SCORES, condition_scores
+from synthfactory.shards.store import Store, open_store
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import is_url
+
+UNIT_TILES, BATCH = 128, 32
+FORMAT = "synthfactory-embed/1"
+
+
+@dataclass(frozen=True)
+class EmbedSetup:
+    """What a worker needs once: the encoder by name, and the place of finished units."""
+
+    encoder: str
+    parts: str
+    threads: int
+
+
+class EmbedPool(Protocol):
+    """Embeds units; yields (unit's number, the name of its result) in any order."""
+
+    def run(self, units: Sequence[TileFolder]) -> Iterator[tuple[int, str]]:
+        """Works through all units."""
+
+    def describe(self) -> str:
+        """Who works, in words."""
+
+
+class UnitEmbedder:
+    """Holds the encoder; `run` makes one unit, or finds it made."""
+
+    def __init__(self, setup: EmbedSetup) -> None:
+        torch.set_num_threads(setup.threads)
+        self._folder = open_encoder(setup.encoder)
+        self._encoder = load_encoder(self._folder)
+        self._store = open_store(setup.parts)
+
+    def run(self, tiles: TileFolder) -> str:
+        """Embeds the unit's tiles; the name of the result, float32 (n, E + 4): embedding and the scores of condition screens."""
+        read, size = tiles.reader(), self._folder.image_size_px
+        digest, images = hashlib.sha256(json.dumps([FORMAT, self._folder.sha256]).encode()), []
+        for row in range(len(tiles.files)):
+            data, image = read_tile(tiles, read, row, size)
+            digest.update(hashlib.sha256(data).digest())
+            images.append(image)
+        name = f"{digest.hexdigest()}.f4"
+        shape = (len(images), self._folder.width + len(SCORES))
+        if self._store.size(name) == 4 * shape[0] * shape[1]:
+            return name
+        whole = np.stack(images + images[-1:] * (-len(images) % BATCH))
+        vectors = self._encoder.embed(whole, BATCH)[: len(images)]
+        if not np.isfinite(vectors).all():
+            bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise InputError(
+                f"{tiles.where(bad)}: its embedding holds NaN or infinity; the encoder's weights are damaged"
+            )
+        scores = condition_scores(whole[: len(images)])
+        columns = [vectors, *(scores[score][:, None] for score in SCORES)]
+        self._store.put(name, np.ascontiguousarray(np.concatenate(columns, axis=1), "<f4").tobytes())
+        return name
+
+
+class LocalEmbedPool:
+    """In this process."""
+
+    def __init__(self, setup: EmbedSetup) -> None:
+        self._worker = UnitEmbedder(setup)
+
+    def run(self, units: Sequence[TileFolder]) -> Iterator[tuple[int, str]]:
+        """One unit after the other."""
+        for number, unit in enumerate(units):
+            yield number, self._worker.run(unit)
+
+    def describe(self) -> str:
+        """Who works, in words."""
+        return "this process, without Ray"
+
+
+def open_tiles(source: str, metadata: str | None, label_level: str | None, mpp: float | None) -> TileFolder:
+    """The tiles of class folders, of a CSV (.csv), or of WebDataset tars (.tar, or a pattern). InputError names what is wrong."""
+    if source.endswith(".csv"):
+        return scan_csv(source, label_level, mpp)
+    if source.endswith(".tar") or is_pattern(source):
+        return scan_shards(source, label_level, None, mpp)
+    if label_level is None:
+        raise InputError(
+            "--label-level: is missing; say what the class folders' labels were given to: slide, region or tile"
+        )
+    return scan_tiles(source, metadata, label_level, None, mpp)
+
+
+def check_target(target: str) -> None:
+    """InputError where a file stands there already, or none can be made."""
+    if not target.endswith(".parquet"):
+        raise InputError(f"{target}: is no name of a bank; end it with .parquet")
+    system, path = fsspec.core.url_to_fs(target if is_url(target) else str(local(target)))
+    if system.exists(path):
+        raise InputError(f"{target}: is there already, and banks are never written over; name another, or remove it")
+
+
+def embed(
+    tiles: TileFolder,
+    target: str,
+    encoder: str,
+    *,
+    threads: int,
+    make_pool: Callable[[EmbedSetup], EmbedPool],
+    say: Callable[[str], None],
+    tick: Callable[[int], None],
+) -> EncoderFolder:
+    """Embeds all tiles and writes the bank; returns who embedded them. What is finished lies in TARGET.parts until the bank is whole."""
+    folder = open_encoder(encoder)
+    parts = open_store(f"{target}.parts")
+    units = [
+        tiles.take(range(start, min(start + UNIT_TILES, len(tiles.files))))
+        for start in range(0, len(tiles.files), UNIT_TILES)
+    ]
+    pool = make_pool(EmbedSetup(encoder, f"{target}.parts", threads))
+    say(f"{len(tiles.files):,} tiles in {len(units):,} units to embed with {folder.id}: {pool.describe()}")
+    names: dict[int, str] = {}
+    for number, name in pool.run(units):
+        names[number] = name
+        tick(len(units[number].files))
+    _write(target, units, [names[number] for number in range(len(units))], parts, folder)
+    for path, _ in list(parts.entries()):
+        parts.delete(path)
+    root = getattr(parts, "root", None)
+    if isinstance(root, Path):
+        root.rmdir()
+    return folder
+
+
+def _write(target: str, units: Sequence[TileFolder], names: Sequence[str], parts: Store, folder: EncoderFolder) -> None:
+    """The parquet file, a row group a few units, under its own name only when whole."""
+    described = {
+        "encoder": folder.facts(),
+        "preprocessing": folder.preprocessing,
+        "mpp": MPP,
+        "width": folder.width,
+        "tile_size_px": folder.image_size_px,
+    }
+    schema = _schema(folder.width).with_metadata({METADATA_KEY: json.dumps(described, sort_keys=True).encode()})
+    plain = None if is_url(target) else local(target)
+    temporary = target if plain is None else str(plain.with_name(f".tmp-{plain.name}"))
+    with fsspec.open(temporary, "wb") as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
+        for unit, name in zip(units, names, strict=True):
+            values = np.frombuffer(io.BytesIO(parts.read(name)).getbuffer(), "<f4").reshape(len(unit.files), -1)
+            writer.write_table(pa.table(_columns(unit, values, folder.width), schema=schema))
+    if plain is not None:
+        Path(temporary).replace(plain)
+
+
+def _schema(width: int) -> pa.Schema:
+    texts = ("tile", "label", "label_level", "patient_id", "slide_id")
+    numbers = ("x", "y", "tumour_fraction", *SCORES)
+    return pa.schema(
+        [
+            ("embedding", pa.list_(pa.float32(), width)),
+            *((name, pa.string()) for name in texts),
+            *((name, pa.float64()) for name in numbers),
+        ]
+    )
+
+
+def _columns(unit: TileFolder, values: np.ndarray, width: int) -> dict[str, Any]:
+    def floats(column: Any) -> pa.Array:
+        return pa.array(np.asarray(column, np.float64), from_pandas=True)  # NaN: not known
+
+    flat = pa.array(np.ascontiguousarray(values[:, :width], np.float32).ravel())
+    return {
+        "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
+        "tile": pa.array(unit.files),
+        "label": pa.array(unit.labels),
+        "label_level": pa.array(unit.label_levels),
+        "patient_id": pa.array(unit.patient_ids, pa.string()),
+        "slide_id": pa.array(unit.slide_ids, pa.string()),
+        "x": floats([x for x, _ in unit.corners]),
+        "y": floats([y for _, y in unit.corners]),
+        "tumour_fraction": floats(unit.tumour_fractions),
+        **{score: floats(values[:, width + at]) for at, score in enumerate(SCORES)},
+    }

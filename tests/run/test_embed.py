@@ -1,0 +1,206 @@
+"""`synthfactory embed`: one bank from every form of tiles, locally and on Ray, resumed after a stop; and screens by its scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import source_making as making
+from cli_checks import check_refusal
+from PIL import Image
+from running import kill, run, start
+
+from synthfactory.model.encoder import open_encoder
+from synthfactory.model.folder import open_model
+from synthfactory.model.weights import load_encoder
+from synthfactory.run import embedding
+
+MakeSpec = Callable[..., Path]
+FIRST = ["tile", "label", "label_level", "patient_id", "slide_id"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """24 tiles of two classes with a CSV, below tmp_path."""
+    making.write_tiles(tmp_path / "tiles")
+    return tmp_path
+
+
+def embed(
+    tiny: Path, folder: Path, source: str, target: str = "bank.parquet", *more: str, local: bool = True
+) -> object:
+    arguments = ["embed", folder / source, folder / target, "--encoder", tiny / "model", *more]
+    return run(*arguments, *(["--local"] if local else []))
+
+
+def of_folder(tiny: Path, folder: Path, target: str = "bank.parquet", *more: str, local: bool = True) -> Path:
+    metadata = ("--metadata", str(folder / "tiles.csv"), "--label-level", "region")
+    ended = embed(tiny, folder, "tiles", target, *metadata, *more, local=local)
+    assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+    return folder / target
+
+
+def test_a_bank_holds_what_the_encoder_gives_and_names_it(tiny: Path, folder: Path) -> None:
+    table = pq.read_table(of_folder(tiny, folder))
+    encoder = load_encoder(open_encoder(str(tiny / "model")))
+    images = np.stack([making.picture(number) for number in range(24)])
+    order = [int(Path(tile).stem) for tile in table["tile"].to_pylist()]
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), encoder.embed(images)[order], atol=1e-5)
+    said = json.loads(table.schema.metadata[b"synthfactory"])
+    assert said["encoder"] == open_model(str(tiny / "model")).encoder
+    assert said["preprocessing"]["image_size_px"] == 32
+    assert said["mpp"] == 0.5
+    assert set(table["patient_id"].to_pylist()) == {patient for _, _, patient in making.slides()}
+    assert list(folder.glob("*.parts")) == list(folder.glob(".tmp*")) == []
+
+
+def test_folders_csv_and_tars_give_one_bank(tiny: Path, folder: Path) -> None:
+    first = pq.read_table(of_folder(tiny, folder)).drop_columns(["tile"])
+    rows = [
+        {"tile": f"tiles/{label}/{n:03d}.png", "label": label, "patient_id": patient, "slide_id": slide, "mpp": 0.5}
+        for n, (slide, label, patient) in enumerate(s for s in making.slides() for _ in range(4))
+    ]
+    making.write_csv(folder / "all.csv", rows)
+    making.write_tar(folder / "real.tar", making.tile_members())
+    for source, target in (("all.csv", "csv.parquet"), ("real.tar", "tar.parquet")):
+        ended = embed(tiny, folder, source, target, "--label-level", "region")
+        assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+        assert pq.read_table(folder / target).drop_columns(["tile"]).equals(first)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = of_folder(tiny, folder, "whole.parquet").read_bytes()
+    monkeypatch.setattr(embedding, "UNIT_TILES", 10)
+    small = of_folder(tiny, folder, "small.parquet").read_bytes()
+    made, run_unit = list[int](), embedding.UnitEmbedder.run
+
+    def failing(self: embedding.UnitEmbedder, tiles: embedding.TileFolder) -> str:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(len(tiles.files))
+        return run_unit(self, tiles)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedding.UnitEmbedder, "run", failing)
+        ended = embed(
+            tiny, folder, "tiles", "b.parquet", "--metadata", str(folder / "tiles.csv"), "--label-level", "region"
+        )
+    assert ended.code == 130  # type: ignore[attr-defined]
+    assert not (folder / "b.parquet").exists()
+    parts = {path.name: path.stat().st_mtime_ns for path in (folder / "b.parquet.parts").iterdir()}
+    assert len(parts) == 2
+    embedded = list[int]()
+    with monkeypatch.context() as patched:
+        real = load_encoder(open_encoder(str(tiny / "model")))
+
+        class Counting:
+            def embed(self, images: np.ndarray, batch: int) -> np.ndarray:
+                embedded.append(len(images))
+                return real.embed(images, batch)
+
+        patched.setattr(embedding, "load_encoder", lambda _: Counting())
+        assert of_folder(tiny, folder, "b.parquet").read_bytes() == small
+    assert embedded == [32], "only the third unit, padded, was embedded"
+    assert pq.read_table(folder / "whole.parquet").equals(pq.read_table(folder / "small.parquet"))
+    assert whole != small  # other row groups
+
+
+def test_a_build_screens_by_the_scores_of_an_embedded_bank(tiny: Path, folder: Path, spec_file: MakeSpec) -> None:
+    blank = np.full((32, 32, 3), 245, np.uint8) - np.arange(32, dtype=np.uint8)[None, :, None] // 16
+    blank[3, 4] = 240
+    Image.fromarray(blank).save(folder / "tiles" / "alpha" / "000.png")
+    inked = making.picture(77)
+    inked[:16] = (30, 60, 150)
+    Image.fromarray(inked).save(folder / "tiles" / "beta" / "012.png")
+    bank = of_folder(tiny, folder)
+    screens = {"screen": {"blank": 0.1, "pen": 0.2}}
+    printed = []
+    for given in (
+        {"bank": str(bank)},
+        {"tiles": str(folder / "tiles"), "metadata": str(folder / "tiles.csv"), "label_level": "region"},
+    ):
+        planned = run("plan", spec_file(embeddings={**given, **screens}))
+        assert planned.code == 0, planned.err
+        printed.append([line for line in planned.out.splitlines() if "screen left out" in line])
+        assert "note: alpha: embeddings.screen left out 1 blank; 11 rows remain" in printed[-1]
+        assert "note: beta: embeddings.screen left out 1 pen; 11 rows remain" in printed[-1]
+    built = run(
+        "build", spec_file(embeddings={"bank": str(bank), **screens}, classes={"alpha": 4, "beta": 4}), "--local"
+    )
+    assert built.code == 0, built.err
+
+
+def test_a_bank_without_scores_cannot_be_screened(tiny: Path, spec_file: MakeSpec) -> None:
+    spec = spec_file(embeddings={"bank": str(tiny / "bank.parquet"), "screen": {"pen": 0.1}})
+    check_refusal(
+        run("plan", spec),
+        "has no column 'pen', which embeddings.screen looks at; `synthfactory embed` writes the scores",
+    )
+
+
+WRONG = {
+    "target": (["tiles", "bank.txt"], "is no name of a bank; end it with .parquet"),
+    "level": (["tiles", "b.parquet"], "--label-level: is missing"),
+    "mpp": (["tiles", "b.parquet", "--label-level", "tile"], "does not say how many um a pixel has"),
+    "source": (["absent", "b.parquet", "--label-level", "tile", "--mpp", "0.5"], "no such folder"),
+    "tar": (["absent.tar", "b.parquet"], "no such file; name WebDataset tars"),
+    "csv": (["absent.csv", "b.parquet"], "no such file; the CSV names tile"),
+    "outside": (
+        ["out.csv", "b.parquet", "--label-level", "tile", "--mpp", "0.5"],
+        "csv:2: '../a.png' leads out of the CSV's folder",
+    ),
+    "no image": (["text.csv", "b.parquet"], "csv:2: 'a.txt' is no image"),
+    "encoder": (["tiles", "b.parquet", "--label-level", "tile", "--mpp", "0.5", "--encoder", "/nowhere"], "/nowhere"),
+    "size": (["large", "b.parquet", "--label-level", "tile", "--mpp", "0.5"], "is 40 x 40 px; tiles are 32 x 32 px"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_embedded_is_said(name: str, tiny: Path, folder: Path) -> None:
+    (folder / "out.csv").write_text("tile,label\n../a.png,x\n")
+    (folder / "text.csv").write_text("tile,label\na.txt,x\n")
+    (folder / "large/x").mkdir(parents=True)
+    Image.fromarray(making.picture(1, 40)).save(folder / "large/x/a.png")
+    (source, target, *more), words = WRONG[name]
+    ended = embed(tiny, folder, source, target, *more)
+    check_refusal(ended, words)  # type: ignore[arg-type]
+    assert not (folder / target).exists()
+
+
+def test_a_bank_is_never_written_over(tiny: Path, folder: Path) -> None:
+    before = of_folder(tiny, folder).read_bytes()
+    ended = embed(tiny, folder, "tiles", "bank.parquet", "--label-level", "tile", "--mpp", "0.5")
+    check_refusal(ended, "is there already, and banks are never written over")  # type: ignore[arg-type]
+    assert (folder / "bank.parquet").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_and_survives_a_killed_run(tiny: Path, folder: Path) -> None:
+    expected = of_folder(tiny, folder).read_bytes()
+    arguments = [
+        "embed", folder / "tiles", folder / "ray.parquet", "--encoder", tiny / "model", "--metadata", folder / "tiles.csv",
+        "--label-level", "region", "--workers", "2",
+    ]  # fmt: skip
+    process = start(*arguments)
+    try:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and not (folder / "ray.parquet.parts").exists():
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        process.wait(60)
+    finally:
+        kill(process)
+    if not (folder / "ray.parquet").exists():  # else it was faster than the signal
+        process = start(*arguments)
+        try:
+            assert process.wait(120) == 0, process.stdout.read()  # type: ignore[union-attr]
+        finally:
+            kill(process)
+    assert (folder / "ray.parquet").read_bytes() == expected
