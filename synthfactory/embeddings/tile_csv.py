@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 from synthfactory.embeddings.checks import check_mpp_known
-from synthfactory.embeddings.rows import known, shown
+from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.table import Line, line_label, line_level, line_mpp, number, read_lines
 from synthfactory.embeddings.tiles import SUFFIXES, TileFolder
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
 WHAT = (
     "the CSV names tile (path from the CSV's folder) and label of each tile, and where known patient_id, slide_id, mpp"
