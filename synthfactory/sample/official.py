@@ -56,7 +56,7 @@ class OfficialEngine:
         self.dtype = DTYPES[dtype]
         self.spent = Spent()
         self.software = {"diffusers": diffusers.__version__}
-        self._pipeline = _loaded(repo).to(self.device, self.dtype)
+        self._pipeline = _loaded(repo, self.device, self.dtype)
         if hasattr(self._pipeline, "set_progress_bar_config"):
             self._pipeline.set_progress_bar_config(disable=True)
 
@@ -140,8 +140,8 @@ def _seeded(key: tuple[int, int], device: torch.device) -> Iterator[None]:
         yield
 
 
-def _loaded(repo: PipelineRepo) -> Any:
-    """The pipeline in float32, from the verified snapshot and its own code file.
+def _loaded(repo: PipelineRepo, device: torch.device, dtype: torch.dtype) -> Any:
+    """The pipeline, from the verified snapshot and its own code file.
 
     One process of a machine at a time: diffusers runs a copy of the code, which it writes to one place for all.
     """
@@ -158,13 +158,14 @@ def _loaded(repo: PipelineRepo) -> Any:
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
         try:
-            return diffusers.DiffusionPipeline.from_pretrained(
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 str(repo.root),
                 custom_pipeline=str(repo.root / repo.entry),
                 trust_remote_code=True,
                 use_safetensors=True,
                 local_files_only=True,
             )
+            return pipeline.to(device) if dtype == torch.float32 else pipeline.to(device, dtype)
         except Exception as error:
             why = next(iter(str(error).splitlines()), "")[:300]
             raise InputError(

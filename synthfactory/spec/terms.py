@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
+
+
+def _plain(name: str) -> str:
+    """CC BY-NC-ND 4.0 and cc-by-nc-nd-4.0 are one licence."""
+    return re.sub(r"[^a-z0-9./]", "", name.lower())
 
 
 class Permission(FrozenModel):
@@ -65,7 +71,7 @@ class Terms(FrozenModel):
 
     def accepts(self, licence: str, repo: str) -> bool:
         """Whether a licence, by its name or by the repository that carries it, is accepted."""
-        return {licence.lower(), repo.lower()} & {name.strip().lower() for name in self.accept} != set()
+        return {_plain(licence), _plain(repo)} & {_plain(name) for name in self.accept} != set()
 
     def settled(self, model: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:
         """What lock, tiles and card state: accepted licences, the permission, and `sharing`: permitted, allowed (by the licences
