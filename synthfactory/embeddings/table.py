@@ -16,6 +16,10 @@ from synthfactory.spec.text import shown
 
 Line = tuple[int, dict[str, str]]  # number of the line in the file, column -> text without spaces at its ends
 
+KNOWN = (
+    "tile", "label", "label_level", "patient_id", "slide_id", "site", "scanner", "mpp", "x", "y", "tumour_fraction",
+)  # fmt: skip
+
 
 def read_lines(path: str, needed: Sequence[str], what: str) -> Iterator[Line]:
     """The lines of a CSV in UTF-8 with a header. InputError where a column of `needed` is absent; `what` says what the CSV is."""
@@ -23,17 +27,31 @@ def read_lines(path: str, needed: Sequence[str], what: str) -> Iterator[Line]:
         with open_source(path) as raw, io.TextIOWrapper(raw, newline="", encoding="utf-8-sig") as handle:
             rows = csv.DictReader(handle)
             names = list(rows.fieldnames or ())
-            for name in needed:
-                if name not in names:
-                    close = difflib.get_close_matches(name, names, 1)
-                    hint = f" (is '{shown(close[0])}' meant?)" if close else ""
-                    raise InputError(f"{path}: needs a column '{name}'{hint}; {what}")
+            _check_header(names, needed, path, what)
             for row in rows:
                 yield rows.line_num, {name: (row[name] or "").strip() for name in names if isinstance(row[name], str)}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {what}") from None
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"{path}: is no readable CSV in UTF-8 ({shown(str(error))})") from None
+
+
+def _check_header(names: Sequence[str], needed: Sequence[str], path: str, what: str) -> None:
+    """InputError for another separator, an absent column, and one that is ours but for its spelling: else nobody would miss it."""
+    for mark in ";\t|":
+        if len(names) == 1 and mark in names[0]:
+            raise InputError(f"{path}: its columns are separated by {mark!r}; save it with commas")
+    for name in needed:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, 1)
+            hint = f" (is '{shown(close[0])}' meant?)" if close else ""
+            raise InputError(f"{path}: needs a column '{name}'{hint}; {what}")
+    for name in names:
+        close = difflib.get_close_matches(name.strip().lower(), KNOWN, 1, 0.75)
+        if name not in KNOWN and close and close[0] not in names:
+            raise InputError(
+                f"{path}: column '{shown(name)}' is not known; is '{close[0]}' meant? (rename it, or take it out)"
+            )
 
 
 def number(line: Line, name: str, path: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from synthfactory.embeddings.bank import Bank
+from synthfactory.embeddings.table import read_lines
 from synthfactory.embeddings.tiles import TileFolder, decode_tile, embed_tiles, scan_tiles
 from synthfactory.spec.errors import InputError
 
@@ -120,7 +122,7 @@ def test_csv_names_patients_and_slides(folder: Path, tmp_path: Path) -> None:
         (["tile,patient_id", f"{ALL[0]},P1", ",P2"], "csv:3: names no tile"),
         (["tile,patient_id", f"{ALL[0]},P1", '" ",P2'], "csv:3: names no tile"),
         (["patient_id,file", "P1,x"], "csv: needs a column 'tile'"),
-        (["tile;patient_id", "x;y"], "csv: needs a column 'tile'"),
+        (["tile;patient_id", "x;y"], "csv: its columns are separated by ';'; save it with commas"),
         ([], "csv: needs a column 'tile'"),
         (["tile", *ALL[1:4]], r"csv: has no row for gland/a\.TIF \(3 tiles in all\)"),
         (["tile", *(file.replace("/", "\\") for file in ALL)], r"csv: has no row for gland/a\.TIF \(6 tiles in all\)"),
@@ -361,3 +363,20 @@ def test_a_folder_behind_a_url_is_the_same_bank(folder: Path, tmp_path: Path) ->
     finally:
         memory.rm("/tiles", recursive=True)
         memory.rm("/sheets", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("tile,patient,mpp", "column 'patient' is not known; is 'patient_id' meant?"),
+        ("tile,Slide_ID,mpp", "column 'Slide_ID' is not known; is 'slide_id' meant?"),
+        ("tile;patient_id;mpp", "its columns are separated by ';'; save it with commas"),
+    ],
+)
+def test_a_header_that_is_nearly_right_is_not_read_past(tmp_path: Path, header: str, words: str) -> None:
+    path = tmp_path / "tiles.csv"
+    path.write_text(f"{header}\ngland/a.png,P1,0.5\n")
+    with pytest.raises(InputError, match=re.escape(words)):
+        list(read_lines(str(path), ("tile",), "it holds tiles"))
+    path.write_text("tile,patient_id,notes\ngland/a.png,P1,blue\n")
+    assert len(list(read_lines(str(path), ("tile",), "it holds tiles"))) == 1
