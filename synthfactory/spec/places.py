@@ -7,6 +7,8 @@ import posixpath
 from collections.abc import Callable
 from pathlib import Path
 
+MAX_NAME_BYTES, MAX_LENGTH = 200, 3000  # file systems allow 255 and 4,096; our own files come below
+
 
 def is_url(place: str) -> bool:
     """True for fsspec URLs other than file://, such as s3://bucket/folder."""
@@ -22,8 +24,10 @@ def place_problem(place: str) -> str | None:
     """What is wrong with a path or URL as such, or None."""
     if not place.strip() or place != place.strip():
         return "is empty or has spaces at an end; write a folder or an fsspec URL such as s3://bucket/folder"
-    if any(ord(character) < 32 or ord(character) == 127 for character in place):
-        return "holds a control character; use printable ones only"
+    if not place.isprintable():
+        return "holds a control or invisible character; use printable ones only"
+    if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in place.split("/")) or len(place) > MAX_LENGTH:
+        return f"is too long; at most {MAX_NAME_BYTES} bytes between two '/', and {MAX_LENGTH:,} characters in all"
     if is_url(place) and ".." in place.split("/"):
         return "has '..' inside a URL; object stores take it literally, so write the path without it"
     return None

@@ -138,6 +138,13 @@ def test_the_secret_and_its_folder_are_the_owners_alone(spec_file: MakeSpec, out
     assert [path.stat().st_mode & 0o077 for path in (lineage, lineage / "secret.json")] == [0, 0]
 
 
+@pytest.mark.parametrize("name", ["x" * 201, "/".join(["deep"] * 700), "a\u200bb"])
+def test_places_that_cannot_be_folders(spec_file: MakeSpec, tmp_path: Path, name: str) -> None:
+    for change in ({"output": {"path": f"{tmp_path}/{name}"}}, {"lineage": f"{tmp_path}/{name}"}):
+        assert run("build", spec_file("long.yaml", **change), "--local").code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["long.yaml"]
+
+
 def test_an_address_where_nothing_listens(spec_file: MakeSpec, out: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused at once
