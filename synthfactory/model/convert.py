@@ -328,6 +328,11 @@ def _vae_name(name: str, levels: int) -> str:
     return re.sub(r"<(\d+)>", lambda match: str(levels - 1 - int(match[1])), name)
 
 
+def current_vae_name(name: str) -> str:
+    """Today's name of a tensor of older diffusers; any other name is left as it is."""
+    return _vae_name(name, 0)
+
+
 def _linear(tensors: _Tensors, name: str) -> Tensor:
     """Attention's 1 x 1 convolutions in older files are linear layers today."""
     value = tensors.state[name]

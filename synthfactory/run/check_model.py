@@ -19,6 +19,7 @@ from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import vae_from_dict
 from synthfactory.model.vit import vit_from_dict
 from synthfactory.model.weights import timm_size
+from synthfactory.sample.components import check_components
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 from synthfactory.spec.text import shown
@@ -31,7 +32,7 @@ def check_model(spec: Spec, model: Opened, encoder: EncoderFolder | None) -> Non
     or holds numbers that are not finite.
 
     Fetches what is not here and reads every file once for its hash, then names, shapes and whether all numbers are finite; one tensor is
-    held at a time, and no code of a repository runs.
+    held at a time. Of a repository's own pipeline the classes of its components are run, on the meta device.
     """
     try:
         model.check_files()
@@ -40,6 +41,8 @@ def check_model(spec: Spec, model: Opened, encoder: EncoderFolder | None) -> Non
                 values = {key: value for key, value in model.config[part].items() if key != "id"}
                 _check_part(part, values, model.path / f"{part}.safetensors", model.path / CONFIG)
             encoder = encoder or (encoder_of(model) if model.has_encoder else None)
+        else:
+            check_components(model)
         if encoder is not None:
             _check_encoder(encoder)
     except InputError as error:

@@ -1,6 +1,6 @@
 """A repository's own diffusers pipeline as an engine: its code, its solver, its decoder; our conditions, noise keys and screens.
 
-The code runs only here, in a worker, after every file was compared with the pinned commit. It is called with the embeddings
+The code runs only here and in components.py, after every file was compared with the pinned commit. It is called with the embeddings
 (float32, N x width), num_images_per_prompt, num_inference_steps, guidance_scale, guidance_low and guidance_high, and gives
 result["images"]. Each candidate's own noise goes in where the pipeline's signature has `latents` (the start) or a `generator` per
 image (all of it); where it has neither, a batch is seeded by its first key, and its bytes depend on which tiles share it.
@@ -16,7 +16,6 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,11 +23,11 @@ from synthfactory.model.pipeline import GENERATORS, LATENTS, PipelineRepo
 from synthfactory.model.vit import ViT
 from synthfactory.model.weights import default_device
 from synthfactory.plan.cost import calls_per_tile
+from synthfactory.sample.components import check_loaded, code_lock
 from synthfactory.sample.engine import PAD_TO, Drawn, Engine, Marks, Spent
 from synthfactory.sample.network import DTYPES
 from synthfactory.sample.noise import CandidateNoise
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.places import cache_folder
 from synthfactory.spec.sampler import Sampler
 
 PASSED = ("num_images_per_prompt", "num_inference_steps", "guidance_scale", "guidance_low", "guidance_high")
@@ -141,13 +140,8 @@ def _seeded(key: tuple[int, int], device: torch.device) -> Iterator[None]:
 
 
 def _loaded(repo: PipelineRepo, device: torch.device, dtype: torch.dtype) -> Any:
-    """The pipeline, from the verified snapshot and its own code file.
-
-    One process of a machine at a time: diffusers runs a copy of the code, which it writes to one place for all.
-    """
-    lock = cache_folder() / "hub" / "pipeline.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    """The pipeline, from the verified snapshot and its own code file."""
+    with code_lock():
         repo.check_files()
         missing = [name for name in PASSED if name not in repo.arguments]
         if missing:
@@ -165,7 +159,10 @@ def _loaded(repo: PipelineRepo, device: torch.device, dtype: torch.dtype) -> Any
                 use_safetensors=True,
                 local_files_only=True,
             )
+            check_loaded(repo, pipeline.components)
             return pipeline.to(device) if dtype == torch.float32 else pipeline.to(device, dtype)
+        except InputError as error:
+            raise InputError(f"model: {error}") from None
         except Exception as error:
             why = next(iter(str(error).splitlines()), "")[:300]
             raise InputError(

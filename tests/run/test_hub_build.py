@@ -26,6 +26,7 @@ from tinymodel import make_bank_file, make_tiny_model
 
 CYTOSYN = "Owkin-Bioptimus/CytoSyn"
 TERMS = {"accept": ["CC-BY-NC-ND-4.0"]}
+CONFIG = "transformer/config.json"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 SMALL = {
     "classes": {"alpha": 5, "beta": 4},
@@ -255,6 +256,18 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     "a pickle posing as weights": (lambda r, h, m: swapped(r, WEIGHTS, pickle.dumps({"a": 1})), "is a pickle, which could run code"),
     "weights in a pickle only": (
         lambda r, h, m: swapped(r, "transformer/model.bin", b"x") or without(r, WEIGHTS), "holds weights as a pickle only (transformer/"
+    ),
+    "a config of another size": (
+        lambda r, h, m: swapped(r, CONFIG, r.commits[r.refs["main"]][CONFIG].replace(b'"depth": 2', b'"depth": 3')),
+        "transformer: its weights lack blocks.2.",
+    ),
+    "a config of another width": (
+        lambda r, h, m: swapped(r, CONFIG, r.commits[r.refs["main"]][CONFIG].replace(b'"cond_dim": 16', b'"cond_dim": 12')),
+        "its config.json asks for (32, 12)",
+    ),
+    "a config of less": (
+        lambda r, h, m: swapped(r, CONFIG, r.commits[r.refs["main"]][CONFIG].replace(b'"depth": 2', b'"depth": 1')),
+        "which its config.json has no place for",
     ),
     "no index": (lambda r, h, m: without(r, "model_index.json"), "holds no model of our form"),
     "an index of no kind": (lambda r, h, m: swapped(r, "model_index.json", b"[]"), "names no pipeline class"),
