@@ -32,7 +32,7 @@ from synthfactory.run.tasks import Tasks
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.manifest import append_round, dataset_json, put_if_changed, shards_txt
-from synthfactory.shards.mend import collect, discard, move_foreign
+from synthfactory.shards.mend import collect, discard, move_foreign, move_irregular
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Report, verify
 from synthfactory.spec.errors import InputError
@@ -205,6 +205,8 @@ def _mend(
     """Verifies what is there, discards what is damaged, and clears away what does not belong (the latter under the lease only)."""
     report = verify(out, num_shards(rounds), expected_of(str(lock["name"]), rounds), full=not quick)
     for line in discard(out, report):
+        say(line)
+    for line in move_irregular(out, lineage, report):
         say(line)
     for line in move_foreign(out, lineage, report):
         say(line)

@@ -27,6 +27,7 @@ from synthfactory.plan.rounds import Round, check_chain
 from synthfactory.plan.units import key_of, unit_of
 from synthfactory.run.models import choose_model
 from synthfactory.run.source import Conditions, open_conditions, placed
+from synthfactory.shards.base import NotAFileError
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.manifest import read_rounds
 from synthfactory.shards.store import Store, open_store
@@ -53,9 +54,11 @@ def read_standing(place: str) -> Standing:
     """Reads an OUT. InputError where it holds something, but is no set of ours."""
     store = open_store(place)
     try:
-        lock: dict[str, Any] | None = read_lock(store.read(LOCK))
+        lock: dict[str, Any] | None = read_lock(store.read(LOCK, through_links=True))
     except FileNotFoundError:
         lock = None
+    except NotAFileError as error:
+        raise InputError(str(error)) from None
     except NotADirectoryError:
         raise InputError(f"{place}: is a file, or lies below one; name a folder or a URL") from None
     except InputError as error:

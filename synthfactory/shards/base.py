@@ -37,22 +37,32 @@ def checked(path: str) -> str:
     return path
 
 
+LINK, FOLDER, SPECIAL = "a link", "a folder", "a pipe, socket or device"
+
+
+class NotAFileError(OSError):
+    """Where a file should be lies a link, a folder, a pipe, socket or device: never followed, and never waited for."""
+
+
 class Store(ABC):
     """Objects by relative POSIX path. Every method raises ValueError for a path that leaves the store."""
 
     place: str
 
     @abstractmethod
-    def read(self, path: str) -> bytes:
-        """The whole object; FileNotFoundError where there is none."""
+    def read(self, path: str, *, through_links: bool = False) -> bytes:
+        """The whole object; FileNotFoundError where there is none, NotAFileError where it is no file.
+
+        `through_links` reads the file that a link leads to, where links exist at all.
+        """
 
     @abstractmethod
     def open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """The object as a readable file; FileNotFoundError where there is none."""
+        """The object as a readable file; errors as of `read`."""
 
     @abstractmethod
     def size(self, path: str) -> int | None:
-        """Bytes, or None where there is no such object."""
+        """Bytes, or None where there is nothing of that name (what is no file counts as it lies there, a link as itself)."""
 
     @abstractmethod
     def put(self, path: str, content: bytes | Path) -> None:
@@ -65,6 +75,10 @@ class Store(ABC):
     @abstractmethod
     def entries(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """(path, bytes) of every object below a folder ('' = all), never from a cache, in no order; temporary files included."""
+
+    def irregular(self, prefix: str = "") -> dict[str, str]:
+        """Path -> what it is (LINK, FOLDER, SPECIAL), of all below a folder that is no file; object stores hold objects only."""
+        return {}
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -84,6 +98,12 @@ class Store(ABC):
 
     def move_out(self, path: str, other: Store, other_path: str) -> str:
         """Copies an object to another store, never over something there, then removes it here; returns its path there."""
+        found = self.copy_out(path, other, other_path)
+        self.delete(path)
+        return found
+
+    def copy_out(self, path: str, other: Store, other_path: str) -> str:
+        """Copies an object to another store, never over something there; returns its path there."""
         free = free_path(other, other_path)
         with tempfile.TemporaryDirectory(prefix="synthfactory-") as scratch:
             spool = Path(scratch) / "object"
@@ -91,7 +111,6 @@ class Store(ABC):
                 for block in iter(lambda: source.read(BLOCK_BYTES), b""):
                     target.write(block)
             other.put(free, spool)
-        self.delete(path)
         return free
 
 

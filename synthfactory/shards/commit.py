@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synthfactory.shards.base import Store
+from synthfactory.shards.base import NotAFileError, Store
 from synthfactory.shards.record import sha256_hex
 from synthfactory.shards.tarfmt import ShardFile
 
@@ -115,10 +115,10 @@ def commit_shard(store: Store, shard: int, tar: ShardFile, parquet: bytes, body:
 
 
 def standing_commit(store: Store, shard: int) -> Commit | None:
-    """The commit of a shard, or None where there is none or it is damaged."""
+    """The commit of a shard, or None where there is none, or it is damaged or no file."""
     try:
         return read_commit(store, shard)
-    except (FileNotFoundError, DamagedCommitError):
+    except (FileNotFoundError, NotAFileError, DamagedCommitError):
         return None
 
 

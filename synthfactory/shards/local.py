@@ -6,12 +6,24 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from synthfactory.shards.base import BLOCK_BYTES, Store, checked, free_path, is_temporary, temporary_name
+from synthfactory.shards.base import (
+    BLOCK_BYTES,
+    FOLDER,
+    LINK,
+    SPECIAL,
+    NotAFileError,
+    Store,
+    checked,
+    free_path,
+    is_temporary,
+    temporary_name,
+)
 
 SWEPT_RETRIES = 5
 SETTLE_TRIES = 40
@@ -30,15 +42,16 @@ class LocalStore(Store):
     def _at(self, path: str) -> Path:
         return self.root / checked(path)
 
-    def read(self, path: str) -> bytes:
-        return self._at(path).read_bytes()
+    def read(self, path: str, *, through_links: bool = False) -> bytes:
+        with _opened(self._at(path), through_links) as handle:
+            return handle.read()
 
     def open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        return open(self._at(path), "rb")
+        return _opened(self._at(path))
 
     def size(self, path: str) -> int | None:
         try:
-            return self._at(path).stat().st_size
+            return self._at(path).lstat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -116,7 +129,11 @@ class LocalStore(Store):
         """The content that another writer gave it; one that is empty may have been claimed this moment."""
         for _ in range(SETTLE_TRIES):
             with contextlib.suppress(FileNotFoundError):
-                content = target.read_bytes()
+                try:
+                    with _opened(target) as handle:
+                        content = handle.read()
+                except NotAFileError:
+                    return b""
                 if content:
                     return content
             time.sleep(SETTLE_PAUSE_SEC)
@@ -132,19 +149,45 @@ class LocalStore(Store):
                 with contextlib.suppress(FileNotFoundError):
                     yield path.relative_to(self.root).as_posix(), path.lstat().st_size
 
+    def irregular(self, prefix: str = "") -> dict[str, str]:
+        found = {}
+        for folder, folders, names in os.walk(self._at(prefix) if prefix else self.root, onerror=_unless_gone):
+            for name in (*folders, *names):
+                path = Path(folder) / name
+                with contextlib.suppress(FileNotFoundError):
+                    what = _what(path.lstat().st_mode)
+                    if what is not None:
+                        found[path.relative_to(self.root).as_posix()] = what
+        return found
+
     def delete(self, path: str) -> None:
         self._at(path).unlink(missing_ok=True)
 
-    def move_out(self, path: str, other: Store, other_path: str) -> str:
+    def copy_out(self, path: str, other: Store, other_path: str) -> str:
+        """As of any store; of a link, a file `.link` that says where it led. ValueError for pipes, sockets and devices."""
         source = self._at(path)
-        if source.is_symlink():  # the link itself moves, never what it points at
+        what = _what(source.lstat().st_mode)
+        if what == LINK:
             free = free_path(other, f"{other_path}.link")
             other.put(free, os.fsencode(source.readlink()))
-            self.delete(path)
             return free
-        if not source.is_file():
-            raise ValueError(f"{source} is no regular file")  # a pipe or device would block the reader
-        return super().move_out(path, other, other_path)
+        if what == FOLDER:
+            free = free_path(other, other_path)
+            for inner, _ in sorted(self.entries(path)):
+                self.copy_out(inner, other, free + inner.removeprefix(path))
+            return free
+        if what is not None:
+            raise ValueError(f"it is {what}")
+        return super().copy_out(path, other, other_path)
+
+    def move_out(self, path: str, other: Store, other_path: str) -> str:
+        """As of any store; a folder moves with all that it holds."""
+        source = self._at(path)
+        if _what(source.lstat().st_mode) != FOLDER:
+            return super().move_out(path, other, other_path)
+        found = self.copy_out(path, other, other_path)
+        shutil.rmtree(source)
+        return found
 
     def leftovers(self) -> list[str]:
         return sorted(path for path, _ in self.entries() if is_temporary(path))
@@ -154,6 +197,31 @@ class LocalStore(Store):
         for path in stale:
             self.delete(path)
         return len(stale)
+
+
+def _what(mode: int) -> str | None:
+    """What is no file, in words; None for a file."""
+    if stat.S_ISREG(mode):
+        return None
+    return LINK if stat.S_ISLNK(mode) else FOLDER if stat.S_ISDIR(mode) else SPECIAL
+
+
+def _opened(path: Path, through_links: bool = False) -> BinaryIO:
+    """A file opened for reading; NotAFileError for all else, before it could block or act, and even where it is swapped meanwhile."""
+    what = _what((path.stat() if through_links else path.lstat()).st_mode)
+    if what is None:
+        try:
+            number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if through_links else os.O_NOFOLLOW))
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            what = LINK
+        else:
+            what = _what(os.fstat(number).st_mode)
+            if what is None:
+                return os.fdopen(number, "rb")
+            os.close(number)
+    raise NotAFileError(f"{path}: is {what}, not a file; put the file itself there")
 
 
 def _unless_gone(error: OSError) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from synthfactory.shards.base import LINK, NotAFileError
 from synthfactory.shards.commit import Commit
 from synthfactory.shards.store import Store
 from synthfactory.spec.errors import InputError
@@ -24,11 +25,14 @@ def _encoded(values: Any) -> bytes:
 def read_rounds(store: Store) -> list[dict[str, Any]]:
     """The rounds' JSON in order; InputError where one is no JSON or one is missing between."""
     found: dict[int, dict[str, Any]] = {}
+    for path, what in store.irregular("rounds").items():
+        if ROUND_NAME.fullmatch(path) and what != LINK:
+            raise InputError(f"{store.place}/{path}: is {what}, not a file; restore it from a copy")
     for path, _ in store.entries("rounds"):
         match = ROUND_NAME.fullmatch(path)
         if match:
             try:
-                found[int(match[1])] = json.loads(store.read(path))
+                found[int(match[1])] = json.loads(store.read(path, through_links=True))
             except (ValueError, RecursionError):
                 raise InputError(f"{store.place}/{path}: is damaged; restore it from a copy") from None
     if sorted(found) != list(range(len(found))):
@@ -90,9 +94,9 @@ def shards_txt(commits: Mapping[int, Commit]) -> bytes:
 def put_if_changed(store: Store, path: str, content: bytes) -> bool:
     """Writes a derived file unless it already holds `content`; returns whether it wrote."""
     try:
-        if store.read(path) == content:
-            return False
-    except FileNotFoundError:
+        if store.read(path, through_links=True) == content:
+            return False  # a link with the right content is for `mend` to replace, which keeps where it led
+    except (FileNotFoundError, NotAFileError):
         pass
     store.put(path, content)
     return True

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from synthfactory.shards.base import Store
 from synthfactory.shards.commit import commit_path, shard_of_commit, shard_of_object, standing_commit
 from synthfactory.shards.gc import remove_unreferenced, sweep
-from synthfactory.shards.manifest import read_rounds
-from synthfactory.shards.verify import FOREIGN, TEMP, UNREFERENCED, Report
+from synthfactory.shards.manifest import LOCK, ROUND_NAME, read_rounds
+from synthfactory.shards.verify import FOREIGN, IRREGULAR, TEMP, UNREFERENCED, Report
+from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown_path
 
 
@@ -26,6 +27,8 @@ def discard(store: Store, report: Report) -> Iterator[str]:
     for finding in report.findings:
         if finding.shard is None or commit_path(finding.shard) not in present:
             continue
+        if finding.kind == IRREGULAR and finding.path == commit_path(finding.shard):
+            continue  # `move_irregular` keeps it
         looked_at, standing = report.commits.get(finding.shard), standing_commit(store, finding.shard)
         if standing is not None and (looked_at is None or standing.body != looked_at.body):
             continue  # another build has committed it since
@@ -40,6 +43,30 @@ def collect(store: Store, report: Report, *, dry_run: bool = False) -> Iterator[
     yield from remove_unreferenced(store, unreferenced, dry_run=dry_run)
     if any(finding.kind == TEMP for finding in report.findings) or store.leftovers():
         yield from sweep(store, dry_run=dry_run)
+
+
+def move_irregular(store: Store, lineage: Store, report: Report) -> Iterator[str]:
+    """Moves links, folders and pipes that lie where files belong to LINEAGE/foreign/ (a link as a note of where it led).
+
+    Lock and rounds cannot be made anew, so the file that a link led to takes its place. Yields a line for each.
+    """
+    odd = [finding.path for finding in report.findings if finding.kind == IRREGULAR]
+    standing = store.irregular() if odd else {}
+    for path in odd:
+        if path not in standing:
+            continue  # another build has put a file there since
+        try:
+            if path == LOCK or ROUND_NAME.fullmatch(path):
+                content = store.read(path, through_links=True)
+                moved = store.copy_out(path, lineage, f"foreign/{path}")
+                store.put(path, content)
+            else:
+                moved = store.move_out(path, lineage, f"foreign/{path}")
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise InputError(f"{store.place}/{shown_path(path)}: {error}, not a file; take it away") from None
+        yield f"moved {shown_path(path)} to {lineage.place}/{shown_path(moved)}: was {standing[path]}, not a file"
 
 
 def move_foreign(store: Store, lineage: Store, report: Report) -> Iterator[str]:

@@ -131,7 +131,7 @@ class RemoteStore(Store):
             self._pause(FIRST_PAUSE_SEC * 2**attempt)
         raise AssertionError("unreachable")
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, *, through_links: bool = False) -> bytes:
         return bytes(self._tried(f"read {path}", lambda: self.fs.cat_file(self._at(path))))
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from synthfactory.shards.base import Store, is_temporary
 from synthfactory.shards.commit import (
@@ -26,8 +27,9 @@ from synthfactory.spec.text import counted, shown, shown_path
 
 Expected = Callable[[int], Sequence[tuple[str, str, int]]]  # shard -> (key, class, index) in order
 
-DAMAGED, MISSING, UNREFERENCED, TEMP, FOREIGN, STALE = (
+DAMAGED, IRREGULAR, MISSING, UNREFERENCED, TEMP, FOREIGN, STALE = (
     "damaged",
+    "irregular",
     "missing",
     "unreferenced",
     "temporary",
@@ -37,6 +39,7 @@ DAMAGED, MISSING, UNREFERENCED, TEMP, FOREIGN, STALE = (
 
 
 MAX_MESSAGE = 500
+MAX_MISSING = 100_000  # shards that are named; the rest are counted, so that a made-up round fills no memory
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Report:
     shards: int
     commits: dict[int, Commit] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    more_missing: int = 0  # shards beyond those named as missing
 
     @property
     def tiles(self) -> int:
@@ -84,7 +88,8 @@ def render(report: Report, *, width: int = 80, limit: int = 50) -> str:
         lines.append(f"not found within max_attempts, as recorded: {counted(report.shortfall, 'tile')}")
     if not kinds:
         return "\n".join([*lines, "no fault found"])
-    lines.append(", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items())))
+    kinds[MISSING] += report.more_missing
+    lines.append(", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()) if count))
     for finding in report.findings[:limit]:
         lines.extend(
             textwrap.wrap(
@@ -93,7 +98,7 @@ def render(report: Report, *, width: int = 80, limit: int = 50) -> str:
         )
     if len(report.findings) > limit:
         lines.append(f"... and {len(report.findings) - limit:,} more")
-    rebuilt = len(report.to_rebuild)
+    rebuilt = len(report.to_rebuild) + report.more_missing
     if rebuilt:
         lines.append(f"the next build makes {counted(rebuilt, 'shard')} again")
     return "\n".join(lines)
@@ -118,21 +123,25 @@ def verify(
     for folder in ("shards", "commits", "rounds"):
         if folder in present:
             raise InputError(f"{store.place}/{folder}: is a file or a link, not a folder; put the folder itself there")
-    for path in sorted(present):
+    odd = {path: what for path, what in store.irregular().items() if _belongs(path)}
+    for path in sorted(present.keys() - odd.keys()):
         shard = shard_of_commit(path)
         if shard is not None:
             _commit(store, shard, num_shards, report)
-    for shard in range(num_shards):
-        if commit_path(shard) not in present:
-            report.findings.append(Finding(MISSING, commit_path(shard), "is not there", shard))
+    _missing(present.keys() | odd.keys(), num_shards, report)
+    _irregular(odd, num_shards, report)
     for shard, commit in sorted(report.commits.items()):
+        if shard in report.to_rebuild:
+            continue  # an object of it is no file
         problem = _shard_problem(store, commit, present, expected(shard), full)
         if problem:
             report.findings.append(Finding(DAMAGED, problem[0], problem[1], shard))
         tick()
     referenced = {path for commit in report.commits.values() for path in commit.objects}
-    report.findings.extend(_others(present, referenced, num_shards))
+    report.findings.extend(_others(_beside(present, odd), referenced, num_shards))
     for path, content in (derived or {}).items():
+        if path in odd:
+            continue
         if path not in present:
             report.findings.append(Finding(STALE, path, "is not there; the next build writes it"))
         elif store.read(path) != content:
@@ -153,6 +162,36 @@ def _commit(store: Store, shard: int, num_shards: int, report: Report) -> None:
         report.findings.append(Finding(DAMAGED, path, "is not a whole commit", shard))
     except FileNotFoundError:
         report.findings.append(Finding(MISSING, path, "went away while it was looked at", shard))
+
+
+def _belongs(path: str) -> bool:
+    """Whether a file of the set may have this path."""
+    ours = path in DERIVED or path == LOCK or ROUND_NAME.fullmatch(path) is not None
+    return ours or shard_of_commit(path) is not None or shard_of_object(path) is not None
+
+
+def _missing(there: Collection[str], num_shards: int, report: Report) -> None:
+    absent = (shard for shard in range(num_shards) if commit_path(shard) not in there)
+    named = [Finding(MISSING, commit_path(shard), "is not there", shard) for shard in islice(absent, MAX_MISSING)]
+    report.findings.extend(named)
+    if len(named) == MAX_MISSING:
+        committed = sum(shard is not None and shard < num_shards for shard in map(shard_of_commit, there))
+        report.more_missing = num_shards - committed - MAX_MISSING
+
+
+def _irregular(odd: Mapping[str, str], num_shards: int, report: Report) -> None:
+    """Links, folders and pipes where files of the set belong; what they lead to is never looked at."""
+    referenced = {path: shard for shard, commit in report.commits.items() for path in commit.objects}
+    for path, what in sorted(odd.items()):
+        shard = shard_of_commit(path)
+        shard = referenced.get(path) if shard is None else shard if shard < num_shards else None
+        message = f"is {what}, not a file; the next build puts it right"
+        report.findings.append(Finding(IRREGULAR, path, message, shard))
+
+
+def _beside(present: Collection[str], odd: Collection[str]) -> list[str]:
+    """What is neither no file nor inside of a folder that should be a file."""
+    return [path for path in present if not any(path == other or path.startswith(f"{other}/") for other in odd)]
 
 
 def _others(present: Collection[str], referenced: Collection[str], num_shards: int) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from cli_checks import check_refusal, snapshot
-from running import run
+from running import contents, run
 
 from synthfactory.plan.lock import lock_yaml
 from synthfactory.plan.recipe import recipe_hash
@@ -117,3 +118,31 @@ def test_locks_of_the_right_form_with_one_thing_wrong(place: Path, name: str) ->
         ended = run("plan", "spec.yaml")
         assert ended.code in (0, 2), (path, ended.err)
         assert snapshot(place / "out") == before, path
+
+
+@pytest.mark.parametrize("path", [LOCK, ROUND, "commits/000000.json", "README.md"])
+def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(place: Path, path: str) -> None:
+    (place / "out" / path).unlink()
+    os.mkfifo(place / "out" / path)
+    for command in (["status"], ["verify"], ["gc", "--dry-run"]):
+        ended = run(*command, place / "out")
+        assert "Traceback" not in ended.err
+        if path in (LOCK, ROUND):
+            check_refusal(ended, f"{path}: is a pipe, socket or device, not a file")
+    assert run("verify", place / "out").code == (2 if path in (LOCK, ROUND) else 1)
+    assert run("build", "spec.yaml", "--local").code == 2
+
+
+@pytest.mark.parametrize("path", [LOCK, ROUND, "commits/000000.json", "README.md"])
+def test_a_link_in_place_of_a_file_is_a_fault_that_a_build_mends(place: Path, path: str) -> None:
+    before = contents(place / "out")
+    (place / "out" / path).rename(place / "elsewhere")
+    (place / "out" / path).symlink_to(place / "elsewhere")
+    ended = run("verify", place / "out")
+    assert (ended.code, ended.err) == (1, "")
+    assert f"{path}: is a link, not a file" in " ".join(ended.out.split())
+    assert run("build", "spec.yaml", "--local").code == 0
+    assert not (place / "out" / path).is_symlink()
+    assert contents(place / "out") == before
+    assert run("verify", place / "out").code == 0
+    assert (place / f"lineage/foreign/{path}.link").read_text() == str(place / "elsewhere")
