@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.backends.cuda.matmul.allow_tf32 = True
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = xl_model(device) if options.size == "xl" else load_model(open_model(options.model), device)
+    model = xl_model(device) if options.size == "xl" else load_model(open_model(options.model), device=device)
     flops = call_flops(model)
     guidance = Guidance(scale=2.5, high=0.75)
     sampler = Sampler(method="sde", solver="euler_maruyama", steps=options.steps, guidance=guidance)

@@ -99,3 +99,20 @@ def test_memory_of_a_bank_grows_with_its_groups_not_with_its_rows(tmp_path: Path
     assert large["draw"]["peak"] - small["draw"]["peak"] < 0.25 * more
     assert large["index"]["peak"] < 500e6
     assert large["index"]["rows"] == 400_000
+
+
+def test_sampling_is_compared_with_both_baselines(tmp_path: Path) -> None:
+    model = tinymodel.make_tiny_model(tmp_path / "model")
+    script = SCRIPT.with_name("sampling.py")
+    command = [sys.executable, script, "--model", model, "--steps", 4, "--batch", 4, "--repeats", 1, "--threads", 1]
+    ended = subprocess.run(
+        [*map(str, command), "--json", str(tmp_path / "f.json")], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["calls_per_tile"] == 4 + 3  # guided from t = 0.75 on: 0.68, 0.36, 0.04
+    rates = found["tiles_per_second"]
+    assert found["ratio_over"] == {name: pytest.approx(rates["ours"] / rates[name]) for name in ("a", "b")}
+    assert min(rates.values()) > 0
+    assert 0 < found["share_of_matmul_rate"]["ours"] < 1
+    assert "not measured" in ended.stdout or found["kind"] == "cuda"

@@ -1,6 +1,6 @@
 """Speed and memory, printed: `make bench`, or python tests/benchmarks/throughput.py [--tiles N] [--json FILE] [--model FOLDER]
 
-- tiles/s and the share of time of each stage, of one --local build
+- tiles/s and the share of time of each stage, of one --local build (encode runs beside the others, so `other` may be below zero)
 - Ray's overhead: wall time of a build by two Ray workers against two --local builds of half the tiles each, begun together. Both
   ways are run in turn, and the best run of each counts, so that what else the machine does weighs less.
 - peak memory of a driver, of a worker, and of `plan` for 10^3 and for 10^9 tiles
