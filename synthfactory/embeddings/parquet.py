@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,18 @@ def load_bank(
     limits: Limits | None = None,
     cache: Path | None = None,
     extent: float = 224.0,
+    check_preprocessing: Callable[[Mapping[str, Any], str], None] | None = None,
 ) -> Bank:
     """The rows of `classes` (None: all) from parquet files: paths, fsspec URLs, patterns.
 
-    `encoder` is the model's (None: any); `declared` and `mpp` are what the spec says where the files do not. Raises InputError, always
+    `encoder` is the model's (None: any); `declared` and `mpp` are what the spec says where the files do not; `check_preprocessing` gets
+    what a file says of the pixels' preparation, and its name. Raises InputError, always
     naming the file, for: no such file, no parquet, no encoder named or another one (or another token) than the model's, another width,
     wrong columns, NaN, an absent label, an mpp more than 5 % off 0.5, one embedding under two labels, a screen without its column.
     """
     files = expand(places, "a parquet bank of embeddings")
     source = _Files(files, width, classes, tuple({limit.score for limit in (limits or {}).values()}), mpp)
-    named = [source.check(file, encoder, declared) for file in files]
+    named = [source.check(file, encoder, declared, check_preprocessing) for file in files]
     other = next((number for number, found in enumerate(named) if found != named[0]), None)
     if other is not None:
         raise InputError(f"{files[other]}: names another encoder or token than {files[0]}; a bank has one")
@@ -111,12 +113,20 @@ class _Files:
         self._files, self._width, self._classes, self._scores, self._mpp = files, width, classes, scores, mpp
         self._starts: list[int] = [0]
 
-    def check(self, path: str, model: Mapping[str, str] | None, declared: Mapping[str, str] | None) -> dict[str, str]:
+    def check(
+        self,
+        path: str,
+        model: Mapping[str, str] | None,
+        declared: Mapping[str, str] | None,
+        check_preprocessing: Callable[[Mapping[str, Any], str], None] | None,
+    ) -> dict[str, str]:
         """Checks what a file says of itself, and notes its number of rows; returns its encoder."""
         with _opened(path) as file:
             schema = file.schema_arrow
             _check_columns(schema, path)
-            named, mpp = _metadata(schema, path, needed=declared is None)
+            named, mpp, prepared = _metadata(schema, path, needed=declared is None)
+            if check_preprocessing is not None:
+                check_preprocessing(prepared, path)
             found = agreed_encoder(named, declared, model, path)
             if "mpp" not in schema.names:
                 check_mpp_known(mpp, self._mpp, path)
@@ -211,25 +221,33 @@ def _check_mpp(batch: pa.RecordBatch, path: str) -> None:
             check_mpp(mpp, path, f"a tile of label{label}")
 
 
-def _metadata(schema: pa.Schema, where: str, *, needed: bool) -> tuple[dict[str, str] | None, float | None]:
-    """(encoder, mpp) as the file's metadata say."""
-    mpp = None
+def _metadata(
+    schema: pa.Schema, where: str, *, needed: bool
+) -> tuple[dict[str, str] | None, float | None, dict[str, Any]]:
+    """(encoder, mpp, preprocessing) as the file's metadata say."""
+    mpp, prepared = None, dict[str, Any]()
     try:
         values = json.loads((schema.metadata or {})[METADATA_KEY])
         if isinstance(values.get("mpp"), int | float):
             mpp = float(values["mpp"])
+        if isinstance(values.get("preprocessing"), dict):
+            prepared = values["preprocessing"]
         encoder = values["encoder"]
         if not (isinstance(encoder["id"], str) and isinstance(encoder["sha256"], str)):
             raise TypeError
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         if not needed:
-            return None, mpp
+            return None, mpp, prepared
         raise InputError(
             f'{where}: does not name its encoder; the parquet metadata needs a key "synthfactory" with JSON such as '
             '{"encoder": {"id": "phantom-encoder", "sha256": "...", "token": "class"}}, '
             "or embeddings.encoder in the spec says who it was"
         ) from None
-    return {"id": encoder["id"], "sha256": encoder["sha256"], "token": str(encoder.get("token", "class"))}, mpp
+    return (
+        {"id": encoder["id"], "sha256": encoder["sha256"], "token": str(encoder.get("token", "class"))},
+        mpp,
+        prepared,
+    )
 
 
 def _check_columns(schema: pa.Schema, where: str) -> None:

@@ -171,7 +171,7 @@ class Prepared:
 def prepare(spec: Spec) -> Prepared:
     """Opens model and source and checks that they fit one another and the spec; InputError names what does not."""
     chosen = choose_model(spec)
-    conditions = open_conditions(chosen.spec, chosen.facts)
+    conditions = open_conditions(chosen.spec, chosen.facts, chosen.encoder)
     return Prepared(chosen.spec, chosen.model, chosen.encoder, chosen.facts, conditions)
 
 

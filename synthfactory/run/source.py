@@ -22,6 +22,7 @@ from synthfactory.embeddings.places import local
 from synthfactory.embeddings.screening import Limits, failing, limits_of
 from synthfactory.embeddings.tile_shards import scan_shards
 from synthfactory.embeddings.tiles import TileFolder, read_tile, scan_tiles
+from synthfactory.model.encoder import EncoderFolder
 from synthfactory.plan.plan import ClassSummary
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.screen.artefacts import SCORES, condition_scores
@@ -52,8 +53,10 @@ def scratch_cache(lineage: str) -> Path:
     return (cache_folder() if is_url(lineage) else local(lineage)) / "embeddings"
 
 
-def open_conditions(spec: Spec, facts: ModelFacts) -> Conditions:
-    """Opens and checks the source. InputError names the place in the spec, the file, what is wrong, and what would be right."""
+def open_conditions(spec: Spec, facts: ModelFacts, encoder: EncoderFolder | None = None) -> Conditions:
+    """Opens and checks the source; a bank's preprocessing is compared with that of `encoder`, where it is at hand.
+
+    InputError names the place in the spec, the file, what is wrong, and what would be right."""
     try:
         source = spec.embeddings
         if source.unconditional:
@@ -61,12 +64,14 @@ def open_conditions(spec: Spec, facts: ModelFacts) -> Conditions:
             return Conditions(None, None, dict.fromkeys(spec.classes, nothing))
         if source.tiles is not None or source.shards is not None:
             return _of_tiles(spec, source, facts)
-        return _of_bank(spec, *_bank(spec, source, facts))
+        return _of_bank(spec, *_bank(spec, source, facts, encoder))
     except InputError as error:
         raise placed(spec, error) from None
 
 
-def _bank(spec: Spec, source: Embeddings, facts: ModelFacts) -> tuple[Bank, tuple[str, ...]]:
+def _bank(
+    spec: Spec, source: Embeddings, facts: ModelFacts, encoder: EncoderFolder | None
+) -> tuple[Bank, tuple[str, ...]]:
     classes, limits, cache = list(spec.classes), limits_of(source.screen), scratch_cache(spec.lineage)
     declared = None
     if source.encoder is not None:
@@ -82,6 +87,7 @@ def _bank(spec: Spec, source: Embeddings, facts: ModelFacts) -> tuple[Bank, tupl
             limits=limits,
             cache=cache,
             extent=facts.tile_size_px,
+            check_preprocessing=None if encoder is None else encoder.check_preprocessing,
         )
         return bank, bank.warnings
     assert source.labels is not None

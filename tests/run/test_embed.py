@@ -137,6 +137,17 @@ def test_a_build_screens_by_the_scores_of_an_embedded_bank(tiny: Path, folder: P
     assert built.code == 0, built.err
 
 
+def test_a_bank_of_other_pixels_is_refused(tiny: Path, folder: Path, spec_file: MakeSpec) -> None:
+    """Where the encoder is at hand (here for the agreement screen), what a bank says of its pixels must be what that encoder takes."""
+    bank = of_folder(tiny, folder)
+    table = pq.read_table(bank)
+    said = json.loads(table.schema.metadata[b"synthfactory"])
+    said["preprocessing"]["mean"] = [0.485, 0.456, 0.406]
+    pq.write_table(table.replace_schema_metadata({b"synthfactory": json.dumps(said)}), bank)
+    spec = spec_file(embeddings={"bank": str(bank)}, screen={"agreement": {"min": -1.0}})
+    check_refusal(run("plan", spec), "was embedded with mean [0.485, 0.456, 0.406], but tiny-encoder takes")
+
+
 def test_a_bank_without_scores_cannot_be_screened(tiny: Path, spec_file: MakeSpec) -> None:
     spec = spec_file(embeddings={"bank": str(tiny / "bank.parquet"), "screen": {"pen": 0.1}})
     check_refusal(
