@@ -147,7 +147,9 @@ def embed(
         for start in range(0, len(tiles.files), UNIT_TILES)
     ]
     pool = make_pool(EmbedSetup(encoder, f"{target}.parts", threads))
-    say(f"{len(tiles.files):,} tiles in {len(units):,} units to embed with {folder.id}: {pool.describe()}")
+    say(
+        f"{len(tiles.files):,} tiles in {len(units):,} unit{'s' * (len(units) > 1)} to embed with {folder.id}: {pool.describe()}"
+    )
     names: dict[int, str] = {}
     for number, name in pool.run(units):
         names[number] = name
