@@ -10,6 +10,7 @@ import click
 
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INCOMPLETE, open_set, out_argument, say
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import is_url
 
 
 @click.command(short_help="Check every byte of a set.")
@@ -50,12 +51,17 @@ def status(out: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
 def gc(out: str, lineage: str | None, dry_run: bool) -> None:
     """Remove what no commit names: objects of builds that lost a race, temporary files, unfinished uploads."""
+    from synthfactory.shards.gc import check_lineage
     from synthfactory.shards.gc import gc as clean
     from synthfactory.shards.lease import Lease
     from synthfactory.shards.store import open_store
 
     standing = open_set(out)
-    lease = Lease(open_store(lineage)) if lineage else None
+    lease = None
+    if lineage:
+        check_lineage(standing.store, open_store(lineage))
+        lease = Lease(open_store(lineage))
+        say("making sure that no build is at work (half a minute, where one was cut off)")
     lines = clean(standing.store, lease=lease, dry_run=dry_run)
     for line in lines or ["nothing to remove"]:
         click.echo(line)
@@ -81,10 +87,26 @@ def preview(out: str, target: str | None, columns: int, tile_px: int) -> None:
     except DamagedShardError as error:
         say(f"Error: {error}; `synthfactory verify {out}` names every fault, and the next build mends them")
         sys.exit(EXIT_FAULT)
+    path = _preview_path(out, target, str(standing.lock["name"]))
     sheet = contact_sheet(tiles_of, columns=columns, tile_px=tile_px, title=str(standing.lock["name"]))
-    path = Path(target or f"{out.rstrip('/').rpartition('/')[2].strip('.') or standing.lock['name']}-preview.png")
     try:
         sheet.save(path, "PNG", optimize=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file with -o") from None
     click.echo(f"{path}: {sheet.width} x {sheet.height} px")
+
+
+def _preview_path(out: str, target: str | None, name: str) -> Path:
+    """Where the sheet goes: never into the set itself, which holds nothing that a commit does not name."""
+    root = None if is_url(out) else Path(out.removeprefix("file://")).expanduser().resolve()
+    if target is None:
+        stem = (root.name if root else out.rstrip("/").rpartition("/")[2]) or name
+        here = Path.cwd()
+        inside = root is not None and (here == root or root in here.parents)
+        return (root.parent if inside and root else Path()) / f"{stem}-preview.png"
+    path = Path(target)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"-o {target}: a contact sheet is a PNG; name a file that ends in .png")
+    if root is not None and root in path.expanduser().resolve().parents:
+        raise InputError(f"-o {target}: lies in the set itself, where it would be foreign; name a file outside {out}")
+    return path

@@ -50,6 +50,7 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     except InputError as error:
         raise spec.error("output.path", str(error)) from None
     check_same_execution(standing.lock, spec)
+    _check_same_model(prepared, standing.lock)
     terms = spec.terms.settled(dict(prepared.facts.licence), dict(prepared.facts.encoder_licence))
     check_same_terms(standing.lock, spec, terms)
     stood = [str(entry["name"]) for entry in standing.lock["classes"]]
@@ -58,6 +59,24 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
             f"classes.{later}",
             f"gives the same keys as class '{earlier}', which {spec.output.path} holds already (case and punctuation do not count); "
             "rename it, or choose a new output",
+        )
+
+
+def _check_same_model(prepared: Prepared, lock: dict[str, Any]) -> None:
+    """The lock's copy of what the model says of itself goes into every card: a changed one must not become the truth."""
+    facts = prepared.facts
+    if lock["model"]["sha256"] != facts.sha256 or facts.backend != "native":
+        return  # another model is refused as another recipe
+    says = {
+        "licence": dict(facts.licence), "tile_size_px": facts.tile_size_px, "resolution_mpp": facts.resolution_mpp,
+        "domain": facts.domain,
+    }  # fmt: skip
+    changed = [name for name, value in says.items() if lock["model"][name] != value]
+    if changed:
+        raise prepared.spec.error(
+            "output.path",
+            f"{prepared.spec.output.path}/{LOCK}: says another {' and '.join(changed)} than the model does, so it was changed since; "
+            "restore it from a copy",
         )
 
 

@@ -32,7 +32,7 @@ from synthfactory.run.tasks import Tasks
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.manifest import append_round, dataset_json, put_if_changed, shards_txt
-from synthfactory.shards.mend import collect, discard, move_foreign, move_irregular
+from synthfactory.shards.mend import check_rounds, collect, discard, move_foreign, move_irregular
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Report, verify
 from synthfactory.spec.errors import InputError
@@ -121,6 +121,7 @@ def build(
     spec = prepared.spec
     out, lineage = open_store(spec.output.path), open_store(spec.lineage)
     standing = read_standing(spec.output.path)
+    check_rounds(out, [step.to_json() for step in standing.rounds], lambda: check_output(standing, quick=True))
     check_affordable(prepared, prepared.plan(standing))
     check_agrees(prepared, standing)
     if probe is not None and standing.lock is None and spec.execution.batch_size is None:

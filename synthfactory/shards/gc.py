@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from synthfactory.shards.base import Store
-from synthfactory.shards.commit import Commit, shard_of_object, standing_commit
+from synthfactory.shards.commit import Commit, list_commits, shard_of_object, standing_commit
 from synthfactory.shards.lease import Lease
 from synthfactory.spec.errors import InputError
 
@@ -22,11 +22,27 @@ def gc(store: Store, *, lease: Lease | None, dry_run: bool = False) -> list[str]
     if lease is not None and not dry_run and not lease.wait(2 * lease.ttl_sec):
         raise InputError(f"{store.place}: a build seems to be at work here; wait until it has ended, then run gc again")
     try:
-        lines = list(remove_unreferenced(store, sorted(path for path, _ in store.entries("shards")), dry_run=dry_run))
-        return [*lines, *sweep(store, dry_run=dry_run)]
+        objects = sorted(path for path, _ in store.entries("shards"))
+        lines = list(remove_unreferenced(store, objects, dry_run=dry_run))
+        return [*lines, *sweep(store, dry_run=dry_run), *_kept(store, objects)]
     finally:
         if lease is not None and lease.held:
             lease.release()
+
+
+def _kept(store: Store, objects: Iterable[str]) -> Iterator[str]:
+    """What is left for the next build to decide on."""
+    shards = {shard_of_object(path) for path in objects} - {None}
+    waiting = sum(standing_commit(store, shard) is None for shard in shards if shard is not None)
+    if waiting:
+        yield f"kept: objects of {waiting} shard{'s' * (waiting > 1)} without a commit; the next build decides on them"
+
+
+def check_lineage(store: Store, lineage: Store) -> None:
+    """InputError where `lineage` is not that of the set: its lease would say nothing of builds at work here."""
+    names = {f"units/{shard:06d}-{c.body['tar']['sha256'][:12]}.parquet" for shard, c in list_commits(store).items()}
+    if names and names.isdisjoint(path for path, _ in lineage.entries("units")):
+        raise InputError(f"--lineage {lineage.place}: holds no record of {store.place}; name the lineage of its spec")
 
 
 def remove_unreferenced(store: Store, paths: Iterable[str], *, dry_run: bool = False) -> Iterator[str]:

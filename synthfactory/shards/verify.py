@@ -42,6 +42,9 @@ MAX_MESSAGE = 500
 MAX_MISSING = 100_000  # shards that are named; the rest are counted, so that a made-up round fills no memory
 
 
+OTHER_COUNTS, NO_ROUND = "counts other tiles than its round gives it", "no round has shard"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One fault: its kind, the object, what is wrong; `shard` where one must be built again."""
@@ -154,7 +157,7 @@ def verify(
 def _commit(store: Store, shard: int, num_shards: int, report: Report) -> None:
     path = commit_path(shard)
     if shard >= num_shards:
-        report.findings.append(Finding(FOREIGN, path, f"no round has shard {shard}"))
+        report.findings.append(Finding(FOREIGN, path, f"{NO_ROUND} {shard}"))
         return
     try:
         report.commits[shard] = parse_commit(store.read(path), shard)
@@ -227,7 +230,7 @@ def _shard_problem(
     filled = [(key, name) for key, name, index in expected if (name, index) not in missing]
     counts = Counter(name for _, name in filled)
     if counts != Counter(commit.classes) or len(missing) + len(filled) != len(expected):
-        return commit_path(commit.shard), "counts other tiles than its round gives it"
+        return commit_path(commit.shard), OTHER_COUNTS
     if not full:
         return None
     try:

@@ -194,3 +194,66 @@ def test_a_full_disk_ends_the_build_with_one_line(
     monkeypatch.setattr(worker, "commit_shard", full)
     with pytest.raises(OSError, match="No space left"):
         driver.build(prepare(load_spec(str(spec_file()))), LocalPool, say=lambda text: None)
+
+
+@pytest.mark.parametrize(("field", "value"), [("ranges", None), ("num_shards", 3), ("other", None)])
+def test_rounds_that_were_edited_cost_no_good_shard(spec_file: MakeSpec, out: Path, field: str, value: Any) -> None:
+    spec = spec_file()
+    assert run("build", spec, "--local").code == 0
+    path = out / "rounds" / "000000.json"
+    step, good = json.loads(path.read_text()), path.read_bytes()
+    if field == "ranges":
+        step["ranges"]["alpha"][1] -= 1
+    elif field == "other":
+        step["ranges"]["gamma"] = step["ranges"].pop("beta")
+    else:
+        step["num_shards"] = value
+    path.write_text(json.dumps(step, sort_keys=True, indent=1) + "\n")
+    before = tree(out)
+    assert run("verify", out).code == 1
+    ended = run("build", spec, "--local")
+    assert ended.code == 2, ended.out
+    assert "rounds/" in ended.err or "classes" in ended.err
+    assert tree(out) == before
+    path.write_bytes(good)
+    assert run("build", spec, "--local").code == 0
+    assert run("verify", out).code == 0
+
+
+def test_a_licence_that_was_edited_does_not_become_the_truth(spec_file: MakeSpec, out: Path) -> None:
+    spec = spec_file()
+    assert run("build", spec, "--local").code == 0
+    lock = yaml.safe_load((out / "spec.lock.yaml").read_text())
+    lock["model"]["licence"]["name"] = "MIT"
+    (out / "spec.lock.yaml").write_text(yaml.safe_dump(lock))
+    before = tree(out)
+    ended = run("build", spec, "--local")
+    assert ended.code == 2
+    assert "says another licence than the model does" in " ".join(ended.err.split())
+    assert tree(out) == before
+
+
+def test_gc_takes_the_lineage_of_the_set_alone_and_says_what_it_keeps(
+    spec_file: MakeSpec, out: Path, tmp_path: Path
+) -> None:
+    assert run("build", spec_file(), "--local").code == 0
+    (tmp_path / "strange").mkdir()
+    for place in (tmp_path / "strange", tmp_path / "nowhere"):
+        refused = run("gc", out, "--lineage", place)
+        assert refused.code == 2
+        assert "holds no record of" in refused.err
+    assert run("gc", out, "--lineage", tmp_path / "lineage").code == 0
+    (out / "commits" / "000001.json").unlink()
+    assert "kept: objects of 1 shard without a commit" in run("gc", out).out
+
+
+def test_a_contact_sheet_stays_out_of_the_set(
+    spec_file: MakeSpec, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("build", spec_file(), "--local").code == 0
+    assert run("preview", out, "-o", out / "sheet.png").code == 2
+    assert run("preview", out, "-o", tmp_path / "sheet.jpg").code == 2
+    monkeypatch.chdir(out)
+    assert run("preview", ".").code == 0
+    assert (tmp_path / "out-preview.png").exists()
+    assert run("verify", ".").code == 0
