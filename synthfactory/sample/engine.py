@@ -93,6 +93,25 @@ class Marks:
                 self._spent.seconds[stage] += ended - begun
 
 
+def padded(
+    conditions_NE: np.ndarray | None, keys: Sequence[tuple[int, int]], width: int, pad_to: int
+) -> tuple[Tensor | None, list[tuple[int, int]]]:
+    """(conditions float32 (M, E) on the host, M keys): the last row repeated up to a multiple of `pad_to`.
+
+    Raises ValueError where there is no tile to draw, or conditions are not (N, `width`).
+    """
+    count = len(keys)
+    if count == 0 or (conditions_NE is not None and conditions_NE.shape != (count, width)):
+        found = None if conditions_NE is None else conditions_NE.shape
+        raise ValueError(f"conditions are {found}; ({count}, {width}) is needed")
+    more = -count % pad_to
+    all_keys = [*keys, *[keys[-1]] * more]
+    if conditions_NE is None:
+        return None, all_keys
+    rows = np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], more, axis=0)])
+    return torch.from_numpy(rows.astype(np.float32, copy=False)), all_keys
+
+
 class Engine:
     """A model on a device, with a number format. It keeps nothing between batches but `spent` and what is the same for all."""
 
@@ -149,18 +168,9 @@ class Engine:
         Without conditions the model's null condition takes their place.
         """
         count = len(keys)
-        needed = (count, self.model.sit.config.condition_width)
-        if count == 0 or (conditions_NE is not None and conditions_NE.shape != needed):
-            raise ValueError(
-                f"conditions are {None if conditions_NE is None else conditions_NE.shape}; {needed} is needed"
-            )
+        on_host, padded_keys = padded(conditions_NE, keys, self.model.sit.config.condition_width, self._pad_to)
         marks = Marks(self.device, self.spent)
-        padding = -count % self._pad_to
-        padded_keys = [*keys, *[keys[-1]] * padding]
-        conditions = None
-        if conditions_NE is not None:
-            padded = np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], padding, axis=0)])
-            conditions = self._to_device(torch.from_numpy(padded))
+        conditions = None if on_host is None else self._to_device(on_host)
         latents = self._latents(conditions, padded_keys, sampler)
         finite = torch.isfinite(latents).all()
         marks.set("sample")

@@ -24,7 +24,7 @@ from synthfactory.model.vit import ViT
 from synthfactory.model.weights import default_device
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.sample.components import check_loaded, code_lock
-from synthfactory.sample.engine import PAD_TO, Drawn, Engine, Marks, Spent
+from synthfactory.sample.engine import PAD_TO, Drawn, Engine, Marks, Spent, padded
 from synthfactory.sample.network import DTYPES
 from synthfactory.sample.noise import CandidateNoise
 from synthfactory.spec.errors import InputError
@@ -90,17 +90,10 @@ class OfficialEngine:
 
         Without conditions the pipeline gets none, and is asked for as many images as there are keys.
         """
-        count, width = len(keys), self.repo.condition_width
-        if count == 0 or (conditions_NE is not None and conditions_NE.shape != (count, width)):
-            found = None if conditions_NE is None else conditions_NE.shape
-            raise ValueError(f"conditions are {found}; ({count}, {width}) is needed")
+        count = len(keys)
+        on_host, padded_keys = padded(conditions_NE, keys, self.repo.condition_width, PAD_TO)
         marks = Marks(self.device, self.spent)
-        padding = -count % PAD_TO
-        padded_keys = [*keys, *[keys[-1]] * padding]
-        conditions = None
-        if conditions_NE is not None:
-            padded = np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], padding, axis=0)])
-            conditions = torch.from_numpy(padded.astype(np.float32)).to(self.device)
+        conditions = None if on_host is None else on_host.to(self.device)
         with _seeded(padded_keys[0], self.device):
             result = self._pipeline(**self._arguments(conditions, padded_keys, sampler))
         tiles, finite = tiles_of(result["images"], len(padded_keys), self.repo.tile_size_px, self.repo.id)
