@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synthfactory.sample.engine import PAD_TO, Engine
+from synthfactory.sample.engine import PAD_TO, Engine, padded
 from synthfactory.sample.noise import CandidateNoise
 from synthfactory.sample.official import AnyEngine, OfficialEngine
 from synthfactory.sample.solvers import integrate
@@ -91,12 +91,11 @@ def compare(
         raise InputError(
             "both are run by a repository's own code; name one that ours runs (see synthfactory model import)"
         )
-    padding = -len(keys) % PAD_TO
-    padded = np.concatenate([conditions_NE, np.repeat(conditions_NE[-1:], padding, axis=0)]).astype(np.float32)
-    padded_keys = [*keys, *[keys[-1]] * padding]
-    seen = _watched(other, padded, padded_keys, sampler_for(other, steps, solver, UNGUIDED))
+    conditions, padded_keys = padded(conditions_NE, keys, conditions_NE.shape[1], PAD_TO)
+    assert conditions is not None
+    seen = _watched(other, conditions.numpy(), padded_keys, sampler_for(other, steps, solver, UNGUIDED))
     with torch.inference_mode():
-        velocity = ours.network.velocity(torch.from_numpy(padded).to(ours.device), UNGUIDED)
+        velocity = ours.network.velocity(conditions.to(ours.device), UNGUIDED)
         found = tuple(Step(one.t, _error(one.velocity, velocity(one.x.to(ours.device), one.t))) for one in seen)
     tiles = [
         engine.draw(conditions_NE, keys, sampler_for(engine, steps, solver, guidance)) for engine in (first, second)
