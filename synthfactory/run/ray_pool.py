@@ -28,6 +28,7 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
 POLL_SEC = 0.5
+FAULT_SEC = 60.0  # before a worker that could not load what others could is asked again
 WAKE_SEC = 1.0  # between questions to a worker that is being restarted
 REPORT_SEC = 2.0
 
@@ -130,7 +131,7 @@ class RayPool:
 
     def _check_first(self) -> None:
         """One worker loads the model before any unit goes out, so that bad input ends the build with one message."""
-        self._device = "unknown device"
+        self._device: str | None = None  # of the workers that have been ready
         try:
             while not self._idle and (self._waking or self._absent):
                 self._wake(POLL_SEC)
@@ -158,7 +159,9 @@ class RayPool:
         except ray.exceptions.RayTaskError as error:  # what is wrong with spec, model or machine
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from None
-            raise
+            if self._device is None:
+                raise
+            self._absent.append((time.monotonic() + FAULT_SEC, number))  # others work: this machine's own fault
         except ray.exceptions.RayError:  # its process or node is away
             self._absent.append((time.monotonic() + WAKE_SEC, number))
 
