@@ -33,7 +33,8 @@ def candidates(out: str, lineage: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for shard, commit in list_commits(open_store(out)).items():
         with store.open(f"units/{shard:06d}-{commit.body['tar']['sha256'][:12]}.parquet") as handle:
-            rows += pq.read_table(handle).to_pylist()
+            # Without threads: those that read a Python file may still run when the process ends, and then abort it.
+            rows += pq.ParquetFile(handle, pre_buffer=False).read(use_threads=False).to_pylist()
     return rows
 
 
