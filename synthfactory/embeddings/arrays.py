@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from synthfactory.embeddings.checks import FIRST_768, agreed_encoder, check_mpp_known
+from synthfactory.embeddings.checks import agreed_encoder, check_mpp_known, check_width
 from synthfactory.embeddings.columns import CHUNK_BYTES
 from synthfactory.embeddings.places import identity
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
@@ -61,12 +61,7 @@ def open_array(
     of another length, an encoder or mpp that neither file nor spec states or that do not fit.
     """
     with _stream(path) as (array, _):
-        has = array.shape[1]
-        if (has, width) != (1536, 768) if token == FIRST_768 else has != width:
-            hint = (
-                "; if its first 768 are the class token, write token: first_768" if (has, width) == (1536, 768) else ""
-            )
-            raise InputError(f"{path}: embeddings have width {has}; the model needs width {width}{hint}")
+        check_width(array.shape[1], width, token, "embeddings", path)
         named = None
         if array.said.get("encoder"):
             named = {

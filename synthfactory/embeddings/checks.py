@@ -66,6 +66,18 @@ def _plain(key: str, value: str) -> str:
     return TOKENS.get(value, value) if key == "token" else value
 
 
+def check_width(has: int, width: int, token: str, what: str, where: str) -> None:
+    """InputError where the file's vectors (`what`: features, embeddings) are not of the model's width, or 1536 for first_768 of it."""
+    if token == FIRST_768:
+        if (has, width) != (1536, 768):
+            raise InputError(
+                f"{where}: {what} have width {has}, the model needs {width}; token: first_768 takes 768 of 1536"
+            )
+    elif has != width:
+        hint = "; if its first 768 are the class token, write token: first_768" if (has, width) == (1536, 768) else ""
+        raise InputError(f"{where}: {what} have width {has}; the model needs width {width}{hint}")
+
+
 def check_mpp(mpp: float, where: str, tile: str = "") -> None:
     """InputError where a resolution (um per pixel) is more than 5 % off 0.5. `tile` says whose it is."""
     if not abs(mpp - MPP) <= MPP * MPP_TOLERANCE:

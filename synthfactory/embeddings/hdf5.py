@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.embeddings.bank import MPP
-from synthfactory.embeddings.checks import FIRST_768, agreed_encoder, check_mpp_known
+from synthfactory.embeddings.checks import agreed_encoder, check_mpp_known, check_width
 from synthfactory.embeddings.columns import pieces
 from synthfactory.embeddings.places import expand, identity, is_pattern, listed, local
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
@@ -80,7 +80,7 @@ def open_features(
         with _opened(path) as handle:
             features, coords, said = _looked_at(handle, path)
             rows, has = features.shape[-2], features.shape[-1]
-            _check_width(has, width, token, path)
+            check_width(has, width, token, "features", path)
             _check_patch(said, tile_size_px, path)
             check_mpp_known(_number(said, MPP_NAMES), mpp, path, _magnification(said))
             encoders.append(
@@ -240,17 +240,6 @@ def _dataset(handle: Any, name: str, path: str) -> Any:
     if found.chunks and int(np.prod(found.chunks, dtype=np.float64)) * found.dtype.itemsize > MAX_CHUNK_BYTES:
         raise InputError(f"{path}: '{name}' has chunks of over 256 MB; write it with smaller ones")
     return found
-
-
-def _check_width(has: int, width: int, token: str, path: str) -> None:
-    if token == FIRST_768:
-        if (has, width) != (1536, 768):
-            raise InputError(
-                f"{path}: features have width {has}, the model needs {width}; token: first_768 takes 768 of 1536"
-            )
-    elif has != width:
-        hint = "; if its first 768 are the class token, write token: first_768" if (has, width) == (1536, 768) else ""
-        raise InputError(f"{path}: features have width {has}; the model needs width {width}{hint}")
 
 
 def _check_patch(said: Mapping[str, Any], tile_size_px: int, path: str) -> None:
