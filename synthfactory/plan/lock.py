@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from synthfactory.plan.lock_form import Lock
 from synthfactory.plan.recipe import PER_CLASS, ModelFacts, recipe_difference, recipe_hash
+from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 from synthfactory.spec.text import shown
@@ -91,9 +93,28 @@ def tile_terms(lock: Mapping[str, Any]) -> dict[str, Any]:
     return {**stated, "encoder": encoder} if encoder else stated
 
 
+def stated(lock: Mapping[str, Any], class_name: str) -> dict[str, Any]:
+    """What KEY.json of a class's tiles must say, as it comes back from JSON; `label_level` is a list of those allowed."""
+    (index,) = (entry["class_index"] for entry in lock["classes"] if entry["name"] == class_name)
+    model, recipe = lock["model"], lock["recipe"]
+    says = {
+        "class_index": index,
+        "label_level": lock["label_levels"],
+        "width_px": model["tile_size_px"],
+        "height_px": model["tile_size_px"],
+        "mpp": model["resolution_mpp"],
+        "format": recipe["format"],
+        "model": {key: model[key] for key in ("id", "revision", "sha256")},
+        "sampler": recipe["class_samplers"].get(class_name, recipe["sampler"]),
+        "licence": tile_terms(lock),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(says))
+    return found
+
+
 def lock_yaml(lock: Mapping[str, Any]) -> bytes:
-    """Deterministic YAML."""
-    text = yaml.safe_dump(dict(lock), sort_keys=True, allow_unicode=True, width=120)
+    """Deterministic YAML, sealed."""
+    text = yaml.safe_dump(sealed(lock), sort_keys=True, allow_unicode=True, width=120)
     return (
         b"# Written by synthfactory at the first build; every later build into this folder must agree with it.\n"
         + text.encode()
@@ -110,9 +131,9 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_lock(data: bytes) -> dict[str, Any]:
-    """The lock of an existing OUT; InputError where it is damaged or of another version."""
+    """The lock of an existing OUT; InputError where it is damaged, was changed since it was written, or is of another version."""
     try:
-        lock = yaml.load(data, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
+        lock = unsealed(yaml.load(data, Loader=_PlainLoader))  # noqa: S506 - a SafeLoader
         checked = Lock.model_validate(lock)
         # Equal, so that no field was left to a default: what reads the lock later finds all of it.
         complete = checked.model_dump() == lock and checked.format == FORMAT
@@ -121,7 +142,8 @@ def read_lock(data: bytes) -> dict[str, Any]:
         whole = False
     if not whole:
         raise InputError(
-            f"{LOCK}: is damaged or not of format {FORMAT}; restore it from a copy, or choose a new output"
+            f"{LOCK}: is damaged, was changed since it was written, or is not of format {FORMAT}; restore it from a copy, or choose a "
+            "new output"
         )
     return dict(lock)
 

@@ -106,6 +106,8 @@ class Lock(FrozenModel):
         names = [entry.name for entry in self.classes]
         if [entry.class_index for entry in self.classes] != list(range(len(names))) or len(set(names)) < len(names):
             raise ValueError("class indices are not 0, 1, 2, ...")
+        if any(getattr(self.recipe.model, key) != getattr(self.model, key) for key in ("id", "revision", "sha256")):
+            raise ValueError("the recipe's model is another")
         if set(names) - self.recipe.class_banks.keys():
             raise ValueError("a class has no bank")
         return self

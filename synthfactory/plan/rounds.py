@@ -7,6 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.names import class_name_problem
+from synthfactory.spec.text import shown
+
+MAX_PER_SHARD = 1_000_000  # far beyond any shard_size, and beyond a round of many small classes
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,23 @@ class Round:
             raise InputError(
                 "rounds/: a file is damaged: round, ranges, first_shard and num_shards are needed"
             ) from None
-        if made.num_shards < 1 or any(not 0 <= low < high for low, high in ranges.values()):
-            raise InputError(f"rounds/{made.index:06d}.json: is damaged: ranges must be [lo, hi) with 0 <= lo < hi")
+        problem = made._problem()
+        if problem:
+            raise InputError(f"rounds/: a file is damaged: {problem}; restore it from a copy")
         return made
+
+    def _problem(self) -> str | None:
+        """What no round that `next_round` made can be; bounds what listing a shard's slots takes."""
+        wrong = next(((name, problem) for name in self.ranges if (problem := class_name_problem(name))), None)
+        if wrong:
+            return f"class '{shown(wrong[0])}': {wrong[1].partition(';')[0]}"
+        if not self.ranges or any(not 0 <= low < high for low, high in self.ranges.values()):
+            return "ranges must be [lo, hi) with 0 <= lo < hi"
+        if not 1 <= self.num_shards <= max(high - low for low, high in self.ranges.values()):
+            return "num_shards must be 1 to the tiles of the largest class, so that no shard is empty"
+        if self.tiles > self.num_shards * MAX_PER_SHARD:
+            return f"a shard would have more than {MAX_PER_SHARD:,} tiles"
+        return None
 
 
 def totals(rounds: Sequence[Round]) -> dict[str, int]:

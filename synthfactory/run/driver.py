@@ -13,10 +13,11 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from synthfactory.plan.cost import check_budget
-from synthfactory.plan.lock import LOCK, joined, lock_yaml, read_lock
+from synthfactory.plan.lock import LOCK, joined, lock_yaml, read_lock, stated
 from synthfactory.plan.plan import Plan
 from synthfactory.plan.rounds import Round, num_shards
 from synthfactory.plan.seeds import Keys
@@ -32,7 +33,7 @@ from synthfactory.run.tasks import Tasks
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.manifest import append_round, dataset_json, put_if_changed, shards_txt
-from synthfactory.shards.mend import check_rounds, collect, discard, move_foreign, move_irregular
+from synthfactory.shards.mend import collect, discard, move_foreign, move_irregular, refuse_contradictions
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Report, verify
 from synthfactory.spec.errors import InputError
@@ -94,6 +95,7 @@ def check_output(standing: Standing, *, quick: bool, tick: Callable[[], None] = 
         expected_of(str(standing.lock["name"]), standing.rounds),
         full=not quick,
         derived=derived_files(standing.lock, standing.rounds, standing.commits),
+        stated=partial(stated, standing.lock),
         tick=tick,
     )
 
@@ -121,7 +123,6 @@ def build(
     spec = prepared.spec
     out, lineage = open_store(spec.output.path), open_store(spec.lineage)
     standing = read_standing(spec.output.path)
-    check_rounds(out, [step.to_json() for step in standing.rounds], lambda: check_output(standing, quick=True))
     check_affordable(prepared, prepared.plan(standing))
     check_agrees(prepared, standing)
     if probe is not None and standing.lock is None and spec.execution.batch_size is None:
@@ -152,11 +153,13 @@ def _build_leased(
     spec = prepared.spec
     standing = read_standing(spec.output.path)
     lock, keys = begun(prepared, standing, lineage)
-    rounds = _laid_out(prepared.plan(standing), standing, lock, out, spec.output.path)
-    asked = num_shards(rounds)
     began = time.monotonic()
     if standing.commits or clean:
-        _mend(out, lineage, lock, rounds, say=say, quick=quick, clean=clean)
+        _mend(
+            out, lineage, lock, standing.rounds, say=say, quick=quick, clean=clean
+        )  # or refuses: nothing is written before
+    rounds = _laid_out(prepared.plan(standing), standing, lock, out, spec.output.path)
+    asked = num_shards(rounds)
     commits = list_commits(out)
     waiting = [shard for shard in range(asked) if shard not in commits]
     result = BuildResult(0, sum(step.tiles for step in rounds), asked, 0)
@@ -204,7 +207,9 @@ def _mend(
     out: Store, lineage: Store, lock: dict[str, Any], rounds: tuple[Round, ...], *, say: Say, quick: bool, clean: bool
 ) -> None:
     """Verifies what is there, discards what is damaged, and clears away what does not belong (the latter under the lease only)."""
-    report = verify(out, num_shards(rounds), expected_of(str(lock["name"]), rounds), full=not quick)
+    expected = expected_of(str(lock["name"]), rounds)
+    report = verify(out, num_shards(rounds), expected, full=not quick, stated=partial(stated, lock))
+    refuse_contradictions(out, report)
     for line in discard(out, report):
         say(line)
     for line in move_irregular(out, lineage, report):

@@ -76,9 +76,21 @@ def read_standing(place: str) -> Standing:
         rounds = tuple(Round.from_json(step) for step in values)
         check_chain(rounds)
         lock = with_joined(lock, [step.joined for step in rounds if step.joined])
+        _check_classes(rounds, lock)
     except InputError as error:
         raise InputError(f"{place}/{error}") from None
     return Standing(store, lock, rounds, list_commits(store))
+
+
+def _check_classes(rounds: Sequence[Round], lock: Mapping[str, Any]) -> None:
+    known = {entry["name"] for entry in lock["classes"]}
+    for step in rounds:
+        strange = sorted(step.ranges.keys() - known)
+        if strange:
+            raise InputError(
+                f"rounds/{step.index:06d}.json: has a class '{strange[0]}' that neither {LOCK} nor a round before names; "
+                "restore what was changed from a copy"
+            )
 
 
 def _lineage_hint(store: Store) -> str:

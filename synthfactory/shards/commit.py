@@ -17,6 +17,7 @@ from typing import Any
 
 from synthfactory.shards.base import NotAFileError, Store
 from synthfactory.shards.record import sha256_hex
+from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.tarfmt import ShardFile
 
 _COMMIT_NAME = re.compile(r"commits/([0-9]{6,9})\.json")
@@ -82,7 +83,7 @@ class Commit:
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(sealed(body), sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
 def _described(shard: int, suffix: str, digest: str, size: int) -> dict[str, Any]:
@@ -128,9 +129,9 @@ def read_commit(store: Store, shard: int) -> Commit:
 
 
 def parse_commit(data: bytes, shard: int) -> Commit:
-    """A commit from its bytes, checked in form; DamagedCommitError says which commit is not whole."""
+    """A commit from its bytes, checked in form and against its seal; DamagedCommitError says which commit is not whole."""
     try:
-        body = json.loads(data)
+        body = unsealed(json.loads(data))
         good = body["shard"] == shard and _is_count(body["tiles"]) and isinstance(body["fingerprint"], dict)
         for suffix in ("tar", "parquet"):
             entry = body[suffix]

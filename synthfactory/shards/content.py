@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,13 +16,20 @@ from synthfactory.shards.record import PUBLIC_SCHEMA, parse_record, sha256_hex
 from synthfactory.shards.tarfmt import MAX_NAME, DamagedShardError, HashingReader, decode_image, samples
 from synthfactory.spec.text import shown
 
+Stated = Callable[[str], Mapping[str, Any]]  # class -> what the lock says of its tiles' records
 MAX_TABLE_BYTES_PER_TILE = 16 << 10  # unpacked; a row has some 300
 
 
-def content_problem(store: Store, commit: Commit, filled: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+class ContradictionError(ValueError):
+    """A whole shard whose tiles say otherwise than the lock; the message says what. Either may be at fault, so neither is mended."""
+
+
+def content_problem(
+    store: Store, commit: Commit, filled: Sequence[tuple[str, str]], stated: Stated | None
+) -> tuple[str, str] | None:
     """(path, what is wrong) of a committed shard whose objects are there, or None; `filled` are its tiles' (key, class) in order.
 
-    FileNotFoundError where an object goes away meanwhile.
+    FileNotFoundError where an object goes away meanwhile; ContradictionError where all is whole, but not what `stated` says.
     """
     tar_path, table_path = commit.objects
     table_bytes = store.read(table_path)
@@ -30,15 +38,17 @@ def content_problem(store: Store, commit: Commit, filled: Sequence[tuple[str, st
     rows, problem = _rows(table_bytes, commit.shard, len(filled))
     with store.open(tar_path) as handle:
         reader = HashingReader(handle)
-        damage = None
+        damage, contradiction = None, None
         try:
-            _check_tiles(reader, filled, rows)
+            contradiction = _check_tiles(reader, filled, rows, stated)
         except DamagedShardError as error:
             damage = str(error)
         if reader.finish() != commit.body["tar"]["sha256"]:
             return tar_path, "differs from its checksum" + (f" ({damage})" if damage else "")
     if problem:
         return table_path, problem
+    if contradiction and not damage:
+        raise ContradictionError(contradiction)
     return (tar_path, damage) if damage else None
 
 
@@ -60,38 +70,57 @@ def _rows(table_bytes: bytes, shard: int, tiles: int) -> tuple[list[dict[str, An
     return rows, None if all(row["shard"] == shard for row in rows) else "names another shard"
 
 
-def _check_tiles(reader: HashingReader, filled: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> None:
-    """DamagedShardError where the tar does not hold exactly the tiles it should, in order, as the table describes them."""
-    found = 0
+def _check_tiles(
+    reader: HashingReader, filled: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]], stated: Stated | None
+) -> str | None:
+    """DamagedShardError where the tar does not hold exactly the tiles it should, in order, as the table describes them.
+
+    Returns where a tile first says otherwise than the lock.
+    """
+    found, contradiction = 0, None
     for key, image, record in samples(reader.as_file()):
         if found >= len(filled) or key != filled[found][0]:
             raise DamagedShardError(f"holds '{shown(key, MAX_NAME)}', where its round has {_wanted(filled, found)}")
         if rows:  # else the table is at fault, and named
-            problem = _tile_problem(key, filled[found][1], image, record, rows[found])
+            values, problem = _tile_problem(key, filled[found][1], image, record, rows[found])
+            if stated and not problem and contradiction is None:
+                contradiction = _contradiction(key, values, stated(filled[found][1]))
             if problem:
                 raise DamagedShardError(f"{shown(key, MAX_NAME)}: {problem}")
         found += 1
     if found != len(filled):
         raise DamagedShardError(f"ends, where its round has {_wanted(filled, found)}")
+    return contradiction
 
 
 def _wanted(filled: Sequence[tuple[str, str]], position: int) -> str:
     return f"'{filled[position][0]}'" if position < len(filled) else "no more tiles"
 
 
-def _tile_problem(key: str, class_name: str, image: bytes, record: bytes, row: Mapping[str, Any]) -> str | None:
+def _contradiction(key: str, values: Mapping[str, Any], stated: Mapping[str, Any]) -> str | None:
+    """`label_level` may be one of several; all else must be equal."""
+    for name, wanted in stated.items():
+        found = values[name]
+        if found not in wanted if name == "label_level" else found != wanted:
+            return f"{shown(key, MAX_NAME)} has {name} {shown(json.dumps(found))}, the lock says {shown(json.dumps(wanted))}"
+    return None
+
+
+def _tile_problem(
+    key: str, class_name: str, image: bytes, record: bytes, row: Mapping[str, Any]
+) -> tuple[dict[str, Any], str | None]:
     values, problem = parse_record(record, key)
     if problem:
-        return f"its record {problem}"
+        return {}, f"its record {problem}"
     if values["label"] != class_name:
-        return f"its record says '{shown(values['label'])}'; its round has '{shown(class_name)}'"
+        return values, f"its record says '{shown(values['label'])}'; its round has '{shown(class_name)}'"
     differing = sorted(name for name, value in row.items() if name in values and values[name] != value)
     if differing:
-        return f"its record and the parquet differ in {', '.join(differing)}"
+        return values, f"its record and the parquet differ in {', '.join(differing)}"
     if row["image_sha256"] != sha256_hex(image):
-        return "its image is not the one in the parquet"
+        return values, "its image is not the one in the parquet"
     try:
         decode_image(image, (row["width_px"], row["height_px"]), row["format"])
     except DamagedShardError as error:
-        return f"its image {error}"
-    return None
+        return values, f"its image {error}"
+    return values, None

@@ -10,6 +10,7 @@ from typing import Any
 
 from synthfactory.shards.base import LINK, NotAFileError
 from synthfactory.shards.commit import Commit
+from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.store import Store
 from synthfactory.spec.errors import InputError
 
@@ -23,7 +24,7 @@ def _encoded(values: Any) -> bytes:
 
 
 def read_rounds(store: Store) -> list[dict[str, Any]]:
-    """The rounds' JSON in order; InputError where one is no JSON or one is missing between."""
+    """The rounds in order; InputError where one is damaged, differs from its seal, or is missing between."""
     found: dict[int, dict[str, Any]] = {}
     for path, what in store.irregular("rounds").items():
         if ROUND_NAME.fullmatch(path) and what != LINK:
@@ -32,9 +33,11 @@ def read_rounds(store: Store) -> list[dict[str, Any]]:
         match = ROUND_NAME.fullmatch(path)
         if match:
             try:
-                found[int(match[1])] = json.loads(store.read(path, through_links=True))
-            except (ValueError, RecursionError):
-                raise InputError(f"{store.place}/{path}: is damaged; restore it from a copy") from None
+                found[int(match[1])] = unsealed(json.loads(store.read(path, through_links=True)))
+            except (ValueError, TypeError, RecursionError):
+                raise InputError(
+                    f"{store.place}/{path}: is damaged, or was changed since it was written; restore it from a copy"
+                ) from None
     if sorted(found) != list(range(len(found))):
         raise InputError(
             f"{store.place}/rounds: round {min(set(range(max(found))) - set(found)):06d} is missing; restore it"
@@ -45,9 +48,8 @@ def read_rounds(store: Store) -> list[dict[str, Any]]:
 def append_round(store: Store, values: Mapping[str, Any]) -> dict[str, Any]:
     """Adds a round if no other build has added one of that number; returns the one that stands (perhaps another build's)."""
     path = f"rounds/{int(values['round']):06d}.json"
-    store.create(path, _encoded(values))
-    standing: dict[str, Any] = json.loads(store.read(path))
-    return standing
+    store.create(path, _encoded(sealed(values)))
+    return unsealed(json.loads(store.read(path)))
 
 
 def dataset_json(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], commits: Mapping[int, Commit]) -> bytes:

@@ -6,36 +6,24 @@ commit may be taken back and the shard drawn again; no commit ever names what is
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from synthfactory.shards.base import Store
 from synthfactory.shards.commit import commit_path, shard_of_commit, shard_of_object, standing_commit
 from synthfactory.shards.gc import remove_unreferenced, sweep
 from synthfactory.shards.manifest import LOCK, ROUND_NAME, read_rounds
-from synthfactory.shards.verify import FOREIGN, IRREGULAR, NO_ROUND, OTHER_COUNTS, TEMP, UNREFERENCED, Report
+from synthfactory.shards.verify import CONTRADICTS, FOREIGN, IRREGULAR, TEMP, UNREFERENCED, Report
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown_path
 
 
-def check_rounds(store: Store, rounds: Sequence[Mapping[str, Any]], look: Callable[[], Report]) -> None:
-    """InputError where commits and dataset.json agree that it is the rounds that were changed: mending would discard good shards.
-
-    `look` gives a quick report; it is asked for only where dataset.json (of the last build that ended) says other rounds.
-    """
-    try:
-        said = json.loads(store.read("dataset.json"))["rounds"]
-        differs = next((at for at, (one, other) in enumerate(zip(said, rounds)) if one != other), None)  # noqa: B905 - may be older
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return
-    if differs is None:
-        return
-    doubted = [item for item in look().findings if item.message == OTHER_COUNTS or item.message.startswith(NO_ROUND)]
-    if doubted:
+def refuse_contradictions(store: Store, report: Report) -> None:
+    """InputError where whole tiles say otherwise than the lock: one of both was changed on purpose, and neither is mended by guessing."""
+    found = next((finding for finding in report.findings if finding.kind == CONTRADICTS), None)
+    if found:
         raise InputError(
-            f"{store.place}/rounds/{differs:06d}.json: differs from what dataset.json and {len(doubted)} commits say, so it was changed "
-            "since; restore it from a copy (nothing was touched)"
+            f"{store.place}/{found.path}: {found.message}; one of both was changed since it was written, so restore it from a copy "
+            "(nothing was touched)"
         )
 
 

@@ -20,14 +20,15 @@ from synthfactory.shards.commit import (
     shard_of_commit,
     shard_of_object,
 )
-from synthfactory.shards.content import content_problem
+from synthfactory.shards.content import ContradictionError, Stated, content_problem
 from synthfactory.shards.manifest import DERIVED, LOCK, ROUND_NAME
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import counted, shown, shown_path
 
 Expected = Callable[[int], Sequence[tuple[str, str, int]]]  # shard -> (key, class, index) in order
 
-DAMAGED, IRREGULAR, MISSING, UNREFERENCED, TEMP, FOREIGN, STALE = (
+CONTRADICTS, DAMAGED, IRREGULAR, MISSING, UNREFERENCED, TEMP, FOREIGN, STALE = (
+    "contradicts",
     "damaged",
     "irregular",
     "missing",
@@ -40,9 +41,6 @@ DAMAGED, IRREGULAR, MISSING, UNREFERENCED, TEMP, FOREIGN, STALE = (
 
 MAX_MESSAGE = 500
 MAX_MISSING = 100_000  # shards that are named; the rest are counted, so that a made-up round fills no memory
-
-
-OTHER_COUNTS, NO_ROUND = "counts other tiles than its round gives it", "no round has shard"
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,8 @@ def render(report: Report, *, width: int = 80, limit: int = 50) -> str:
         )
     if len(report.findings) > limit:
         lines.append(f"... and {len(report.findings) - limit:,} more")
+    if kinds[CONTRADICTS]:
+        return "\n".join([*lines, "a build refuses this set until what was changed is restored from a copy"])
     rebuilt = len(report.to_rebuild) + report.more_missing
     if rebuilt:
         lines.append(f"the next build makes {counted(rebuilt, 'shard')} again")
@@ -114,11 +114,13 @@ def verify(
     *,
     full: bool = True,
     derived: Mapping[str, bytes] | None = None,
+    stated: Stated | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Report:
     """Checks every object of OUT. `full` reads and decodes everything; otherwise sizes and references only.
 
-    `derived` are the derived files' contents as they should be; None skips that check (a build in progress). Changes nothing.
+    `derived` are the derived files' contents as they should be; None skips that check (a build in progress). `stated` is what
+    the lock says of a class's tiles; None skips that. Changes nothing.
     InputError where a folder of OUT is a file or a link (it would look empty, and all would be made again).
     """
     report = Report(num_shards)
@@ -136,7 +138,11 @@ def verify(
     for shard, commit in sorted(report.commits.items()):
         if shard in report.to_rebuild:
             continue  # an object of it is no file
-        problem = _shard_problem(store, commit, present, expected(shard), full)
+        try:
+            problem = _shard_problem(store, commit, present, expected(shard), full, stated)
+        except ContradictionError as error:
+            report.findings.append(Finding(CONTRADICTS, commit.objects[0], str(error)))
+            problem = None
         if problem:
             report.findings.append(Finding(DAMAGED, problem[0], problem[1], shard))
         tick()
@@ -157,7 +163,7 @@ def verify(
 def _commit(store: Store, shard: int, num_shards: int, report: Report) -> None:
     path = commit_path(shard)
     if shard >= num_shards:
-        report.findings.append(Finding(FOREIGN, path, f"{NO_ROUND} {shard}"))
+        report.findings.append(Finding(FOREIGN, path, f"no round has shard {shard}"))
         return
     try:
         report.commits[shard] = parse_commit(store.read(path), shard)
@@ -215,7 +221,12 @@ def _others(present: Collection[str], referenced: Collection[str], num_shards: i
 
 
 def _shard_problem(
-    store: Store, commit: Commit, present: Mapping[str, int], expected: Sequence[tuple[str, str, int]], full: bool
+    store: Store,
+    commit: Commit,
+    present: Mapping[str, int],
+    expected: Sequence[tuple[str, str, int]],
+    full: bool,
+    stated: Stated | None,
 ) -> tuple[str, str] | None:
     """(path, what is wrong) of a committed shard, or None."""
     for kind, path in zip(("tar", "parquet"), commit.objects, strict=True):
@@ -230,10 +241,10 @@ def _shard_problem(
     filled = [(key, name) for key, name, index in expected if (name, index) not in missing]
     counts = Counter(name for _, name in filled)
     if counts != Counter(commit.classes) or len(missing) + len(filled) != len(expected):
-        return commit_path(commit.shard), OTHER_COUNTS
+        return commit_path(commit.shard), "counts other tiles than its round gives it"
     if not full:
         return None
     try:
-        return content_problem(store, commit, filled)
+        return content_problem(store, commit, filled, stated)
     except FileNotFoundError:
         return commit.objects[0], "went away while it was looked at"

@@ -118,6 +118,11 @@ class Workshop:
         self._classes = sorted(set(pq.read_table(self._bank, columns=["label"])["label"].to_pylist()))
         self._made = 0
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of the bank."""
+        return len(self._classes)
+
     def spec(self, tiles: int, shard_size: int, image_format: str = "png", **changes: Any) -> Path:
         """A spec of `tiles` tiles, spread evenly over the bank's classes. All screens look, none drops anything."""
         self._made += 1

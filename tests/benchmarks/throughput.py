@@ -33,8 +33,6 @@ MB = 1e6
 
 def measure(model: str, tiles: int, repeats: int) -> dict[str, Any]:
     """All figures: seconds, bytes, shares of 1."""
-    half = max(1, tiles // RAY_WORKERS)
-    shard_size = max(1, half // SHARDS_PER_WORKER)
     found: dict[str, Any] = {
         "model": model,
         "sampler": SAMPLER,
@@ -42,6 +40,9 @@ def measure(model: str, tiles: int, repeats: int) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory(prefix="synthfactory-bench-") as scratch:
         shop = Workshop(Path(scratch), model, SAMPLER)
+        # Every shard gets the same tiles: a worker that waits for the other's larger shard would count as Ray's.
+        shard_size = shop.num_classes * max(1, round(tiles / (RAY_WORKERS * SHARDS_PER_WORKER * shop.num_classes)))
+        half = SHARDS_PER_WORKER * shard_size
         found["plan"] = _plans(shop)
         with Child() as alone:
             found["local"] = _stages(alone.build(shop.spec(half, shard_size)))
@@ -129,7 +130,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     """Parses, measures, prints."""
     parser = argparse.ArgumentParser(description="Speed and memory of a build.")
-    parser.add_argument("--tiles", type=int, default=64, help="tiles of a two-worker build (default 64)")
+    parser.add_argument("--tiles", type=int, default=192, help="tiles of a two-worker build, about (default 192)")
     parser.add_argument("--model", default="phantom", help="phantom (default) or a model folder")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each way of working (default 2)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

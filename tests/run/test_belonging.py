@@ -18,6 +18,7 @@ from synthfactory.run.budget import RunBudget
 from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import prepare
 from synthfactory.shards.reader import iter_tiles
+from synthfactory.shards.seal import sealed
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.load import load_spec
 
@@ -126,7 +127,7 @@ def test_two_builds_that_add_classes_at_once_never_share_an_index(
     shrunk = {**lock, "classes": lock["classes"][:1]}
     for part in ("class_banks", "class_samplers"):
         shrunk["recipe"] = {**shrunk["recipe"], part: {k: v for k, v in lock["recipe"][part].items() if k == "one"}}
-    (out / "spec.lock.yaml").write_text(yaml.safe_dump(shrunk))
+    (out / "spec.lock.yaml").write_text(yaml.safe_dump(sealed(shrunk)))
     build(third)
     assert yaml.safe_load((out / "spec.lock.yaml").read_text()) == lock
     assert run("verify", out).code == 0
@@ -210,7 +211,7 @@ def test_rounds_that_were_edited_cost_no_good_shard(spec_file: MakeSpec, out: Pa
         step["num_shards"] = value
     path.write_text(json.dumps(step, sort_keys=True, indent=1) + "\n")
     before = tree(out)
-    assert run("verify", out).code == 1
+    assert run("verify", out).code == 2
     ended = run("build", spec, "--local")
     assert ended.code == 2, ended.out
     assert "rounds/" in ended.err or "classes" in ended.err
@@ -220,17 +221,43 @@ def test_rounds_that_were_edited_cost_no_good_shard(spec_file: MakeSpec, out: Pa
     assert run("verify", out).code == 0
 
 
-def test_a_licence_that_was_edited_does_not_become_the_truth(spec_file: MakeSpec, out: Path) -> None:
+def test_a_lock_that_was_edited_does_not_become_the_truth(spec_file: MakeSpec, out: Path) -> None:
+    """Whether or not whoever changed it has sealed it again."""
     spec = spec_file()
     assert run("build", spec, "--local").code == 0
-    lock = yaml.safe_load((out / "spec.lock.yaml").read_text())
-    lock["model"]["licence"]["name"] = "MIT"
-    (out / "spec.lock.yaml").write_text(yaml.safe_dump(lock))
-    before = tree(out)
-    ended = run("build", spec, "--local")
-    assert ended.code == 2
-    assert "says another licence than the model does" in " ".join(ended.err.split())
-    assert tree(out) == before
+    path = out / "spec.lock.yaml"
+    good = path.read_bytes()
+
+    def edited(*steps: str, value: Any, seal: bool) -> Any:
+        lock: Any = yaml.safe_load(good)
+        inner = lock
+        for step in steps[:-1]:
+            inner = inner[step]
+        inner[steps[-1]] = value
+        path.write_text(yaml.safe_dump(sealed(lock) if seal else lock))
+        before = tree(out)
+        ended = run("build", spec, "--local")
+        assert ended.code == 2, steps
+        assert tree(out) == before
+        return " ".join(ended.err.split())
+
+    for steps, value in (
+        (("model", "licence", "name"), "MIT"), (("execution", "threads"), 7), (("execution", "batch_size"), 3),
+        (("label_levels",), ["slide"]), (("training_cohort",), "unknown"), (("terms", "sharing"), "permitted"),
+    ):  # fmt: skip
+        assert "was changed since it was written" in edited(*steps, value=value, seal=False)
+        assert run("verify", out).code == 2
+    licence = edited("model", "licence", "name", value="MIT", seal=True)
+    assert "says another licence than the model does" in licence
+    swapped = [{"name": name, "class_index": at} for at, name in enumerate(("beta", "alpha"))]
+    indices = edited("classes", value=swapped, seal=True)
+    assert "has class_index" in indices
+    assert "one of both was changed since it was written" in indices
+    verified = run("verify", out)
+    assert verified.code == 1
+    assert "contradicts" in verified.out
+    path.write_bytes(good)
+    assert run("verify", out).code == 0
 
 
 def test_gc_takes_the_lineage_of_the_set_alone_and_says_what_it_keeps(

@@ -15,7 +15,9 @@ from synthfactory.shards.base import Store
 from synthfactory.shards.commit import Commit, Outcome, commit_path, commit_shard, list_commits
 from synthfactory.shards.manifest import append_round, dataset_json, put_if_changed, read_rounds, shards_txt
 from synthfactory.shards.record import TileRecord, public_parquet
+from synthfactory.shards.seal import sealed
 from synthfactory.shards.tarfmt import ShardFile, encode_image, write_shard
+from synthfactory.shards.verify import Report, verify
 
 SIDE = 12
 PER_SHARD = 4
@@ -89,6 +91,10 @@ def derived(store: Store) -> dict[str, bytes]:
     return {"dataset.json": dataset_json(LOCK, read_rounds(store), commits), "shards.txt": shards_txt(commits)}
 
 
+def check(store: Store, shards: int = 3, **options: Any) -> Report:
+    return verify(store, shards, slots, derived=derived(store), **options)
+
+
 def commit_by_hand(
     store: Store,
     shard: int,
@@ -96,7 +102,7 @@ def commit_by_hand(
     parquet: bytes | None = None,
     change: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda body: body,
 ) -> None:
-    """Replaces a shard by other content under a commit whose checksums are right: what a faulty or hostile writer would leave."""
+    """Replaces a shard by other content under a commit whose checksums and seal are right: what a faulty or hostile writer would leave."""
     standing = list_commits(store)[shard]
     body = json.loads(json.dumps(standing.body))
     for suffix, path, content in zip(("tar", "parquet"), standing.objects, (tar, parquet), strict=True):
@@ -105,7 +111,7 @@ def commit_by_hand(
         body[suffix] = {"name": f"shards/{shard:06d}-{digest[:12]}.{suffix}", "sha256": digest, "bytes": len(data)}
         store.delete(path)
         store.put(body[suffix]["name"], data)
-    store.put(commit_path(shard), json.dumps(change(body)).encode())
+    store.put(commit_path(shard), json.dumps(sealed(change(body))).encode())
 
 
 def tar_of(pairs: Sequence[tuple[TileRecord, bytes]]) -> tuple[ShardFile, bytes]:

@@ -7,26 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from making import derived, make_set, make_shard, slots, snapshot, tar_path
+from making import check, derived, make_shard, slots, snapshot, tar_path
 
 from synthfactory.shards.base import NotAFileError
 from synthfactory.shards.commit import commit_path, list_commits
 from synthfactory.shards.manifest import put_if_changed, read_rounds
 from synthfactory.shards.mend import collect, discard, move_foreign, move_irregular
 from synthfactory.shards.store import LocalStore
-from synthfactory.shards.verify import MAX_MISSING, Report, render, verify
+from synthfactory.shards.verify import MAX_MISSING, render, verify
 from synthfactory.spec.errors import InputError
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    found = LocalStore(str(tmp_path / "out"))
-    make_set(found)
-    return found
-
-
-def check(store: LocalStore, shards: int = 3) -> Report:
-    return verify(store, shards, slots, derived=derived(store))
 
 
 def mended(store: LocalStore, lineage: LocalStore) -> list[str]:

@@ -38,9 +38,11 @@ def test_missing_and_damaged_rounds_are_named(store: LocalStore) -> None:
     store.delete("rounds/000001.json")
     with pytest.raises(InputError, match="round 000001 is missing"):
         read_rounds(store)
-    store.put("rounds/000001.json", b'{"round": 1')
-    with pytest.raises(InputError, match=r"rounds/000001\.json: is damaged"):
-        read_rounds(store)
+    changed = store.read("rounds/000002.json").replace(b'"num_shards": 2', b'"num_shards": 3')
+    for data in (b'{"round": 1', b"[" * 100_000, b"[]", b"{}", b'{"seal": 1}', changed):
+        store.put("rounds/000001.json", data)
+        with pytest.raises(InputError, match=r"rounds/000001\.json: is damaged, or was changed since"):
+            read_rounds(store)
 
 
 def test_dataset_json_counts_what_is_there(store: LocalStore) -> None:
