@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import fsspec
-
+from synthfactory.shards.remote import open_url
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
 
@@ -47,7 +46,7 @@ def expand(places: str | Sequence[str], what: str) -> list[str]:
 def listed(place: str, suffixes: Sequence[str]) -> list[str] | None:
     """The files of a folder with one of these endings, in order; None where the place is no folder."""
     if is_url(place):
-        system, path = fsspec.core.url_to_fs(place)
+        system, path = open_url(place)
         if not system.isdir(path):
             return None
         names = [system.unstrip_protocol(entry) for entry in system.ls(path, detail=False)]
@@ -67,17 +66,15 @@ def _matches(pattern: str) -> list[str]:
             for path in glob.glob(str(local(pattern)), recursive=True)  # noqa: PTH207 - patterns may be absolute
             if Path(path).is_file()
         )
-    try:
-        return sorted(str(entry.full_name) for entry in fsspec.open_files(pattern))
-    except (ValueError, ImportError) as error:
-        raise InputError(f"{pattern}: is no URL that fsspec knows ({str(error).splitlines()[0]})") from None
+    system, path = open_url(pattern)
+    return sorted(str(system.unstrip_protocol(entry)) for entry in system.glob(path) if system.isfile(entry))
 
 
 def identity(places: Sequence[str]) -> list[str]:
     """What changes whenever one of these files does: by fsspec from size, times and (in object stores) checksum, not from its bytes."""
     found = []
     for place in places:
-        system, path = fsspec.core.url_to_fs(place if is_url(place) else str(local(place)))
+        system, path = open_url(place if is_url(place) else str(local(place)))
         found.append(f"{place}:{system.ukey(path)}")
     return found
 

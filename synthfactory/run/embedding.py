@@ -30,6 +30,7 @@ from synthfactory.embeddings.tiles import TileFolder, read_tile, scan_tiles
 from synthfactory.model.encoder import EncoderFolder, open_encoder
 from synthfactory.model.weights import load_encoder
 from synthfactory.screen.artefacts import SCORES, condition_scores
+from synthfactory.shards.remote import open_url
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
@@ -124,7 +125,7 @@ def check_target(target: str) -> None:
     """InputError where a file stands there already, or none can be made."""
     if not target.endswith(".parquet"):
         raise InputError(f"{target}: is no name of a bank; end it with .parquet")
-    system, path = fsspec.core.url_to_fs(target if is_url(target) else str(local(target)))
+    system, path = open_url(target if is_url(target) else str(local(target)))
     if system.exists(path):
         raise InputError(f"{target}: is there already, and banks are never written over; name another, or remove it")
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.data import DataFileSystem
 
 from synthfactory.shards.base import Store, checked, is_temporary, temporary_name
 from synthfactory.spec.errors import InputError
@@ -47,6 +48,23 @@ def _client_options(scheme: str) -> dict[str, Any]:
     return {"config_kwargs": {"response_checksum_validation": "when_required", **given}}
 
 
+def open_url(url: str, **options: Any) -> tuple[Any, str]:
+    """(file system, path in it) of a local path or fsspec URL. InputError where no such file system can be opened."""
+    try:
+        system, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        package = "synthfactory[s3]" if url.startswith(("s3://", "s3a://")) else "the package that it names"
+        raise InputError(f"{url}: {error}; install it (pip install '{package}')") from None
+    except Exception as error:  # noqa: BLE001 - some forty plugins, which raise what they like of a URL that lacks something
+        said = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise InputError(
+            f"{url}: cannot be opened by fsspec ({said}); write a folder or for example s3://bucket/folder"
+        ) from None
+    if isinstance(system, DataFileSystem):
+        raise InputError(f"{url}: data: URLs hold no files; write a file, a folder or for example s3://bucket/folder")
+    return system, str(path)
+
+
 class RemoteStore(Store):
     """Objects below a URL. `pause` sleeps between tries. InputError where the place cannot be used at all.
 
@@ -57,24 +75,22 @@ class RemoteStore(Store):
         scheme, _, rest = url.partition("://")
         self.place = f"{scheme}://{rest.rstrip('/')}"
         self._pause = pause
-        try:
-            self.fs, root = fsspec.core.url_to_fs(
-                self.place, use_listings_cache=False, skip_instance_cache=True, **_client_options(scheme)
-            )
-        except ImportError as error:
-            raise InputError(f"{url}: {error}; install it with pip install 'synthfactory[s3]'") from None
-        except ValueError as error:
-            raise InputError(
-                f"{url}: is no URL that fsspec knows ({error}); write a folder or for example s3://bucket/folder"
-            ) from None
-        self.root = str(root).rstrip("/")
-        protocol = self.fs.protocol
-        self._is_s3 = "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
+        self.fs, root = open_url(
+            self.place, use_listings_cache=False, skip_instance_cache=True, **_client_options(scheme)
+        )
+        self.root = root.rstrip("/")
+        protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
+        self._is_s3 = "s3" in protocols
+        if not reading and "memory" in protocols:
+            raise InputError(f"{url}: ends with this process; write a folder or for example s3://bucket/folder")
         self._exclusive = False  # known to be; asked before the first create
         # botocore's errors are no OSErrors; it is loaded by now where it is needed at all
         client = sys.modules.get("botocore.exceptions") if self._is_s3 else None
         self._denied: tuple[type[Exception], ...] = (PermissionError,)
         self._faults: tuple[type[Exception], ...] = (OSError, AsyncTimeoutError)
+        web = sys.modules.get("aiohttp")  # the client of http:// and of several stores
+        if web:
+            self._faults += (web.ClientError,)
         if client:
             self._denied += (client.NoCredentialsError, client.PartialCredentialsError, client.ProfileNotFound)
             self._faults += (client.BotoCoreError, client.ClientError)

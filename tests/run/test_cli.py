@@ -86,7 +86,7 @@ def test_places_that_hold_no_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("empty", "empty: holds no set"),
         ("other", "other: holds thesis.docx, but no spec.lock.yaml, so it is no set of synthfactory's"),
         ("other/thesis.docx", "thesis.docx: is a file, or lies below one; name a folder or a URL"),
-        ("gopher://hole", "gopher://hole: is no URL that fsspec knows"),
+        ("gopher://hole", "gopher://hole: cannot be opened by fsspec"),
     ]:
         check_refusal(run(*command, name), words)
     assert snapshot(tmp_path) == before

@@ -197,7 +197,7 @@ CASES = {
         plain(classes={"alhpa": 4, "beta": 2}), "classes.alhpa", "has no such label; is 'alpha' meant? it has: alpha"
     ),
     "bank on an unknown protocol": Case(
-        plain(embeddings={"bank": "gopher://hole/bank.parquet"}), "embeddings.bank", "is no URL that fsspec knows"
+        plain(embeddings={"bank": "gopher://hole/bank.parquet"}), "embeddings.bank", "cannot be opened by fsspec"
     ),
     # models
     "no model": Case(plain(model="FOLDER/none"), "model", "neither a built-in model (phantom) nor a folder with"),
@@ -267,7 +267,7 @@ CASES = {
     "OUT below a file": Case(plain(output={"path": "FOLDER/spec.yaml/out"}), "output.path", "is no folder"),
     "LINEAGE below a file": Case(plain(lineage="FOLDER/spec.yaml/l"), "lineage", "is no folder"),
     "OUT on an unknown protocol": Case(
-        plain(output={"path": "gopher://hole/out"}), "output.path", "is no URL that fsspec knows"
+        plain(output={"path": "gopher://hole/out"}), "output.path", "cannot be opened by fsspec"
     ),
     "too few network calls": Case(plain(budget={"network_calls": 100}), "budget.network_calls", "230 too many"),
     "too few hours": Case(plain(budget={"device_hours": 1e-6}), "budget.device_hours", "too many"),

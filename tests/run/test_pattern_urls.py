@@ -43,3 +43,29 @@ def test_a_pattern_without_permission(s3: Bucket, spec_file: MakeSpec, monkeypat
         run("plan", spec_file(embeddings={"hdf5": "s3://tiles/features/", "labels": "s3://tiles/l.csv"})),
         "embeddings.hdf5: ",
     )
+
+
+ODD = ["dir://x", "reference://x", "jlab://x", "dbfs://x/y", "generic://x", "github://x", "async_wrapper://x", "blockcache://x",
+       "sftp://x/y", "zip://a.zip", "s3://[x", "gopher://hole/x", "hdfs://h/x", "data://x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ODD)
+def test_urls_of_plugins_that_cannot_serve(place: str, spec_file: MakeSpec, tmp_path: Path) -> None:
+    """Whatever a plugin of fsspec raises, in every place that takes a URL."""
+    for field, change in (
+        ("embeddings.bank", {"embeddings": {"bank": f"{place}/b.parquet"}}),
+        ("embeddings.bank", {"embeddings": {"bank": f"{place}/*.parquet"}}),
+        ("output.path", {"output": {"path": place}}),
+        ("lineage", {"lineage": place}),
+    ):
+        check_refusal(run("build", spec_file(**change), "--local"), f"{field}: ")
+    for command in (["status", place], ["embed", tmp_path, f"{place}/b.parquet", "--label-level", "tile"]):
+        check_refusal(run(*command), "Error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.yaml"]
+
+
+@pytest.mark.parametrize("field", ["output", "lineage"])
+def test_a_set_in_memory_would_be_gone(field: str, spec_file: MakeSpec) -> None:
+    place = "memory://set"
+    ended = run("build", spec_file(**{field: {"path": place} if field == "output" else place}), "--local")
+    check_refusal(ended, "memory://set: ends with this process")
