@@ -271,6 +271,11 @@ def test_gc_takes_the_lineage_of_the_set_alone_and_says_what_it_keeps(
         assert "holds no record of" in refused.err
     assert run("gc", out, "--lineage", tmp_path / "lineage").code == 0
     (out / "commits" / "000001.json").unlink()
+    others = [path.rename(tmp_path / path.name) for path in (out / "commits").iterdir()]
+    assert run("gc", out, "--lineage", tmp_path / "strange").code == 2
+    assert run("gc", out, "--lineage", tmp_path / "lineage").code == 0
+    for path in others:
+        path.rename(out / "commits" / path.name)
     assert "kept: objects of 1 shard without a commit" in run("gc", out).out
 
 

@@ -83,7 +83,10 @@ class PlainFileSystem(AbstractFileSystem):
 
 def test_urls_that_cannot_hold_a_set_are_refused() -> None:
     fsspec.register_implementation("plain", PlainFileSystem, clobber=True)
-    for url, what in (("nosuch://bucket/x", "no URL that fsspec knows"), ("plain://x", "offers no exclusive creation")):
+    for url, what in (
+        ("nosuch://bucket/x", "cannot be opened by fsspec"),
+        ("plain://x", "offers no exclusive creation"),
+    ):
         with pytest.raises(InputError, match=what):
             open_store(url)
 
@@ -93,9 +96,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", absent)
-    with pytest.raises(
-        InputError, match=r"s3://b/x: Install s3fs to access S3; install it with pip install 'synthfactory\[s3\]'"
-    ):
+    with pytest.raises(InputError, match=r"s3://b/x: Install s3fs to access S3; install it"):
         open_store("s3://b/x")
 
 
