@@ -49,4 +49,6 @@ def scan_csv(path: str, label_level: str | None, mpp: float | None) -> TileFolde
         tuple(known(line[1].get("slide_id")) for line in lines),
         tuple(zip(numbers("x"), numbers("y"), strict=True)),
         tuple(numbers("tumour_fraction")),
+        sites=tuple(known(line[1].get("site")) for line in lines),
+        mpps=tuple(line_mpp(line, path) for line in lines),
     )

@@ -87,6 +87,8 @@ def scan_shards(
         tuple((_or_nan(row[4], "x", row[0]), _or_nan(row[4], "y", row[0])) for row in rows),
         tuple(_or_nan(row[4], "tumour_fraction", row[0]) for row in rows),
         tuple(row[1] for row in rows),
+        tuple(known(row[4].get("site")) for row in rows),
+        tuple(_number(row[4], "mpp", row[0]) for row in rows),
     )
 
 

@@ -13,7 +13,7 @@ import secrets
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class TileFolder:
     corners: tuple[tuple[float, float], ...] = field(repr=False)  # NaN where unknown
     tumour_fractions: tuple[float, ...] = field(repr=False)  # NaN where unknown
     spans: tuple[tuple[str, int, int], ...] | None = field(default=None, repr=False)
+    sites: tuple[str | None, ...] | None = field(default=None, repr=False)
+    mpps: tuple[float | None, ...] | None = field(default=None, repr=False)  # um per pixel, where a tile itself says it
 
     def where(self, row: int) -> str:
         """A tile's place, for messages."""
@@ -72,20 +74,9 @@ class TileFolder:
     def take(self, rows: Sequence[int]) -> TileFolder:
         """These tiles."""
 
-        def some(column: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(column[row] for row in rows)
-
-        return TileFolder(
-            self.root,
-            some(self.files),
-            some(self.labels),
-            some(self.label_levels),
-            some(self.patient_ids),
-            some(self.slide_ids),
-            some(self.corners),
-            some(self.tumour_fractions),
-            None if self.spans is None else some(self.spans),
-        )
+        columns = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "root"}
+        some = {name: tuple(column[row] for row in rows) for name, column in columns.items() if column is not None}
+        return TileFolder(self.root, **some)
 
 
 class SpanReader:
@@ -147,6 +138,7 @@ class Fact:
     corner: tuple[float, float] = (math.nan, math.nan)
     tumour_fraction: float = math.nan
     mpp: float | None = None
+    site: str | None = None
 
 
 def scan_tiles(
@@ -191,6 +183,8 @@ def scan_tiles(
         tuple(fact.slide for fact in facts),
         tuple(fact.corner for fact in facts),
         tuple(fact.tumour_fraction for fact in facts),
+        sites=tuple(fact.site for fact in facts),
+        mpps=tuple(fact.mpp for fact in facts),
     )
 
 
@@ -211,6 +205,7 @@ def _metadata(path: str) -> dict[str, Fact]:
             (math.nan if x is None else x, math.nan if y is None else y),
             math.nan if share is None else share,
             line_mpp(line, path),
+            known(line[1].get("site")),
         )
     return found
 
