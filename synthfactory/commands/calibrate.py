@@ -14,14 +14,21 @@ from synthfactory.spec.errors import InputError
 if TYPE_CHECKING:
     from synthfactory.plan.calibration import Table
     from synthfactory.run.prepare import Prepared
+    from synthfactory.spec.sampler import Guidance
 
+MIN_A_SEED = 16  # fewer, and a bootstrap may hold one tile alone
+REFERENCE_STEPS = 250
 SOLVERS = ("ab2", "heun", "euler", "euler_maruyama", "stochastic_heun")
 
 
 @click.command(short_help="Quality against network calls, for `steps: auto`.")
 @spec_argument
 @click.option(
-    "--tiles", type=click.IntRange(2), default=96, show_default=True, help="Tiles a setting and seed, over all classes."
+    "--tiles",
+    type=click.IntRange(MIN_A_SEED),
+    default=96,
+    show_default=True,
+    help="Tiles a setting and seed, over all classes.",
 )
 @click.option(
     "--seeds", type=click.IntRange(1, 100), default=2, show_default=True, help="Sets of noises and conditions."
@@ -31,7 +38,7 @@ SOLVERS = ("ab2", "heun", "euler", "euler_maruyama", "stochastic_heun")
 @click.option(
     "--reference-steps",
     type=click.IntRange(2),
-    default=250,
+    default=REFERENCE_STEPS,
     show_default=True,
     help="Euler-Maruyama steps to be measured by.",
 )
@@ -45,7 +52,7 @@ def calibrate(
     reference_steps: int,
     target: str | None,
 ) -> None:
-    """Measure quality against network calls for the spec's model, bank and guidance; write what `steps: auto` uses.
+    """Measure quality against network calls for the spec's model and bank, at every guidance of the spec; write what `steps: auto` uses.
 
     The same command goes on where an interrupted one stopped.
     """
@@ -57,14 +64,18 @@ def calibrate(
     from synthfactory.run.progress import Progress
     from synthfactory.shards.store import open_store
 
-    prepared = _prepared(spec_file)
+    prepared, guidances = _prepared(spec_file)
     spec = prepared.spec
     official = prepared.facts.backend == "official"
+    folder, place = _places(prepared, target)
+    before = read_calibration(prepared.facts.sha256, folder)
+    _check_target(place, target)
     per_class = -(-tiles // len(spec.classes))
-    guidance = spec.sampler.guidance
-    samplers = settings(["own"] if official else solvers or SOLVERS, steps, guidance)
-    reference = settings(["own" if official else "euler_maruyama"], [reference_steps], guidance)[0]
-    samplers = [sampler for sampler in samplers if sampler != reference]
+    rounds = []
+    for guidance in guidances:
+        samplers = settings(["own"] if official else solvers or SOLVERS, steps, guidance)
+        reference = settings(["own" if official else "euler_maruyama"], [reference_steps], guidance)[0]
+        rounds.append((reference, [sampler for sampler in samplers if sampler != reference]))
     execution = spec.execution
     batch = execution.batch_size or 16
     engine = make_engine(
@@ -80,45 +91,74 @@ def calibrate(
     )
     kept = open_store(spec.lineage)
     guard(kept)
-    total = per_class * len(spec.classes) * seeds * (len(samplers) + 1)
-    say(f"{total:,} tiles: {len(samplers)} settings and the reference, {per_class} tiles of each class, {seeds} seeds")
+    settings_in_all = sum(len(samplers) + 1 for _, samplers in rounds)
+    total = per_class * len(spec.classes) * seeds * settings_in_all
+    at = f"{len(rounds)} guidances, " if len(rounds) > 1 else ""
+    say(
+        f"{total:,} tiles: {at}{settings_in_all} settings with the reference, {per_class} tiles of each class, {seeds} seeds"
+    )
     progress = Progress(total, say=say, screened=False)
     try:
-        table = run(
-            prepared,
-            engine,
-            samplers,
-            reference,
-            per_class=per_class,
-            seeds=seeds,
-            batch_size=batch,
-            name=f"{prepared.facts.sha256} {execution.dtype}",
-            kept=kept,
-            tick=lambda count: progress.tick(count, 0),
-        )
+        tables = [
+            run(
+                prepared,
+                engine,
+                samplers,
+                reference,
+                per_class=per_class,
+                seeds=seeds,
+                batch_size=batch,
+                name=f"{prepared.facts.sha256} {prepared.facts.encoder['sha256']} {execution.dtype}",
+                kept=kept,
+                tick=lambda count: progress.tick(count, 0),
+            )
+            for reference, samplers in rounds
+        ]
     finally:
         progress.close()
-    folder, place = _places(prepared, target)
     found = Calibration(
         model_sha256=prepared.facts.sha256,
         encoder_sha256=prepared.facts.encoder["sha256"],
-        command=f"synthfactory calibrate {Path(spec_file).name} --tiles {tiles} --seeds {seeds}",
-        tables=[table],
+        command=" ".join(
+            [
+                f"synthfactory calibrate {Path(spec_file).name} --tiles {tiles} --seeds {seeds}",
+                *(f"--solver {solver}" for solver in solvers),
+                *(f"--steps {number}" for number in steps),
+                *([] if reference_steps == REFERENCE_STEPS else [f"--reference-steps {reference_steps}"]),
+            ]
+        ),
+        tables=tables,
     )
-    whole = with_table(read_calibration(prepared.facts.sha256, folder), found)
+    whole = with_table(before, found)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(encoded(whole))
     except OSError as error:
         raise InputError(f"{place}: cannot be written ({error.strerror or error}); name another file with -o") from None
-    _print(table)
+    for table in tables:
+        _print(table)
     click.echo(
         fit(f"{place}: written; `steps: auto` reads it where it lies beside the model or in this machine's cache")
     )
 
 
-def _prepared(spec_file: str) -> Prepared:
-    """The spec made ready with the agreement screen on, so that the encoder is opened; its own `auto` steps do not matter here."""
+def _check_target(place: Path, target: str | None) -> None:
+    """InputError where the file to write is something else: nothing of the user's is written over."""
+    from pydantic import ValidationError
+
+    from synthfactory.plan.calibration import MAX_BYTES, Calibration
+
+    if target is None or not place.exists():
+        return
+    try:
+        with open(place, "rb") as handle:
+            Calibration.model_validate_json(handle.read(MAX_BYTES))
+    except (OSError, ValidationError, ValueError, RecursionError):
+        raise InputError(f"-o {target}: is there already and is no calibration; name another file") from None
+
+
+def _prepared(spec_file: str) -> tuple[Prepared, list[Guidance]]:
+    """The spec made ready with the agreement screen on, so that the encoder is opened, and its guidances; `auto` steps do not matter."""
     from synthfactory.run.prepare import prepare
     from synthfactory.spec.load import load_spec
     from synthfactory.spec.sections import AgreementScreen, Screen
@@ -126,10 +166,12 @@ def _prepared(spec_file: str) -> Prepared:
     spec = load_spec(spec_file)
     if spec.embeddings.unconditional:
         raise spec.error("embeddings", "calibrate compares tiles with their conditions; name a bank or tiles")
+    guidances = list(dict.fromkeys(spec.sampler_for(name).guidance for name in spec.classes))
     sampler = spec.sampler.model_copy(update={"steps": 1})
     classes = {name: item.model_copy(update={"sampler": None}) for name, item in spec.classes.items()}
     screen = Screen(agreement=AgreementScreen())
-    return with_bank(prepare(spec.model_copy(update={"sampler": sampler, "classes": classes, "screen": screen})))
+    made = spec.model_copy(update={"sampler": sampler, "classes": classes, "screen": screen})
+    return with_bank(prepare(made)), guidances
 
 
 def _places(prepared: Prepared, target: str | None) -> tuple[str | None, Path]:
@@ -146,9 +188,12 @@ def _places(prepared: Prepared, target: str | None) -> tuple[str | None, Path]:
 
 
 def _print(table: Table) -> None:
-    from synthfactory.plan.calibration import MARGIN, summary
+    from synthfactory.plan.calibration import DISTANCE_MARGIN, MARGIN, MIN_TILES, summary
 
-    rows = summary(table)
+    rows, guidance = summary(table), table.guidance
+    click.echo(
+        f"guidance {guidance.scale:g}, {guidance.low:g} to {guidance.high:g}; {table.reference.tiles:,} tiles a setting"
+    )
     heads = list(rows[0])
     widths = [max(len(head), *(len(row[head]) for row in rows)) for head in heads]
     for line in (dict(zip(heads, heads, strict=True)), *rows):
@@ -159,9 +204,10 @@ def _print(table: Table) -> None:
         click.echo("  ".join(cells).rstrip())
     click.echo(
         fit(
-            f"class: share of tiles in whose embedding a probe finds the condition's class; no worse: class and cosine surely less than "
-            f"{MARGIN} below the reference, kernel distance not surely larger (95 % intervals, paired)"
+            "class: share of tiles in whose embedding a probe finds the condition's class; no worse: class and cosine surely less than "
+            f"{MARGIN} below the reference, kernel distance surely less than {DISTANCE_MARGIN:.0%} of the reference's above it "
+            f"(95 % intervals, paired; at least {MIN_TILES} tiles)"
         )
     )
-    if not any(row.no_worse for row in table.rows):
-        click.echo("no setting was as good as the reference: `steps: auto` will say so")
+    if not any(map(table.no_worse, table.rows)):
+        click.echo("no setting was surely as good as the reference: `steps: auto` will say so")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from synthfactory.shards.store import open_source
 from synthfactory.spec.places import cache_folder
@@ -20,7 +20,10 @@ from synthfactory.spec.schema import Spec
 CALIBRATION = "calibration.json"
 FORMAT = "synthfactory-calibration/1"
 MAX_BYTES = 1 << 22
-MARGIN = 0.02  # of class agreement and of cosine agreement: what counts as no worse
+# What counts as no worse, every time by the 95 % interval's bad end:
+MARGIN = 0.02  # class agreement and cosine less than this below the reference's
+DISTANCE_MARGIN = 0.1  # kernel distance above the reference's by less than this share of it
+MIN_TILES = 96  # below, a bootstrap's intervals are too narrow to go by
 
 Interval = tuple[float, float]
 
@@ -46,14 +49,12 @@ class Row(FrozenModel):
     kernel_distance_off: float = 0.0
     kernel_distance_off_95: Interval = (0.0, 0.0)
 
-    @property
-    def no_worse(self) -> bool:
-        """Both agreements are surely less than MARGIN below the reference's, and the kernel distance is not surely larger."""
-        return (
-            self.class_agreement_off_95[0] > -MARGIN
-            and self.cosine_off_95[0] > -MARGIN
-            and self.kernel_distance_off_95[0] <= 0.0
-        )
+    @field_validator("sampler")
+    @classmethod
+    def _numbered(cls, sampler: Sampler) -> Sampler:
+        if sampler.steps == "auto":
+            raise ValueError("a row of a calibration has a number of steps")
+        return sampler
 
 
 class Table(FrozenModel):
@@ -62,6 +63,17 @@ class Table(FrozenModel):
     guidance: Guidance
     reference: Row
     rows: list[Row]
+
+    def no_worse(self, row: Row) -> bool:
+        """Whether a row is surely (95 %) as good as the reference but for the margins above. The distance's margin is a share of the
+        upper end of the reference's own interval: how far this model's tiles are from real ones at best.
+        """
+        return (
+            row.tiles >= MIN_TILES
+            and row.class_agreement_off_95[0] > -MARGIN
+            and row.cosine_off_95[0] > -MARGIN
+            and row.kernel_distance_off_95[1] < DISTANCE_MARGIN * self.reference.kernel_distance_95[1]
+        )
 
 
 class Calibration(FrozenModel):
@@ -107,13 +119,20 @@ def with_table(before: Calibration | None, after: Calibration) -> Calibration:
     return after.model_copy(update={"tables": [*kept, *after.tables]})
 
 
-def resolved(spec: Spec, model_sha256: str, folder: str | None) -> Spec:
-    """The spec with `steps: auto` replaced by numbers. InputError at the field where no calibration of this model answers it."""
+def resolved(spec: Spec, model_sha256: str, folder: str | None, lock: Mapping[str, Any] | None = None) -> Spec:
+    """The spec with `steps: auto` replaced by numbers: of the `lock` of the set that is built on, else of the model's calibration.
+
+    InputError at the field where neither answers it.
+    """
     samplers: dict[str, Sampler] = {"": spec.sampler, **{name: spec.sampler_for(name) for name in spec.classes}}
     if all(sampler.steps != "auto" for sampler in samplers.values()):
         return spec
     found = read_calibration(model_sha256, folder)
-    chosen = {name: _steps(spec, name, sampler, found) for name, sampler in samplers.items() if sampler.steps == "auto"}
+    chosen = {
+        name: _locked_steps(lock, name, sampler) or _steps(spec, name, sampler, found)
+        for name, sampler in samplers.items()
+        if sampler.steps == "auto"
+    }
     classes = {}
     for name, item in spec.classes.items():
         if name in chosen and item.sampler is not None:
@@ -124,18 +143,29 @@ def resolved(spec: Spec, model_sha256: str, folder: str | None) -> Spec:
     return spec.model_copy(update={"sampler": base, "classes": classes})
 
 
+def _locked_steps(lock: Mapping[str, Any] | None, name: str, sampler: Sampler) -> int | None:
+    """What the set was begun with, where all but the steps is as it was: it stays so where this machine has no calibration."""
+    if lock is None:
+        return None
+    recipe = lock["recipe"]
+    known = Sampler.model_validate(recipe["class_samplers"].get(name, recipe["sampler"]))
+    same = known.model_copy(update={"steps": "auto"}) == sampler.model_copy(update={"steps": "auto"})
+    return known.num_steps if same else None
+
+
 def _steps(spec: Spec, name: str, sampler: Sampler, found: Calibration | None) -> int:
     own = name and spec.classes[name].sampler is not None
     path = f"classes.{name}.sampler" if own else "sampler"
     tables = [] if found is None else [table for table in found.tables if table.guidance == sampler.guidance]
-    rows = [row for table in tables for row in table.rows if _alike(row.sampler, sampler)]
-    good = sorted((row for row in rows if row.no_worse), key=lambda row: row.calls_per_tile)
+    rows = [(table, row) for table in tables for row in table.rows if _alike(row.sampler, sampler)]
+    good = sorted((row for table, row in rows if table.no_worse(row)), key=lambda row: row.calls_per_tile)
     if good:
         return good[0].sampler.num_steps
     guidance = sampler.guidance
     setting = f"{sampler.solver} at guidance {guidance.scale:g} ({guidance.low:g} to {guidance.high:g})"
     if rows:
-        why = f"none of the steps that were tried ({', '.join(str(row.sampler.steps) for row in rows)}) was as good as the reference"
+        tried = ", ".join(str(row.sampler.steps) for _, row in rows)
+        why = f"none of the steps that were tried ({tried}) was surely as good as the reference, on {rows[0][1].tiles:,} tiles"
     else:
         why = f"{spec.model.name} has no calibration of {setting}; run `synthfactory calibrate`"
     raise spec.error(f"{path}.steps", f"auto: {why}, or write a number of steps")
@@ -156,7 +186,7 @@ def summary(table: Table) -> list[Mapping[str, str]]:
             "class": f"{row.class_agreement:.3f}",
             "cosine": f"{row.cosine:.3f}",
             "distance": f"{row.kernel_distance:.3f}",
-            "no worse": "reference" if row is table.reference else "yes" if row.no_worse else "no",
+            "no worse": "reference" if row is table.reference else "yes" if table.no_worse(row) else "no",
         }
         for row in rows
     ]

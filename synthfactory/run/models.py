@@ -43,7 +43,7 @@ def choose_model(spec: Spec) -> Chosen:
     except InputError as error:
         raise spec.error("model", str(error).removeprefix("model: ")) from None
     _check_samplers(spec, model)
-    spec = resolved(spec, model.sha256, str(model.path) if isinstance(model, ModelFolder) else None)
+    spec = resolved(spec, model.sha256, str(model.path) if isinstance(model, ModelFolder) else None, lock)
     encoder_licence = _encoder_licence(model, encoder)
     _check_accepted(spec, model, encoder, encoder_licence)
     facts = ModelFacts(
@@ -71,10 +71,11 @@ def choose_model(spec: Spec) -> Chosen:
 
 
 def _standing_lock(spec: Spec) -> Mapping[str, Any] | None:
-    """The lock in OUT, where revisions could be locked; None where there is none (or a damaged one, which is refused later)."""
+    """The lock in OUT, where revisions or steps could be locked; None where there is none (or a damaged one, which is refused later)."""
     floating = [hub for hub in (spec.model.hub, spec.model.encoder_hub) if hub and not is_commit(hub.revision)]
     by_default = spec.model.encoder is None and needs_encoder(spec)  # H0-mini's main, perhaps
-    if not floating and not by_default:
+    auto = any(spec.sampler_for(name).steps == "auto" for name in spec.classes)
+    if not floating and not by_default and not auto:
         return None
     try:
         return read_lock(open_store(spec.output.path).read(LOCK))

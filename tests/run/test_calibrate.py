@@ -16,7 +16,19 @@ from tinymodel import make_bank_file, make_tiny_model
 from synthfactory.plan.calibration import Calibration
 
 MakeSpec = Callable[..., Path]
-QUICK = ("--tiles", 8, "--seeds", 2, "--reference-steps", 12)
+QUICK = ("--tiles", 16, "--seeds", 2, "--reference-steps", 12)
+
+
+def surely_good(place: Path) -> None:
+    """Makes every row of a calibration one that is no worse, as if many tiles had been drawn."""
+    values = json.loads(place.read_text())
+    for table in values["tables"]:
+        table["reference"]["kernel_distance_95"] = [0.1, 0.2]
+        for row in table["rows"]:
+            row.update(
+                tiles=96, class_agreement_off_95=[0, 0], cosine_off_95=[0, 0], kernel_distance_off_95=[-0.01, 0.01]
+            )
+    place.write_text(json.dumps(values))
 
 
 @pytest.fixture
@@ -49,21 +61,11 @@ def test_a_calibration_answers_auto_and_is_drawn_once(spec_file: MakeSpec, own: 
         ("ab2", 11, 22), ("ab2", 12, 24), ("heun", 11, 42), ("heun", 12, 46),
     ]  # fmt: skip
     assert table.reference.sampler.solver == "euler_maruyama"
-    assert {row.tiles for row in table.rows} == {16}
-    for line in ended.out.splitlines()[2:6]:
-        assert line.split()[-1] in ("yes", "no")
-
-    good = sorted(row.calls_per_tile for row in table.rows if row.no_worse and row.sampler.solver == "ab2")
-    after = run("plan", spec)
-    if good:
-        assert after.code == 0, after.err
-        assert f"alpha    20 {good[0]:>10}" in after.out
-        assert run("build", spec, "--local").code == 0
-        assert (
-            yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())["recipe"]["sampler"]["steps"] == good[0] // 2
-        )
-    else:
-        assert "none of the steps that were tried (11, 12)" in " ".join(after.err.split())
+    assert {row.tiles for row in table.rows} == {32}
+    assert [line.split()[-1] for line in ended.out.splitlines()[3:7]] == ["no"] * 4  # so few tiles prove nothing
+    assert "none of the steps that were tried (11, 12) was surely as good as the reference, on 32 tiles" in " ".join(
+        run("plan", spec).err.split()
+    )
 
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "lineage/calibration").iterdir()}
     assert len(kept) == 2 * 5
@@ -73,14 +75,74 @@ def test_a_calibration_answers_auto_and_is_drawn_once(spec_file: MakeSpec, own: 
     assert place.read_bytes() == text
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
+    surely_good(place)
+    planned = run("plan", spec)
+    assert planned.code == 0, planned.err
+    assert "alpha    20         22" in planned.out
+    assert run("build", spec, "--local").code == 0
+    lock = yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())
+    assert lock["recipe"]["sampler"]["steps"] == 11
+    place.unlink()  # another machine, where nobody has calibrated: the set stays what it is
+    assert run("build", spec, "--local").code == 0
+    other = {**auto, "guidance": {"scale": 3.0}}
+    refused = run("plan", spec_file("other.yaml", sampler=other, **source(own)))
+    assert refused.code == 2
+    assert "has no calibration" in " ".join(refused.err.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({}, True),
+        ({"tiles": 95}, False),
+        ({"class_agreement_off_95": [-0.02, 0.1]}, False),
+        ({"cosine_off_95": [-0.021, 0.0]}, False),
+        ({"kernel_distance_off_95": [-0.5, 0.019]}, True),
+        ({"kernel_distance_off_95": [-0.5, 0.021]}, False),  # not surely larger, but nor surely as small
+        ({"kernel_distance_off_95": [0.001, 0.019]}, True),
+    ],
+)
+def test_no_worse_is_shown_never_assumed(spec_file: MakeSpec, own: Path, change: dict[str, Any], good: bool) -> None:
+    spec = spec_file(sampler={"solver": "ab2", "steps": "auto"}, **source(own))
+    assert run("calibrate", spec, *QUICK, "--solver", "ab2", "--steps", 12).code == 0
+    place = own / "model" / "calibration.json"
+    surely_good(place)
+    values = json.loads(place.read_text())
+    values["tables"][0]["rows"][0].update(change)
+    table = Calibration.model_validate_json(json.dumps(values)).tables[0]
+    assert table.no_worse(table.rows[0]) is good
+
+
+def test_every_guidance_of_a_spec_is_measured(spec_file: MakeSpec, own: Path) -> None:
+    classes = {"alpha": {"count": 4, "sampler": {"guidance": {"scale": 3.0}}}, "beta": 4}
+    spec = spec_file(sampler={"solver": "ab2", "steps": "auto"}, classes=classes, **source(own))
+    ended = run("calibrate", spec, *QUICK, "--solver", "ab2", "--steps", 12)
+    assert ended.code == 0, ended.err
+    place = own / "model" / "calibration.json"
+    tables = json.loads(place.read_text())["tables"]
+    assert sorted(table["guidance"]["scale"] for table in tables) == [1.5, 3.0]
+    surely_good(place)
+    assert run("plan", spec).code == 0
+
+
+def test_what_cannot_be_calibrated_is_said_before_anything_is_drawn(
+    spec_file: MakeSpec, own: Path, tmp_path: Path
+) -> None:
+    spec = spec_file(**source(own))
+    assert run("calibrate", spec, "--tiles", 2).code == 2
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    refused = run("calibrate", spec, *QUICK, "-o", notes)
+    assert refused.code == 2
+    assert "is there already and is no calibration" in " ".join(refused.err.split())
+    assert notes.read_text() == "mine"
+    assert not (tmp_path / "lineage").exists()
+
 
 def test_another_models_table_is_never_used(spec_file: MakeSpec, own: Path, tmp_path: Path) -> None:
     spec = spec_file(sampler={"solver": "ab2", "steps": "auto"}, **source(own))
     assert run("calibrate", spec, *QUICK, "--solver", "ab2", "--steps", 12).code == 0
-    values = json.loads((own / "model" / "calibration.json").read_text())
-    for row in values["tables"][0]["rows"]:  # surely good enough
-        row.update(class_agreement_off_95=[0, 0], cosine_off_95=[0, 0], kernel_distance_off_95=[0, 0])
-    (own / "model" / "calibration.json").write_text(json.dumps(values))
+    surely_good(own / "model" / "calibration.json")
     assert run("plan", spec).code == 0
     make_tiny_model(tmp_path / "other", seed=5)
     shutil.copy(own / "model" / "calibration.json", tmp_path / "other")
@@ -99,16 +161,24 @@ def test_another_models_table_is_never_used(spec_file: MakeSpec, own: Path, tmp_
 def test_auto_goes_by_solver_and_guidance_of_each_class(spec_file: MakeSpec, own: Path) -> None:
     spec = spec_file(sampler={"solver": "ab2", "steps": "auto"}, **source(own))
     assert run("calibrate", spec, *QUICK, "--solver", "ab2", "--steps", 12).code == 0
-    values = json.loads((own / "model" / "calibration.json").read_text())
-    for row in values["tables"][0]["rows"]:
-        row.update(class_agreement_off_95=[0, 0], cosine_off_95=[0, 0], kernel_distance_off_95=[0, 0])
-    (own / "model" / "calibration.json").write_text(json.dumps(values))
+    surely_good(own / "model" / "calibration.json")
     fixed = {"alpha": {"count": 4, "sampler": {"steps": 3, "guidance": {"scale": 3.0}}}, "beta": 4}
     assert run("plan", spec_file(sampler={"solver": "ab2", "steps": "auto"}, classes=fixed, **source(own))).code == 0
     other = {"alpha": {"count": 4, "sampler": {"guidance": {"scale": 3.0}}}, "beta": 4}
     refused = run("plan", spec_file("r.yaml", sampler={"solver": "ab2", "steps": "auto"}, classes=other, **source(own)))
     assert refused.code == 2
     assert "classes.alpha.sampler.steps: auto" in refused.err
+
+
+def test_a_row_without_a_number_is_no_calibration(spec_file: MakeSpec, own: Path) -> None:
+    spec = spec_file(sampler={"solver": "ab2", "steps": "auto"}, **source(own))
+    assert run("calibrate", spec, *QUICK, "--solver", "ab2", "--steps", 12).code == 0
+    place = own / "model" / "calibration.json"
+    surely_good(place)
+    place.write_text(place.read_text().replace('"steps": 12', '"steps": "auto"'))
+    ended = run("plan", spec)
+    assert ended.code == 2
+    assert "has no calibration" in " ".join(ended.err.split())
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[" * 5000, '{"format": "synthfactory-calibration/1"}'])

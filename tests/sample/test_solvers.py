@@ -42,6 +42,45 @@ def test_a_known_gaussian_is_reached(sampler, tolerance):
     assert end.std().item() == pytest.approx(STD, abs=tolerance)
 
 
+@pytest.mark.parametrize("guidance", [Guidance(scale=1.0), Guidance(scale=2.5, high=0.75)])
+@pytest.mark.parametrize("steps", [2, 5, 40])
+def test_euler_maruyama_is_repa_es_schedule_to_the_last_bit_but_rounding(steps, guidance):
+    """Written out from the published description: linspace(1, 0.04, steps), then one noise-free step; w = 2t, s = (-(1-t) v - x) / t;
+    guidance is on the drift there, and on the velocity here."""
+
+    def network(x, t, conditional):
+        return torch.sin(3 * x + t) + (0.3 if conditional else -0.1) * x
+
+    def ours(x, t):
+        if is_guided(guidance, t):
+            return guided(network(x, t, True), network(x, t, False), guidance.scale)
+        return network(x, t, True)
+
+    start = torch.linspace(-2, 2, 41, dtype=torch.float64)
+    draws = torch.randn(steps, 41, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def drift(x, t, conditional):
+        v = network(x, t, conditional)
+        score = (-(1 - t) * v - x) / t
+        return v - 0.5 * 2 * t * score
+
+    x, times = start, torch.linspace(1.0, 0.04, steps, dtype=torch.float64).tolist()
+    for number, now in enumerate(times):
+        after = times[number + 1] if number + 1 < steps else 0.0
+        d = drift(x, now, True)
+        if guidance.scale > 1 and guidance.low <= now <= guidance.high:
+            unconditional = drift(x, now, False)
+            d = unconditional + guidance.scale * (d - unconditional)
+        x = x + d * (after - now)
+        if number + 1 < steps:
+            x = x + (2 * now) ** 0.5 * draws[number] * (now - after) ** 0.5
+    kicks = iter(draws)
+    found = integrate(
+        Sampler(method="sde", solver="euler_maruyama", steps=steps, guidance=guidance), ours, start, lambda: next(kicks)
+    )
+    assert torch.allclose(found, x, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("solver", ["heun", "ab2"])
 def test_second_order(solver):
     """Twice the steps give about a quarter of the error: 2.5 to 6 here, where first order gives 2."""
