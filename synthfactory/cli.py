@@ -20,6 +20,7 @@ from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTE
 from synthfactory.commands.doctor import doctor
 from synthfactory.commands.embed import embed
 from synthfactory.commands.model import model
+from synthfactory.commands.pack import pack
 from synthfactory.commands.phantom import phantom
 from synthfactory.spec.errors import InputError
 
@@ -54,6 +55,7 @@ for command in (
     making.pilot,
     making.submit,
     calibrate,
+    pack,
     sets.verify,
     sets.status,
     sets.gc,

@@ -73,8 +73,34 @@ class TileRecord:
 
     def row(self, image_sha256: str) -> dict[str, Any]:
         """The public parquet's columns, but for the shard's number."""
-        kept = ("key", "label", "label_level", "class_index", "width_px", "height_px", "mpp", "format")
-        return {**{name: getattr(self, name) for name in kept}, "image_sha256": image_sha256}
+        return _row(self, image_sha256)
+
+
+@dataclass(frozen=True)
+class RealRecord:
+    """What stands in a tar beside a real tile. No patient, slide or file name: those are in shards/real.py's parquet."""
+
+    key: str
+    label: str
+    label_level: str
+    class_index: int
+    width_px: int
+    height_px: int
+    mpp: float
+    format: str
+
+    def to_json(self) -> bytes:
+        """KEY.json: sorted keys, compact, ASCII."""
+        return json.dumps({"synthetic": False, **asdict(self)}, sort_keys=True, separators=(",", ":")).encode()
+
+    def row(self, image_sha256: str) -> dict[str, Any]:
+        """The columns of the parquet beside the tar, but for the shard's number."""
+        return _row(self, image_sha256)
+
+
+def _row(record: TileRecord | RealRecord, image_sha256: str) -> dict[str, Any]:
+    kept = ("key", "label", "label_level", "class_index", "width_px", "height_px", "mpp", "format")
+    return {**{name: getattr(record, name) for name in kept}, "image_sha256": image_sha256}
 
 
 _KINDS: dict[str, type] = {

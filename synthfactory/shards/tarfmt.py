@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from synthfactory.shards.record import EXTENSIONS, TileRecord, sha256_hex
+from synthfactory.shards.record import EXTENSIONS, RealRecord, TileRecord, sha256_hex
 
 BLOCK = 512
 MAX_MEMBER_BYTES = 64 << 20
@@ -105,7 +105,7 @@ class _Hashing:
         return self._handle.write(data)
 
 
-def write_shard(path: Path, items: Iterable[tuple[TileRecord, bytes]]) -> ShardFile:
+def write_shard(path: Path, items: Iterable[tuple[TileRecord | RealRecord, bytes]]) -> ShardFile:
     """Writes the tar of (record, encoded image) pairs in the given order; equal items give equal bytes.
 
     `path` is a scratch file: where `items` raises, what is there is no whole tar (no end mark). ValueError for a key that does not
