@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
+from synthfactory.spec.text import shown
 
 
 def _plain(name: str) -> str:
@@ -24,12 +26,26 @@ class Permission(FrozenModel):
     given_by: str = Field(
         alias="from", min_length=1, max_length=200, description="Who gave it.", examples=["Owkin, data office"]
     )
-    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$", description="Its date, YYYY-MM-DD.", examples=["2026-11-23"])
+    date: str = Field(
+        description="Its date, YYYY-MM-DD.",
+        examples=["2026-11-23"],
+        json_schema_extra={"pattern": r"^\d{4}-\d{2}-\d{2}$", "format": "date"},
+    )
     document_sha256: str = Field(
         pattern=r"^[0-9a-f]{64}$",
         description="sha256 of the document, 64 hex digits (sha256sum FILE).",
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     )
+
+    @field_validator("date")
+    @classmethod
+    def _day(cls, value: str) -> str:
+        try:
+            if date.fromisoformat(value).isoformat() == value:  # Python 3.11 reads other forms as well
+                return value
+        except ValueError:
+            pass
+        raise ValueError(f"'{shown(value)}' is no date; write YYYY-MM-DD, for example date: 2026-11-23")
 
 
 class Terms(FrozenModel):

@@ -136,6 +136,17 @@ WRONG: dict[str, tuple[str, str, int, int, str, str]] = {
     "negative seed": ("seed: 7", "seed: -1", 18, 7, "seed", "integer from 0 to 2**128 - 1, or the word secret"),
     "huge seed": ("seed: 7", f"seed: {2**128}", 18, 7, "seed", "or the word secret"),
     "seed in words": ("seed: 7", "seed: seven", 18, 7, "seed", "or the word secret"),
+    **{
+        f"permission of {day or 'no day'}": (
+            "seed: 7",
+            f"terms: {{sharing: permitted, permission: {{from: x, date: '{day}', document_sha256: {'a' * 64}}}}}",
+            18,
+            57,
+            "terms.permission.date",
+            "is no date; write YYYY-MM-DD, for example date: 2026-11-23",
+        )
+        for day in ("2026-99-99", "2026-02-30", "20261123", "")
+    },
     "float seed": ("seed: 7", "seed: 7.0", 18, 7, "seed", "or the word secret"),
     "true as seed": ("seed: 7", "seed: true", 18, 7, "seed", "or the word secret"),
     # what does not go together
