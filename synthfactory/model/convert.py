@@ -7,7 +7,7 @@ stands, the null condition, the number of heads, the statistics that normalise l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from synthfactory.model.config_check import MAX_DEPTH
 from synthfactory.model.sit import SiT, SiTConfig, sincos_positions
 from synthfactory.model.sources import Source, State
 from synthfactory.model.vae import VAE, VAEConfig
@@ -105,15 +106,25 @@ class _Tensors:
         self.rows.append(Row(ours, "", tuple(value.shape), f"made: {why}"))
         return value
 
-    def need(self, name: str) -> Tensor:
-        """A tensor to look at. InputError where it is absent."""
+    def need(self, name: str, sides: int) -> Tensor:
+        """A tensor whose shape says a size. InputError where it is absent, or has not that many sides."""
         if name not in self.state:
             close = [known for known in self.state if known.endswith(name.rpartition(".")[2])][:3]
             raise InputError(
                 f"the network has no tensor {name}; it has for example {', '.join(close) or 'none like it'}; nothing was written "
                 "(--rename OLD=NEW changes the beginning of names)"
             )
-        return self.state[name]
+        found = self.state[name]
+        if found.ndim != sides or not found.numel():
+            raise InputError(
+                f"{self.origin[name]} has shape {tuple(found.shape)}; {sides} sides, none of them 0, are needed; nothing was written"
+            )
+        return found
+
+
+def _numbers(names: Iterable[str], pattern: str) -> set[int]:
+    """What stands where the pattern has its group, in the names that fit it."""
+    return {int(match[1]) for name in names if (match := re.match(pattern, name))}
 
 
 def convert(source: Source, options: Options) -> Converted:
@@ -181,19 +192,23 @@ def _condition_key(tensors: _Tensors, options: Options) -> str:
 
 def _sit_config(tensors: _Tensors, source: Source, options: Options) -> SiTConfig:
     """Sizes, read off the tensors; the number of heads is not in them."""
-    patches = tensors.need("x_embedder.proj.weight")
+    patches = tensors.need("x_embedder.proj.weight", 4)
     width, channels, patch = int(patches.shape[0]), int(patches.shape[1]), int(patches.shape[-1])
-    grid = int(tensors.need("pos_embed").shape[1] ** 0.5) if "pos_embed" in tensors.state else 0
-    depth = 1 + max((int(name.split(".")[1]) for name in tensors.state if name.startswith("blocks.")), default=-1)
-    hidden = tensors.need("blocks.0.mlp.fc1.weight").shape[0]
-    condition = tensors.need(f"{_condition_key(tensors, options)}.weight")
+    grid = int(tensors.need("pos_embed", 3).shape[1] ** 0.5) if "pos_embed" in tensors.state else 0
+    hidden = tensors.need("blocks.0.mlp.fc1.weight", 2).shape[0]
+    blocks = _numbers(tensors.state, r"blocks\.(\d{1,6})\.")
+    if max(blocks) >= MAX_DEPTH:
+        raise InputError(
+            f"the network has a block {max(blocks)}; at most {MAX_DEPTH:,} are understood; nothing was written"
+        )
+    condition = tensors.need(f"{_condition_key(tensors, options)}.weight", 2)
     projected = [name for name in tensors.state if name.startswith("projectors.0.") and name.endswith(".weight")]
     values: dict[str, Any] = {
         "latent_channels": channels,
         "latent_size": grid * patch or _number(source.sit_config, "input_size", "sample_size") or 28,
         "patch_size": patch,
         "width": width,
-        "depth": depth,
+        "depth": 1 + max(blocks),
         "heads": options.heads or _number(source.sit_config, "num_heads", "num_attention_heads", "heads") or 16,
         "mlp_ratio": hidden / width,
         "condition_width": int(condition.shape[0]) - 1
@@ -204,8 +219,8 @@ def _sit_config(tensors: _Tensors, source: Source, options: Options) -> SiTConfi
         "projection_depth": options.projection_depth if projected else None,
     }
     if projected:
-        values["projection_hidden"] = int(tensors.need("projectors.0.0.weight").shape[0])
-        values["projection_width"] = int(tensors.need("projectors.0.4.weight").shape[0])
+        values["projection_hidden"] = int(tensors.need("projectors.0.0.weight", 2).shape[0])
+        values["projection_width"] = int(tensors.need("projectors.0.4.weight", 2).shape[0])
     try:
         return SiTConfig.model_validate(values)
     except ValidationError as error:
@@ -222,7 +237,8 @@ def _is_table(tensors: _Tensors, condition: Tensor, width: int) -> bool:
 
 def _null(tensors: _Tensors, options: Options) -> str | None:
     if options.null_key is not None:
-        tensors.need(options.null_key)
+        if options.null_key not in tensors.state:
+            raise InputError(f"the network has no tensor {options.null_key} (see --null-key); nothing was written")
         return options.null_key
     return next((key for key in NULL_KEYS if key in tensors.state), None)
 
@@ -240,12 +256,15 @@ def _sit(
         found.update(_statistics(tensors, config, source.vae_config))
     for name in [name for name in tensors.state if name in wanted]:
         found[name] = tensors.move(name, name)
+    variance = found.get("bn.running_var")
+    if variance is not None and not bool((variance.float() + config.latent_norm_eps > 0).all()):
+        raise InputError("the network's bn.running_var holds variances below 0; nothing was written")
     return found
 
 
 def _condition(tensors: _Tensors, config: SiTConfig, options: Options) -> State:
     key = _condition_key(tensors, options)
-    weight = tensors.need(f"{key}.weight")
+    weight = tensors.need(f"{key}.weight", 2)
     found: State = {}
     if _is_table(tensors, weight, config.width):
         table = weight.clone()
@@ -270,7 +289,7 @@ def _condition(tensors: _Tensors, config: SiTConfig, options: Options) -> State:
             "y_embedder.null", torch.zeros(config.width), "no null is stored; zeros are taken"
         )
         return found
-    value = tensors.need(null).reshape(-1)
+    value = tensors.state[null].reshape(-1)
     if value.numel() == config.condition_width != config.width:  # a null embedding, in front of the layer
         projected = found["y_embedder.proj.weight"].float() @ value.float() + found["y_embedder.proj.bias"].float()
         found["y_embedder.null"] = tensors.move(
@@ -299,11 +318,11 @@ def _statistics(tensors: _Tensors, config: SiTConfig, vae: Mapping[str, Any]) ->
 
 def _vae(source: Source, options: Options) -> tuple[_Tensors, VAEConfig]:
     said = source.vae_config
-    levels = len({match[1] for name in source.vae if (match := re.search(r"encoder\.down(?:_blocks)?\.(\d+)\.", name))})
+    levels = len(_numbers(source.vae, r".*encoder\.down(?:_blocks)?\.(\d{1,6})\."))
     tensors = _Tensors(source.vae, lambda name: f"kl.{_vae_name(name, levels)}")
-    latent = tensors.need("kl.post_quant_conv.weight").shape[1]
+    latent = tensors.need("kl.post_quant_conv.weight", 4).shape[1]
     channels = [
-        tensors.need(f"kl.encoder.down_blocks.{level}.resnets.0.conv2.weight").shape[0] for level in range(levels)
+        tensors.need(f"kl.encoder.down_blocks.{level}.resnets.0.conv2.weight", 4).shape[0] for level in range(levels)
     ]
     if not channels:
         raise InputError(

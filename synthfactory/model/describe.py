@@ -13,18 +13,15 @@ from synthfactory.model.find import find_model
 from synthfactory.model.folder import BUILT_IN, ModelFolder
 from synthfactory.model.hub import pin
 from synthfactory.model.pipeline import INDEX, PipelineRepo, open_pipeline
-from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import hub_name, is_hub
-from synthfactory.spec.model import Model, Pipeline
+from synthfactory.spec.model import Pipeline, model_named
 
 
 def describe(name: str) -> Iterator[str]:
     """Lines on the model or encoder of that name. InputError where there is none."""
+    meant = model_named(name)
     if is_hub(name):
-        try:
-            pinned = pin(hub_name(name))
-        except ValueError as error:
-            raise error if isinstance(error, InputError) else InputError(str(error)) from None
+        pinned = pin(hub_name(name))
         if INDEX in pinned.files:
             yield from _pipeline(open_pipeline(pinned, Pipeline()))
             return
@@ -34,7 +31,7 @@ def describe(name: str) -> Iterator[str]:
     elif name not in BUILT_IN and (Path(os.path.expanduser(name)) / WEIGHTS).is_file():
         yield from _encoder(open_encoder(name))
         return
-    found = find_model(Model(name=name))
+    found = find_model(meant)
     assert isinstance(found, ModelFolder)
     yield from _folder(found)
 

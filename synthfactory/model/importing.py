@@ -12,12 +12,15 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from synthfactory.model.config_check import FORMAT
+from synthfactory.model.config_check import FORMAT, PARTS, config_problem
 from synthfactory.model.convert import Converted, Options, convert
 from synthfactory.model.files import sha256_of
 from synthfactory.model.folder import CONFIG
+from synthfactory.model.licence import NOT_STATED
 from synthfactory.model.sources import State, read_source
 from synthfactory.spec.errors import InputError
+
+OPTIONS = {"id": "id", "revision": "revision", "resolution_mpp": "mpp", "encoder.id": "encoder-id", "licence.name": "licence"}  # fmt: skip
 
 
 def import_model(
@@ -39,6 +42,9 @@ def import_model(
     if os.path.lexists(out):
         raise InputError(f"{target}: is there already; name a folder that is not")
     source = read_source(name, weights=weights)
+    stated = source.licence["name"]
+    if licence is not None and stated not in (NOT_STATED, licence):
+        raise InputError(f"--licence {licence}: {name} is under {stated}, which no option changes; leave --licence out")
     try:
         made = convert(source, options)
     except InputError as error:
@@ -58,8 +64,19 @@ def import_model(
         "licence": terms,
         "imported": {**source.origin, "weights": weights} if Path(name).suffix else source.origin,
     }
+    _check_config(config)
     _write(out, made, config)
     yield from _report(made, config, out)
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """What opening the folder would refuse is refused before it is written; InputError names the option that said it."""
+    files = {f"{part}.safetensors": "0" * 64 for part in PARTS[:2]}
+    problem = config_problem(json.loads(json.dumps({**config, "files": files})))
+    if problem:
+        field = problem.partition("'")[2].partition("'")[0]
+        said = f"--{OPTIONS[field]}: " if field in OPTIONS else ""
+        raise InputError(f"{said}{problem}; nothing was written")
 
 
 def _write(out: Path, made: Converted, config: dict[str, Any]) -> None:

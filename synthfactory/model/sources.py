@@ -1,21 +1,21 @@
 """Weights of others, read for `model import`: a REPA-E checkpoint (.pt), or a folder or Hub repository in diffusers' form.
 
-A checkpoint is opened by torch.load(weights_only=True), which builds tensors and plain containers and refuses everything else. No code
-of a repository is run.
+A checkpoint is opened by torch.load(weights_only=True), which builds tensors and plain containers and refuses everything else; only
+what training scripts are known to keep beside their weights (`args`) is passed over. No code of a repository is run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,11 +23,30 @@ from synthfactory.model.files import shapes_in
 from synthfactory.model.hub import fetched, pin
 from synthfactory.model.licence import NOT_STATED, licence_of
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.hubname import hub_name, is_hub
+from synthfactory.spec.hubname import hub_name, is_hub, short_problem
+from synthfactory.spec.text import shown
 
 State = dict[str, Tensor]
 NETWORK_FOLDERS = ("transformer", "sit", "unet")  # the first that is there
 MAX_JSON_BYTES = 1 << 20
+# What the `args` of a training script are made of: a namespace, paths, numpy's numbers. None of it is needed.
+PASSED_OVER = (
+    "argparse.Namespace",
+    *(f"{m}.{kind}Path" for m in ("pathlib", "pathlib._local") for kind in ("", "Pure", "Posix", "Windows", "PurePosix", "PureWindows")),
+    *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+)  # fmt: skip
+WHOLE_NUMBERS = "num_batches_tracked"  # the one tensor of a network that holds no weights
+
+
+class _PassedOver:
+    """Stands for an object of a checkpoint that is none of ours to build; whatever the file says of it is dropped."""
+
+    def __new__(cls, *given: object) -> _PassedOver:
+        return super().__new__(cls)
+
+    def __init__(self, *given: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,9 @@ def read_source(name: str, *, weights: str = "ema") -> Source:
     """Reads FILE.pt, a folder, or hf://OWNER/REPO[@REV]. `weights` picks ema or model from a checkpoint. InputError as the module says."""
     if is_hub(name):
         return _from_hub(name)
+    problem = short_problem(name)
+    if problem:
+        raise InputError(f"{name}: {problem}")
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _from_folder(path, {"name": NOT_STATED, "sharing": "local"})
@@ -85,7 +107,12 @@ def _tensors(folder: Path) -> State:
     found: State = {}
     for path in whole:
         shapes_in(path, "fetch it again")
-        part = load_file(path)
+        try:
+            part = {name: _weights(value, path, name) for name, value in load_file(path).items()}
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # a number format that nobody knows, say
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: is no safetensors file ({shown(str(error), 200)}); fetch it again") from None
         doubled = found.keys() & part.keys()
         if doubled:
             raise InputError(
@@ -108,19 +135,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _from_checkpoint(path: Path, weights: str) -> Source:
     try:
-        with warnings.catch_warnings():  # on how the file was pickled; what matters is said below
-            warnings.simplefilter("ignore")
+        known: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_PassedOver, name) for name in PASSED_OVER]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
+            warnings.simplefilter("ignore")  # on how the file was pickled; what matters is said below
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except Exception as error:  # noqa: BLE001  a damaged or crafted file may end in any of them
         why = (
             "holds objects other than tensors"
             if "weights_only" in str(error).lower()
@@ -152,7 +171,25 @@ def _plain(state: Any, path: Path, part: str) -> State:
                 f"{path}: its '{part}' holds {str(name)[:80]}, which is no tensor; ask for a checkpoint of tensors alone"
             )
         plain = name
+        value = _weights(value, path, name)
         for prefix in ("module.", "_orig_mod."):
             plain = plain.removeprefix(prefix)
         found[plain] = value
     return found
+
+
+def _weights(value: Tensor, path: Path, name: str) -> Tensor:
+    """The tensor itself; InputError where it holds no numbers that a network could compute with."""
+    if value.layout != torch.strided or value.device.type == "meta" or value.is_quantized or value.is_nested:
+        what = "is no plain tensor in memory (sparse, quantised, nested or on the meta device)"
+    elif value.untyped_storage().nbytes() < value.numel() * value.element_size():  # a few bytes that say to be many
+        what = "is larger than what is stored of it"
+    elif name.endswith(WHOLE_NUMBERS):
+        return value
+    elif not value.is_floating_point():
+        what = f"holds {str(value.dtype).removeprefix('torch.')} and no real numbers"
+    elif not bool(torch.isfinite(value.float()).all()):
+        what = "holds numbers that are not finite"
+    else:
+        return value
+    raise InputError(f"{path}: {shown(name)} {what}; nothing was written; ask for other weights")

@@ -21,6 +21,14 @@ def is_hub(name: str) -> bool:
     return name.startswith(SCHEME) or name in SHORT
 
 
+def short_problem(name: str) -> str | None:
+    """What is wrong with a short name that carries a revision (cytosyn@v1), or None: only whole names carry one."""
+    head, mark, revision = name.partition("@")
+    if not mark or head not in SHORT:
+        return None
+    return f"a short name carries no revision; write {SCHEME}{SHORT[head]}@{revision}"
+
+
 def is_commit(revision: str) -> bool:
     """Whether a revision is a whole commit id (40 hex digits): it never moves, as branches and tags may."""
     return _COMMIT.fullmatch(revision) is not None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from synthfactory.spec.hubname import HubName, hub_name, is_commit, is_hub
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.hubname import HubName, hub_name, is_commit, is_hub, short_problem
 from synthfactory.spec.places import place_problem
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
+from synthfactory.spec.text import shown
 
 
 class Pipeline(FrozenModel):
@@ -122,7 +124,7 @@ class Model(FrozenModel):
                     hub_name(name, self.revision if key == "name" else None)
                 except ValueError as error:
                     found.append((key, str(error)))
-            elif problem := place_problem(name):
+            elif problem := short_problem(name) or place_problem(name):
                 found.append((key, problem))
         return found
 
@@ -157,3 +159,12 @@ class Model(FrozenModel):
             "description": full.pop("description", ""),
             "title": full.pop("title", "Model"),
         }
+
+
+def model_named(name: str) -> Model:
+    """The model that a bare name means, as at the command line. InputError where no model could have that name."""
+    try:
+        return Model.model_validate(name)
+    except ValidationError as error:
+        words = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"model: '{shown(name)}': {words.removeprefix('name: ')}") from None

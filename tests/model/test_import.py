@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
+import shutil
+import struct
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
@@ -202,6 +206,9 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path, capsys: pytest.
     torch.save({"ema": {}, "steps": 3}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="it holds: ema, steps"):
         read_source(str(tmp_path / "other.pt"))
+    checkpoint(tmp_path / "hidden.pt", transformer_state(), args=argparse.Namespace(lr=1e-4, trap=Trap()))
+    with pytest.raises(InputError, match="holds objects other than tensors, so it is not read"):
+        read_source(str(tmp_path / "hidden.pt"))
     assert "it ran" not in capsys.readouterr().out
 
 
@@ -225,3 +232,75 @@ def test_folders_that_are_not_whole_are_named(folder: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match="is there already"):
         list(import_model(str(folder), str(model), TINY))
     assert json.loads((model / "config.json").read_text())["id"] == "tiny"
+
+
+def test_the_arguments_of_a_training_script_are_passed_over(tmp_path: Path) -> None:
+    """As REPA-E publishes: beside the weights stands argparse's namespace, and in it whatever a script may put there."""
+    args = argparse.Namespace(
+        lr=1e-4, exp_name="a", resume=None, paths=[Path("/data"), PureWindowsPath("x")], seed=np.int64(3), scale=np.float32(0.5)
+    )  # fmt: skip
+    found = read_source(str(checkpoint(tmp_path / "c.pt", transformer_state(), args=args, opt=args)))
+    same(found.sit, transformer_state())
+    torch.save({"ema": {"a": np.float64(1)}, "vae": {}}, tmp_path / "d.pt")
+    with pytest.raises(InputError, match="'ema' holds a, which is no tensor"):
+        read_source(str(tmp_path / "d.pt"))
+
+
+BIAS = "x_embedder.proj.bias"
+ODD: dict[str, tuple[State, str]] = {
+    "a block of no number": ({"blocks.foo.bar": torch.zeros(1)}, r"1 not understood \(blocks\.foo\.bar\)"),
+    "blocks without end": ({"blocks.99999.bar": torch.zeros(1)}, "has a block 99999; at most 1,000 are understood"),
+    "flat positions": ({"pos_embed": torch.zeros(3)}, r"pos_embed has shape \(3,\); 3 sides"),
+    "flat patches": ({"x_embedder.proj.weight": torch.zeros(3)}, r"has shape \(3,\); 4 sides"),
+    "patches of width 0": ({"x_embedder.proj.weight": torch.zeros(0, 4, 2, 2)}, "4 sides, none of them 0"),
+    "a scalar condition": ({"y_embedder.proj.weight": torch.tensor(1.0)}, r"y_embedder\.proj\.weight has shape \(\)"),
+    "a scalar layer": ({"blocks.0.mlp.fc1.weight": torch.tensor(1.0)}, r"fc1\.weight has shape \(\)"),
+    "sparse": ({BIAS: torch.ones(WIDTH).to_sparse()}, f"{BIAS} is no plain tensor"),
+    "meta": ({BIAS: torch.ones(WIDTH, device="meta")}, f"{BIAS} is no plain tensor"),
+    "a few bytes for many": ({BIAS: torch.ones(1).expand(10**12)}, f"{BIAS} is larger than what is stored of it"),
+    "complex": ({BIAS: torch.ones(WIDTH, dtype=torch.complex64)}, f"{BIAS} holds complex64 and no real numbers"),
+    "bool": ({BIAS: torch.ones(WIDTH, dtype=torch.bool)}, f"{BIAS} holds bool and no real numbers"),
+    "no number": ({BIAS: torch.full((WIDTH,), float("nan"))}, f"{BIAS} holds numbers that are not finite"),
+    "negative variance": ({"bn.running_var": -torch.ones(4)}, r"bn\.running_var holds variances below 0"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_tensors_are_one_message(name: str, tmp_path: Path) -> None:
+    change, words = ODD[name]
+    torch.save({"ema": {**transformer_state(), **change}, "vae": vae_state()}, tmp_path / "c.pt")
+    with pytest.raises(InputError, match=words) as caught:
+        list(import_model(str(tmp_path / "c.pt"), str(tmp_path / "out"), TINY))
+    assert "othing was written" in str(caught.value)
+    assert [found.name for found in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_odd_tensors_of_an_autoencoder_are_one_message() -> None:
+    odd = {**vae_state(), "post_quant_conv.weight": torch.tensor(1.0)}
+    with pytest.raises(InputError, match=r"post_quant_conv\.weight has shape \(\); 4 sides"):
+        convert(source(transformer_state(), odd), TINY)
+
+
+def test_a_safetensors_header_that_names_no_number_format(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    header = json.dumps({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (copy / "vae/diffusion_pytorch_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(InputError, match="is no safetensors file"):
+        read_source(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        *(({"resolution_mpp": mpp}, "--mpp: 'resolution_mpp' must be") for mpp in (0.0, -1.0, float("nan"), float("inf"))),
+        ({"model_id": "a\nb"}, "--id: 'id' must be 1 to 500 printable"),
+        ({"encoder_id": "\x1b[31m"}, r"--encoder-id: 'encoder\.id' must be"),
+        ({"licence": "x" * 501}, r"--licence: 'licence\.name' holds text"),
+    ],
+)  # fmt: skip
+def test_options_that_the_folder_could_not_be_opened_with(
+    folder: Path, tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        list(import_model(str(folder), str(tmp_path / "out"), TINY, **given))
+    assert not list(tmp_path.iterdir())
