@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from synthfactory.commands.common import EXIT_FAULT, say
-from synthfactory.spec.errors import InputError
 
 if TYPE_CHECKING:
     from synthfactory.spec.model import Model
@@ -107,24 +107,39 @@ def import_(
         click.echo(line)
 
 
+def _number(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """nan lies in every range."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number.", context, parameter)
+    return value
+
+
 @model.command(short_help="Do two ways of running a model agree?")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--bank", help="Parquet bank: its first rows are the conditions (default: standard normal numbers).")
 @click.option("--tiles", "count", type=click.IntRange(1, 64), default=4, show_default=True, help="Tiles to compare.")
-@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps of each solver.")
+@click.option("--steps", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Steps of each solver.")
 @click.option(
     "--solver",
     default="euler",
     show_default=True,
     help="Ours, where ours runs: as the other model's, for pixels to agree.",
 )
-@click.option("--scale", type=click.FloatRange(1.0), default=1.0, show_default=True, help="Guidance of the pixels.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(1.0, 100.0),
+    callback=_number,
+    default=1.0,
+    show_default=True,
+    help="Guidance of the pixels.",
+)
 @click.option("--dtype-a", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--dtype-b", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option(
     "--tolerance",
-    type=float,
+    type=click.FloatRange(0.0),
+    callback=_number,
     default=1e-3,
     show_default=True,
     help="Largest relative error of a step that still agrees.",
@@ -156,14 +171,7 @@ def parity(
 
 
 def _meant(name: str) -> Model:
-    from pydantic import ValidationError
-
     from synthfactory.spec.load import load_spec
-    from synthfactory.spec.model import Model
+    from synthfactory.spec.model import model_named
 
-    if name.endswith((".yaml", ".yml")):
-        return load_spec(name).model
-    try:
-        return Model.model_validate(name)
-    except ValidationError as error:
-        raise InputError(f"{name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    return load_spec(name).model if name.endswith((".yaml", ".yml")) else model_named(name)

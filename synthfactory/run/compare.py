@@ -16,6 +16,7 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.model import Model
 
 SEED = 0
+WIDTH = "conditions of width"
 
 
 def engine_of(model: Model, dtype: str) -> AnyEngine:
@@ -30,18 +31,27 @@ def engine_of(model: Model, dtype: str) -> AnyEngine:
 def conditions_for(
     engines: Sequence[AnyEngine], bank: str | None, count: int
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """(float32 (count, E), a noise key each): the first rows of the bank, or standard normal numbers. InputError where widths differ."""
-    widths = [_width(engine) for engine in engines]
-    if len(set(widths)) > 1:
-        raise InputError(f"A is conditioned on width {widths[0]}, B on width {widths[1]}; they are not the same model")
+    """(float32 (count, E), a noise key each): the first rows of the bank, or standard normal numbers. InputError where sizes differ."""
+    forms = [_form(engine) for engine in engines]
+    for what, first in forms[0].items():
+        if forms[-1][what] != first:
+            raise InputError(f"A has {what} {first}, B {forms[-1][what]}; they are not the same model")
+    width = forms[0][WIDTH]
     keys = keys_from_seed(SEED)
     if bank is None:
-        conditions = np.random.default_rng(SEED).standard_normal((count, widths[0])).astype(np.float32)
+        conditions = np.random.default_rng(SEED).standard_normal((count, width)).astype(np.float32)
     else:
-        rows = load_bank(bank, width=widths[0], encoder=None, classes=None)
+        rows = load_bank(bank, width=width, encoder=None, classes=None)
         conditions = rows.take(np.arange(min(count, len(rows))))
     return conditions, [noise_key(keys, "parity", number, 0) for number in range(len(conditions))]
 
 
-def _width(engine: AnyEngine) -> int:
-    return engine.model.sit.config.condition_width if isinstance(engine, Engine) else engine.repo.condition_width
+def _form(engine: AnyEngine) -> dict[str, int]:
+    """What must be equal for two networks to take the same conditions and noise, and to draw tiles that can be compared."""
+    if isinstance(engine, Engine):
+        sit, tile = engine.model.sit.config, engine.model.tile_size_px
+        sizes = (sit.condition_width, sit.latent_channels, sit.latent_size, tile)
+    else:
+        form = engine.repo.form
+        sizes = (form.condition_width, form.latent_channels, form.latent_size, form.tile_size_px)
+    return dict(zip((WIDTH, "latent channels", "latent size", "tiles of px"), sizes, strict=True))

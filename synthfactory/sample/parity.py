@@ -6,6 +6,7 @@ Steps are unguided; pixels are drawn by each with its own solver. Relative error
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,9 @@ class Parity:
 
     @property
     def worst(self) -> float:
-        """The largest relative error of a step."""
-        return max((step.relative_error for step in self.steps), default=0.0)
+        """The largest relative error of a step; nan where one is."""
+        errors = [step.relative_error for step in self.steps]
+        return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
     def lines(self) -> Iterator[str]:
         """The figures in words, one step a line."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from cli_checks import check_refusal
 from hubserver import GRANTED, Hub, environment, serve_hub
 from minirepo import FORM, make_repo
 from running import run, write_spec
 from safetensors.torch import load_file, save_file
-from tinymodel import make_bank_file, make_tiny_model
+from tinymodel import SIZES, make_bank_file, make_tiny_model
 
 CYTOSYN = "Owkin-Bioptimus/CytoSyn"
 IMPORT = ("--norm-groups", 4, "--encoder-id", "tiny-encoder")
@@ -116,7 +118,53 @@ def test_show_says_what_is_there_and_fetches_no_weights(hub: Hub, tmp_path: Path
     assert ended.code == 0
     assert "phantom revision 1, run by our code" in ended.out
     assert re.search(r"sit +\d+\.\dM parameters, sha256 [0-9a-f]{64}", ended.out)
-    for name, words in (("nowhere", "neither a built-in model"), ("hf://a", "is no repository of the Hub")):
-        ended = run("model", "show", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", "neither a built-in model"),
+        ("hf://a", "is no repository of the Hub"),
+        ("", "is empty"),
+        (" phantom", "has spaces at an end"),
+        ("a\x1b[31m", "holds a control or invisible character"),
+        ("cytosyn@v1", "write hf://Owkin-Bioptimus/CytoSyn@v1"),
+    ],
+)
+def test_names_that_mean_no_model(hub: Hub, tmp_path: Path, name: str, words: str) -> None:
+    check_refusal(run("model", "show", name), words)
+    check_refusal(run("model", "parity", name, name), words)
+    if "@" in name:
+        check_refusal(run("model", "import", name, tmp_path / "out"), words)
+        check_refusal(run("plan", write_spec(tmp_path / "spec.yaml", model=name, embeddings={"bank": "b"})), words)
+
+
+def test_a_licence_that_the_source_states_is_not_overridden(hub: Hub, tmp_path: Path) -> None:
+    ended = run("model", "import", "cytosyn", tmp_path / "out", *IMPORT, "--licence", "MIT")
+    check_refusal(ended, "--licence MIT: cytosyn is under CC-BY-NC-ND-4.0, which no option changes")
+    assert not (tmp_path / "out").exists()
+    ended = run("model", "import", "cytosyn", tmp_path / "out", *IMPORT, "--licence", "CC-BY-NC-ND-4.0")
+    assert ended.code == 0, ended.err
+
+
+def test_parity_of_models_that_cannot_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_tiny_model(tmp_path / "first")
+    sit, vae, encoder = SIZES["sit"], SIZES["vae"], SIZES["encoder"]
+    larger = {"sit": {**sit, "latent_size": 8}, "vae": vae, "encoder": {**encoder, "image_size": 64}}
+    deeper = {
+        "sit": {**sit, "latent_channels": 8},
+        "vae": {**vae, "latent_channels": 8},
+        "encoder": encoder,
+    }
+    for sizes, words in ((larger, "A has latent size 4, B 8"), (deeper, "A has latent channels 4, B 8")):
+        monkeypatch.setattr("tinymodel.SIZES", sizes)
+        second = make_tiny_model(tmp_path / words[6:12])
+        values = json.loads((second / "config.json").read_text())
+        values["tile_size_px"] = 8 * values["sit"]["latent_size"]
+        (second / "config.json").write_text(json.dumps(values))
+        check_refusal(run("model", "parity", first, second), words)
+    for option in (("--steps", "100000"), ("--scale", "nan"), ("--scale", "1000"), ("--tolerance", "nan")):
+        ended = run("model", "parity", first, first, *option)
         assert ended.code == 2
-        assert words in ended.err
+        assert f"Invalid value for '{option[0]}'" in ended.err
+        assert "Traceback" not in ended.err
