@@ -6,21 +6,22 @@ Only the header is parsed (never a pickle), and only as many bytes as the CSV ha
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from synthfactory.embeddings.checks import agreed_encoder, check_mpp_known, check_width
+from synthfactory.embeddings.checks import ENCODER_NAMES, agreed_encoder, check_mpp_known, check_width, stated_encoder
 from synthfactory.embeddings.columns import CHUNK_BYTES
-from synthfactory.embeddings.places import identity
+from synthfactory.embeddings.places import expand_one, identity
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.table import Line, line_label, line_level, line_mpp, number, read_lines
 from synthfactory.shards.store import open_source
@@ -29,15 +30,17 @@ from synthfactory.spec.text import shown
 
 ENDINGS = (".npy", ".npz", ".safetensors")
 NAMES = ("embedding", "embeddings", "features")
+SAID = (*ENCODER_NAMES, "encoder_sha256", "token", "mpp")
 FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 MAX_HEADER_BYTES = 1 << 20
+MAX_SAID_BYTES = 1 << 12
 TEXT_ROWS = 1 << 16
 WHAT = "embeddings.labels names a CSV with label, patient_id, slide_id of each row of the array, in its order"
 
 
 @dataclass(frozen=True)
 class _Array:
-    """What the header says: dtype, (n, width), and metadata in words (safetensors alone has some)."""
+    """What the header says: dtype, (n, width), and metadata in words (of safetensors, and single values in .npz)."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, int]
@@ -57,26 +60,21 @@ def open_array(
     classes: Sequence[str] | None,
     extent: float,
 ) -> RowSource:
-    """The source. Raises InputError, naming the file, for: no such form, an array that is no float (n, width), pickled objects, a CSV
-    of another length, an encoder or mpp that neither file nor spec states or that do not fit.
+    """The source. Raises InputError, naming the file, for: no such form, a pattern of several files, an array that is no float (n, width),
+    pickled objects, a CSV of another length, an encoder or mpp that neither file nor spec states or that do not fit.
     """
+    path = expand_one(path, "an array of embeddings")
     with _stream(path) as (array, _):
         check_width(array.shape[1], width, token, "embeddings", path)
-        named = None
-        if array.said.get("encoder"):
-            named = {
-                "id": array.said["encoder"],
-                "sha256": array.said.get("encoder_sha256", ""),
-                "token": array.said.get("token", "class"),
-            }
-        encoder = agreed_encoder(named, declared and {**declared, "token": token}, model_encoder, path)
+        named = stated_encoder({name: (text,) for name, text in array.said.items()}, path)
+        encoder = agreed_encoder(named, {**(declared or {}), "token": token}, model_encoder, path)
         stated = array.said.get("mpp")
         with contextlib.suppress(ValueError):
             mpp = mpp if stated is None else float(stated)
+    next(read_lines(labels, ("label",), WHAT), None)  # is it there at all?
     source = _Source(path, labels, width, array.shape[0], label_level, mpp, classes)
-    return RowSource(
-        path, encoder, width, source.rows, "row {}".format, identity([path, labels]), extent, f"{labels} beside"
-    )
+    known_by = [*identity([path, labels]), {"label_level": label_level, "mpp": mpp}]  # what decides rows
+    return RowSource(path, encoder, width, source.rows, "row {}".format, known_by, extent, f"{labels} beside")
 
 
 @dataclass(frozen=True)
@@ -153,9 +151,11 @@ def _stream(path: str) -> Iterator[tuple[_Array, BinaryIO]]:
             elif ending == ".npy":
                 yield _npy(raw, path), raw
             else:
-                with zipfile.ZipFile(raw) as archive, archive.open(_member(archive, path)) as inner:
-                    handle = cast(BinaryIO, inner)
-                    yield _npy(handle, path), handle
+                with zipfile.ZipFile(raw) as archive:
+                    said = _said_in(archive, path)
+                    with archive.open(_member(archive, path)) as inner:
+                        handle = cast(BinaryIO, inner)
+                        yield replace(_npy(handle, path), said=said), handle
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; name an array of embeddings") from None
     except (
@@ -172,7 +172,38 @@ def _stream(path: str) -> Iterator[tuple[_Array, BinaryIO]]:
 
 def _member(archive: zipfile.ZipFile, path: str) -> str:
     names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    return f"{_one_of(names, path)}.npy"
+    return f"{_one_of([name for name in names if name not in SAID], path)}.npy"
+
+
+def _said_in(archive: zipfile.ZipFile, path: str) -> dict[str, str]:
+    """The texts and numbers that lie beside the array: np.savez(path, embedding=..., encoder="h0-mini")."""
+    said: dict[str, str] = {}
+    for name in SAID:
+        if f"{name}.npy" not in archive.namelist():
+            continue
+        with archive.open(f"{name}.npy") as inner:
+            data = inner.read(MAX_SAID_BYTES)
+        try:
+            value = np.load(io.BytesIO(data), allow_pickle=False)
+            if value.size != 1 or value.dtype.kind not in "UfiS":
+                raise ValueError(f"{value.dtype} {value.shape}")
+        except (
+            ValueError,
+            TypeError,
+            SyntaxError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+            EOFError,
+            AttributeError,
+        ) as error:
+            raise InputError(
+                f"{path}: its '{name}' is no single text or number ({shown(str(error))}); write it as one, or leave it out"
+            ) from None
+        one = value.reshape(-1)[0]
+        said[name] = one.decode(errors="replace") if isinstance(one, bytes) else str(one)
+    return said
 
 
 def _one_of(names: Sequence[str], path: str) -> str:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE
+from synthfactory.embeddings.rows import known
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.hubname import repo_of
 from synthfactory.spec.text import shown
 
 _TCGA = re.compile(r"(?<![A-Za-z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Za-z0-9])", re.IGNORECASE)
+# under which files name their encoder: TRIDENT writes `encoder`, others the rest
+ENCODER_NAMES = (
+    "encoder", "patch_encoder", "encoder_name", "patch_encoder_name", "model_name", "feature_extractor", "extractor",
+)  # fmt: skip
 FIRST_768 = "first_768"
-TOKENS = {"cls": "class", "cls_token": "class", "class_token": "class"}  # other tools' words for the same thing
+CLASS_AND_MEAN = "cls+mean"  # TRIDENT: 1536 values, the class token first
+# other tools' words for the same thing
+TOKENS = {"cls": "class", "cls_token": "class", "class_token": "class", "cls_mean": CLASS_AND_MEAN}
 
 Encoder = Mapping[str, str]
 
@@ -19,35 +27,31 @@ Encoder = Mapping[str, str]
 def agreed_encoder(
     named: Encoder | None, declared: Encoder | None, model: Encoder | None, where: str
 ) -> dict[str, str]:
-    """Who made the embeddings: {id, sha256, token}, as the file (`named`) or else the spec (`declared`) says.
+    """Who made the embeddings: {id, sha256, token}, as the file (`named`) or else the spec (`declared`) says, each as far as it does.
 
-    InputError where neither says it, both disagree, or it is not the `model`'s encoder and token (None: any encoder will do). Where
-    only an id is declared, the sha256 is the model's own, provided that the ids agree; a model that only names its encoder is
-    compared by id.
+    InputError where neither says it, both disagree, or it is not the `model`'s encoder and token (None: any encoder will do). Ids are
+    compared as repositories, however they are spelled. Where only an id is declared, the sha256 is the model's own, provided that the
+    ids agree; a model that only names its encoder is compared by id.
     """
-    if named is None and declared is None:
+    said = {**(declared or {}), **{key: text for key, text in (named or {}).items() if text}}
+    if not said.get("id"):
         raise InputError(
             f"{where}: does not name its encoder; write for example "
             f"encoder: {{id: {shown(model['id']) if model else 'NAME'}, token: class}} under embeddings"
         )
-    said = {**(declared or {}), **(named or {})}
-    for key in ("id", "sha256", "token"):
-        if (
-            named
-            and declared
-            and named.get(key)
-            and declared.get(key)
-            and _plain(key, named[key]) != _plain(key, declared[key])
-        ):
+    for key in ("id", "sha256"):
+        one, other = (named or {}).get(key), (declared or {}).get(key)
+        if one and other and (repo_of(one) != repo_of(other) if key == "id" else one != other):
             raise InputError(
-                f"{where}: says that its encoder's {key} is '{shown(named[key])}', but embeddings.encoder.{key} is "
-                f"'{shown(declared[key])}'; leave embeddings.encoder out where the file names its encoder"
+                f"{where}: says that its encoder's {key} is '{shown(one)}', but embeddings.encoder.{key} is "
+                f"'{shown(other)}'; leave embeddings.encoder out where the file names its encoder"
             )
-    token = _plain("token", said.get("token") or "class")
+    token = _agreed_token((named or {}).get("token"), (declared or {}).get("token"), where)
     if model is None:
-        return {"id": said["id"], "sha256": said.get("sha256") or "", "token": token}
-    sha256 = said.get("sha256") or (model["sha256"] if said["id"] == model["id"] else "")
-    if sha256 != model["sha256"] if model["sha256"] else said["id"] != model["id"]:
+        return {"id": repo_of(said["id"]), "sha256": said.get("sha256") or "", "token": token}
+    same = repo_of(said["id"]) == repo_of(model["id"])
+    sha256 = said.get("sha256") or (model["sha256"] if same else "")
+    if sha256 != model["sha256"] if model["sha256"] else not same:
         by = f"{shown(said['id'])} ({shown(sha256[:12])})" if sha256 else shown(said["id"])
         wanted = f"{model['id']} ({model['sha256'][:12]})" if model["sha256"] else model["id"]
         raise InputError(
@@ -55,15 +59,44 @@ def agreed_encoder(
         )
     wanted = model.get("token", "class")
     if token != wanted and not (token == FIRST_768 and wanted == "class"):
+        right = f"write token: {FIRST_768} where 768 of 1536 values are it, else " if token == CLASS_AND_MEAN else ""
         raise InputError(
             f"{where}: holds the encoder's token '{shown(token)}', but the model is conditioned on token "
-            f"'{shown(wanted)}'; embed the tiles again with that token"
+            f"'{shown(wanted)}'; {right}embed the tiles again with that token"
         )
-    return {"id": said["id"], "sha256": sha256, "token": token}
+    return {"id": model["id"] if same else said["id"], "sha256": sha256, "token": token}
 
 
-def _plain(key: str, value: str) -> str:
-    return TOKENS.get(value, value) if key == "token" else value
+def stated_encoder(texts: Mapping[str, Sequence[str]], where: str) -> dict[str, str]:
+    """What a file's own words (name -> texts under it, from wherever in the file) say of its encoder, as `named` above.
+
+    {} where they say nothing. InputError where they name two.
+    """
+    found: dict[str, str] = {}
+    for key, names in (("id", ENCODER_NAMES), ("sha256", ("encoder_sha256",)), ("token", ("token",))):
+        first = ""
+        for name in names:
+            for text in filter(None, map(known, texts.get(name, ()))):
+                if key in found and repo_of(found[key]) != repo_of(text):
+                    raise InputError(
+                        f"{where}: says {first}: '{shown(found[key])}' and {name}: '{shown(text)}'; keep the one that is true"
+                    )
+                if key not in found:
+                    found[key], first = text, name
+    return found
+
+
+def _agreed_token(named: str | None, asked: str | None, where: str) -> str:
+    """The token that vectors hold once they are read. A file's word stands, unless the spec asks for the first half of class and mean."""
+    found = TOKENS.get(named, named) if named else None
+    if asked != FIRST_768:
+        return found or TOKENS.get(asked or "", asked) or "class"
+    if found not in (None, FIRST_768, CLASS_AND_MEAN):
+        raise InputError(
+            f"{where}: says that its values are the encoder's token '{shown(str(named))}', but embeddings.token is {FIRST_768}; "
+            f"that takes the first half of class token and mean ('{CLASS_AND_MEAN}'), so leave it out or correct the file"
+        )
+    return FIRST_768
 
 
 def check_width(has: int, width: int, token: str, what: str, where: str) -> None:
@@ -95,6 +128,12 @@ def check_mpp_known(mpp: float | None, declared: float | None, where: str, hint:
             f"{where}: does not say how many um a pixel has{hint}; if its tiles are at {MPP} um/px, write mpp: {MPP} under embeddings"
         )
     check_mpp(found, where)
+
+
+def check_fraction(value: float, name: str, where: str) -> None:
+    """InputError where a share is neither from 0 to 1 nor NaN (unknown): per cent, say, would pass every screen."""
+    if value < 0.0 or value > 1.0:
+        raise InputError(f"{where}: {name} is {value:g}; a share from 0 to 1 is needed (40 % is 0.4)")
 
 
 def training_cohort(ids: Iterable[str | None]) -> str:

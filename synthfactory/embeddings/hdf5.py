@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.embeddings.bank import MPP
-from synthfactory.embeddings.checks import agreed_encoder, check_mpp_known, check_width
+from synthfactory.embeddings.checks import ENCODER_NAMES, agreed_encoder, check_mpp_known, check_width, stated_encoder
 from synthfactory.embeddings.columns import pieces
 from synthfactory.embeddings.places import expand, identity, is_pattern, listed, local
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
@@ -25,7 +25,6 @@ from synthfactory.spec.places import is_url
 from synthfactory.spec.text import shown
 
 SUFFIXES = (".h5", ".hdf5")
-ENCODER_NAMES = ("encoder", "patch_encoder", "encoder_name", "model_name")
 MPP_NAMES = ("mpp", "target_mpp", "patch_mpp")
 MAX_CHUNK_BYTES = 1 << 28
 WHAT = "embeddings.labels names a CSV with slide_id, label and, where known, patient_id of each slide"
@@ -84,7 +83,7 @@ def open_features(
             _check_patch(said, tile_size_px, path)
             check_mpp_known(_number(said, MPP_NAMES), mpp, path, _magnification(said))
             encoders.append(
-                agreed_encoder(_encoder(said, token), declared and {**declared, "token": token}, model_encoder, path)
+                agreed_encoder(_encoder(handle, path), {**(declared or {}), "token": token}, model_encoder, path)
             )
             found.append(_File(path, slide, rows, _extent(said) if coords is not None else np.nan))
     _check_found(files, slides, found, labels, classes)
@@ -106,7 +105,8 @@ def open_features(
         width,
         lambda with_vectors: _rows(found, slides, starts, width, with_vectors),
         name_of,
-        [*identity([file.path for file in found]), *identity([labels])],
+        # what decides rows
+        [*identity([file.path for file in found]), *identity([labels]), {"label_level": label_level, "mpp": mpp}],
         1.0,
         "the CSV for",
     )
@@ -258,21 +258,17 @@ def _number(said: Mapping[str, Any], names: Sequence[str]) -> float | None:
     return None
 
 
-def _text(said: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    for name in names:
-        value = said.get(name)
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-    return None
-
-
-def _encoder(said: Mapping[str, Any], token: str) -> dict[str, str] | None:
-    name = _text(said, ENCODER_NAMES)
-    if name is None:
-        return None
-    return {"id": name, "sha256": _text(said, ("encoder_sha256",)) or "", "token": _text(said, ("token",)) or token}
+def _encoder(handle: Any, path: str) -> dict[str, str]:
+    """What the file, its features or its coords say of the encoder; they may say it twice, but not two things."""
+    texts: dict[str, list[str]] = {}
+    for holder in (handle, handle.get("features"), handle.get("coords")):
+        for name in (*ENCODER_NAMES, "encoder_sha256", "token"):
+            value = None if holder is None else holder.attrs.get(name)
+            value = value.reshape(-1)[0] if isinstance(value, np.ndarray) and value.size == 1 else value
+            value = value.decode(errors="replace") if isinstance(value, bytes) else value
+            if isinstance(value, str):
+                texts.setdefault(name, []).append(value)
+    return stated_encoder(texts, path)
 
 
 def _magnification(said: Mapping[str, Any]) -> str:

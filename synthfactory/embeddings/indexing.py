@@ -31,7 +31,7 @@ from synthfactory.embeddings.screening import Limits, failing, told
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 
-FORMAT = "synthfactory-index/1"
+FORMAT = "synthfactory-index/2"
 IN_MEMORY_BYTES = 64 << 20
 STALE_SEC = 7 * 86_400
 META = "bank.json"

@@ -7,10 +7,10 @@ mpp, x, y (pixels of the tile's own resolution), tumour_fraction, and scores of 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from synthfactory.embeddings.bank import MPP, Bank
-from synthfactory.embeddings.checks import agreed_encoder, check_mpp, check_mpp_known
+from synthfactory.embeddings.checks import agreed_encoder, check_fraction, check_mpp, check_mpp_known
 from synthfactory.embeddings.indexing import build_bank
 from synthfactory.embeddings.places import expand, identity
 from synthfactory.embeddings.rows import Coded, Rows, RowSource
@@ -52,10 +52,12 @@ def load_bank(
 ) -> Bank:
     """The rows of `classes` (None: all) from parquet files: paths, fsspec URLs, patterns.
 
-    `encoder` is the model's (None: any); `declared` and `mpp` are what the spec says where the files do not; `check_preprocessing` gets
-    what a file says of the pixels' preparation, and its name. Raises InputError, always
-    naming the file, for: no such file, no parquet, no encoder named or another one (or another token) than the model's, another width,
-    wrong columns, NaN, an absent label, an mpp more than 5 % off 0.5, one embedding under two labels, a screen without its column.
+    `encoder` is the model's (None: any); `declared` and `mpp` are what the spec says where the files do not (a row without an mpp has the
+    file's, else the spec's); `check_preprocessing` gets what a file says of the pixels' preparation, and its name.
+
+    Raises InputError, always naming the file, for: no such file, no parquet, no encoder named or another one (or another token) than
+    the model's, another width, wrong columns, NaN, an absent label, an mpp that nobody states or more than 5 % off 0.5, a
+    tumour_fraction outside 0 to 1, one embedding under two labels, a screen without its column.
     """
     files = expand(places, "a parquet bank of embeddings")
     source = _Files(files, width, classes, tuple({limit.score for limit in (limits or {}).values()}), mpp)
@@ -70,7 +72,7 @@ def load_bank(
             width,
             source.rows,
             source.name_of,
-            identity(files),
+            [*identity(files), {"mpp": mpp}],  # what decides rows
             extent,
         ),
         classes,
@@ -79,7 +81,7 @@ def load_bank(
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """One file, its texts read as dictionaries; what pyarrow and the disk raise becomes InputError."""
     try:
@@ -112,6 +114,7 @@ class _Files:
     ) -> None:
         self._files, self._width, self._classes, self._scores, self._mpp = files, width, classes, scores, mpp
         self._starts: list[int] = [0]
+        self._stated: dict[str, float | None] = {}  # mpp that a file states for all its rows
 
     def check(
         self,
@@ -128,6 +131,7 @@ class _Files:
             if check_preprocessing is not None:
                 check_preprocessing(prepared, path)
             found = agreed_encoder(named, declared, model, path)
+            self._stated[path] = mpp
             if "mpp" not in schema.names:
                 check_mpp_known(mpp, self._mpp, path)
             for name in self._scores:
@@ -152,7 +156,13 @@ class _Files:
         for path, start in zip(self._files, self._starts, strict=False):
             with _opened(path) as file:
                 names = file.schema_arrow.names
-                wanted = [*TEXT[:4], "mpp", *self._scores, *(("embedding", "x", "y") if with_vectors else ())]
+                wanted = {
+                    *TEXT[:4],
+                    "mpp",
+                    "tumour_fraction",
+                    *self._scores,
+                    *(("embedding", "x", "y") if with_vectors else ()),
+                }
                 size = min(BATCH_ROWS, max(256, BATCH_BYTES // (4 * self._width))) if with_vectors else TEXT_ROWS
                 for batch in file.iter_batches(batch_size=size, columns=[name for name in wanted if name in names]):
                     yield self._piece(batch, start, path, with_vectors)
@@ -164,7 +174,8 @@ class _Files:
         wanted = np.array([self._classes is None or name in self._classes for name in labels.names], bool)
         chosen = np.flatnonzero(wanted[labels.codes])
         part = batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen))
-        _check_mpp(part, path)
+        if not with_vectors:
+            self._check_numbers(part, path)
         if with_vectors and len(chosen) < batch.num_rows:
             batch, numbers, labels = part, numbers[chosen], labels.take(chosen)
         return Rows(
@@ -177,6 +188,22 @@ class _Files:
             _places(batch) if with_vectors else None,
             {name: _numbers(batch, name) for name in self._scores},
         )
+
+    def _check_numbers(self, batch: pa.RecordBatch, path: str) -> None:
+        """InputError for an mpp or a tumour_fraction that cannot be. Nulls of the mpp stand for what the file, or else the spec, says."""
+        for name in {"mpp", "tumour_fraction"} & set(batch.schema.names):
+            column = batch.column(name)
+            for value in pc.unique(column).to_pylist():
+                if value is None:
+                    if name == "mpp":
+                        check_mpp_known(self._stated[path], self._mpp, path, " in every row")
+                    continue
+                row = next((number for number, other in enumerate(column.to_pylist()) if other == value), None)
+                tile = "a tile" if row is None else f"a tile of label {shown(str(batch.column('label')[row].as_py()))}"
+                if name == "mpp":
+                    check_mpp(value, path, tile)
+                else:
+                    check_fraction(value, name, f"{path}: {tile}")
 
 
 def _coded(batch: pa.RecordBatch, name: str) -> Coded:
@@ -210,44 +237,40 @@ def _vectors(column: pa.Array, width: int, path: str) -> np.ndarray:
         return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
 
 
-def _check_mpp(batch: pa.RecordBatch, path: str) -> None:
-    if "mpp" not in batch.schema.names:
-        return
-    column = batch.column("mpp")
-    for mpp in pc.unique(column).to_pylist():
-        if mpp is not None:
-            row = next((number for number, value in enumerate(column.to_pylist()) if value == mpp), None)
-            label = "" if row is None else f" {shown(str(batch.column('label')[row].as_py()))}"
-            check_mpp(mpp, path, f"a tile of label{label}")
-
-
 def _metadata(
     schema: pa.Schema, where: str, *, needed: bool
 ) -> tuple[dict[str, str] | None, float | None, dict[str, Any]]:
-    """(encoder, mpp, preprocessing) as the file's metadata say."""
-    mpp, prepared = None, dict[str, Any]()
-    try:
+    """(encoder, mpp, preprocessing) as the file's metadata say; of the encoder what there is, unless it is `needed` whole."""
+    values = None
+    with contextlib.suppress(KeyError, ValueError, RecursionError):
         values = json.loads((schema.metadata or {})[METADATA_KEY])
-        if isinstance(values.get("mpp"), int | float):
-            mpp = float(values["mpp"])
-        if isinstance(values.get("preprocessing"), dict):
-            prepared = values["preprocessing"]
-        encoder = values["encoder"]
-        if not (isinstance(encoder["id"], str) and isinstance(encoder["sha256"], str)):
-            raise TypeError
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        if not needed:
-            return None, mpp, prepared
+    values = values if isinstance(values, dict) else {}
+    encoder, prepared = (
+        value if isinstance(value := values.get(key), dict) else {} for key in ("encoder", "preprocessing")
+    )
+    mpp = _stated_mpp(values.get("mpp"), where)
+    said = {key: encoder[key] for key in ("id", "sha256", "token") if isinstance(encoder.get(key), str)}
+    if needed and not {"id", "sha256"} <= set(said):
         raise InputError(
             f'{where}: does not name its encoder; the parquet metadata needs a key "synthfactory" with JSON such as '
             '{"encoder": {"id": "phantom-encoder", "sha256": "...", "token": "class"}}, '
             "or embeddings.encoder in the spec says who it was"
+        )
+    return said or None, mpp, prepared
+
+
+def _stated_mpp(value: Any, where: str) -> float | None:
+    """The mpp of a file's metadata, a number or the text of one; InputError for anything else."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        return float(value)
+    except (ValueError, OverflowError):
+        raise InputError(
+            f'{where}: its metadata\'s mpp {shown(str(value)[:80])} is no number; write for example "mpp": {MPP}'
         ) from None
-    return (
-        {"id": encoder["id"], "sha256": encoder["sha256"], "token": str(encoder.get("token", "class"))},
-        mpp,
-        prepared,
-    )
 
 
 def _check_columns(schema: pa.Schema, where: str) -> None:

@@ -43,6 +43,16 @@ def expand(places: str | Sequence[str], what: str) -> list[str]:
     return found
 
 
+def expand_one(place: str, what: str) -> str:
+    """The one file that a place means. InputError where a pattern matches none, or several."""
+    found = expand(place, what)
+    if len(found) > 1:
+        raise InputError(
+            f"{place}: matches {len(found)} files, such as {found[0]} and {found[1]}; one is needed here, so name it"
+        )
+    return found[0]
+
+
 def listed(place: str, suffixes: Sequence[str]) -> list[str] | None:
     """The files of a folder with one of these endings, in order; None where the place is no folder."""
     if is_url(place):

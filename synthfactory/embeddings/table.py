@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import math
 from collections.abc import Iterator, Sequence
 
 from synthfactory.embeddings.bank import LEVELS
-from synthfactory.embeddings.checks import check_mpp
+from synthfactory.embeddings.checks import check_fraction, check_mpp
+from synthfactory.embeddings.places import is_pattern
 from synthfactory.embeddings.rows import known
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
@@ -29,8 +31,15 @@ def read_lines(path: str, needed: Sequence[str], what: str) -> Iterator[Line]:
             names = list(rows.fieldnames or ())
             _check_header(names, needed, path, what)
             for row in rows:
+                if None in row:  # else every value behind an unquoted comma would stand under the wrong name
+                    raise InputError(
+                        f"{path}:{rows.line_num}: has {len(names) + len(row[None])} values, but the header has {len(names)}; "
+                        "put a text that holds a comma in double quotes"
+                    )
                 yield rows.line_num, {name: (row[name] or "").strip() for name in names if isinstance(row[name], str)}
     except FileNotFoundError:
+        if is_pattern(path):
+            raise InputError(f"{path}: is a pattern, and one CSV is needed; name that file") from None
         raise InputError(f"{path}: no such file; {what}") from None
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"{path}: is no readable CSV in UTF-8 ({shown(str(error))})") from None
@@ -55,16 +64,19 @@ def _check_header(names: Sequence[str], needed: Sequence[str], path: str, what: 
 
 
 def number(line: Line, name: str, path: str) -> float | None:
-    """A number of a line, None where it is empty or unknown; InputError where it is none."""
+    """A number of a line, None where it is empty or unknown; InputError where it is none, or a share outside 0 to 1."""
     text = known(line[1].get(name))
     if text is None:
         return None
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
-        raise InputError(
-            f"{path}:{line[0]}: {name} '{shown(text)}' is no number; leave it empty or correct it"
-        ) from None
+        found = None
+    if found is None or (math.isinf(found) and name in ("x", "y")):
+        raise InputError(f"{path}:{line[0]}: {name} '{shown(text)}' is no number; leave it empty or correct it")
+    if name == "tumour_fraction":
+        check_fraction(found, name, f"{path}:{line[0]}")
+    return found
 
 
 def line_mpp(line: Line, path: str) -> float | None:

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from synthfactory.embeddings.bank import MPP, Bank
 from synthfactory.embeddings.checks import check_mpp_known
 from synthfactory.embeddings.indexing import make_bank
-from synthfactory.embeddings.places import local
+from synthfactory.embeddings.places import is_pattern, local
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.table import line_mpp, number, read_lines
 from synthfactory.shards.store import open_source, open_store
@@ -115,6 +115,8 @@ def _listing(folder: str, classes: Sequence[str] | None) -> tuple[list[str], dic
     else:
         root = local(folder)
         if not root.is_dir():
+            if is_pattern(folder):
+                raise InputError(f"{folder}: is a pattern, and one folder is needed; name it")
             raise InputError(f"{folder}: no such folder; embeddings.tiles names a folder with one sub-folder per class")
         present = sorted(path.name for path in root.iterdir() if path.is_dir())
         found = {

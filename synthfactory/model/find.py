@@ -9,7 +9,7 @@ from synthfactory.model.folder import CONFIG, FIGURES, ModelFolder, open_model
 from synthfactory.model.hub import Pin, fetched, pin
 from synthfactory.model.pipeline import INDEX, PipelineRepo, open_pipeline
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.hubname import DEFAULT_REVISION, SHORT, HubName, is_commit
+from synthfactory.spec.hubname import DEFAULT_REVISION, SHORT, HubName, is_commit, repo_of
 from synthfactory.spec.model import Model, Pipeline
 
 Opened = ModelFolder | PipelineRepo
@@ -68,14 +68,14 @@ def find_encoder(model: Model, opened: Opened, locked: str | None = None) -> Enc
         hub = model.encoder_hub
         name = f"hf://{hub.repo}@{hub.revision}" if hub else model.encoder
         found = _encoder_at(name, locked) if hub else open_encoder(name, known["id"])
-        if found.id != known["id"] or known["sha256"] not in ("", found.sha256):
+        if repo_of(found.id) != repo_of(known["id"]) or known["sha256"] not in ("", found.sha256):
             raise InputError(
                 f"{model.encoder}: is {found.id} ({found.sha256[:12]}), but {opened.id} is conditioned on embeddings of "
                 f"{known['id']}{' (' + known['sha256'][:12] + ')' if known['sha256'] else ''}; name that encoder"
             )
     elif isinstance(opened, ModelFolder) and opened.has_encoder:
         found = encoder_of(opened)
-    elif known["id"] == H0_MINI:
+    elif repo_of(known["id"]) == H0_MINI:
         found = _encoder_at(f"hf://{H0_MINI}@{DEFAULT_REVISION}", locked)
     else:
         raise InputError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from synthfactory.spec.hubname import repo_of
+
 NOT_STATED = "not stated"
 # Identifiers as the Hub's cards write them -> the usual name, and whether the licence itself allows sharing what the model made.
 _OPEN = {
@@ -22,7 +24,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 def known_licence(repo: str) -> dict[str, Any]:
     """Terms of a repository that is known here to be gated; {} for any other."""
-    return dict(KNOWN.get(repo, {}))
+    return dict(KNOWN.get(repo_of(repo), {}))
 
 
 def licence_of(repo: str, stated: str | None) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def licence_of(repo: str, stated: str | None) -> dict[str, Any]:
 
     `sharing` is `allowed` only where the licence by itself allows it; else `local`.
     """
-    if repo in KNOWN:
+    if repo_of(repo) in KNOWN:
         return known_licence(repo)
     if stated is None:
         return {"name": NOT_STATED, "sharing": "local"}

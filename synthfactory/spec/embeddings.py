@@ -37,7 +37,11 @@ def _sha256(text: str) -> str:
 class EncoderName(FrozenModel):
     """Who made the embeddings, where their files cannot say it."""
 
-    id: str = Field(min_length=1, description="Name of the encoder, as the model states it.", examples=["h0-mini"])
+    id: str = Field(
+        min_length=1,
+        description="Name of the encoder, as the model states it; short and Hub names of H0-mini are one.",
+        examples=["h0-mini"],
+    )
     sha256: Annotated[str, AfterValidator(_sha256)] | None = Field(
         default=None,
         description="sha256 of the encoder's weights; null (default) = the model's own, where the ids agree.",
@@ -91,7 +95,7 @@ class Embeddings(FrozenModel):
     )
     arrays: str | None = Field(
         default=None,
-        description="One array of embeddings (.npy, .npz or .safetensors), a row a tile; needs labels.",
+        description="One array of embeddings (.npy, .npz or .safetensors), or a pattern that matches one; a row a tile; needs labels.",
         examples=["features.npy"],
     )
     shards: Places | None = Field(

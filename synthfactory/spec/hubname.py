@@ -14,6 +14,23 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@(.*))?")
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PREFIX = re.compile(r"(?:hf://|hf[-_]hub:|https://huggingface\.co/)")
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+_SPELLED = {_folded(name): repo for short, repo in SHORT.items() for name in (short, repo)}
+
+
+def repo_of(name: str) -> str:
+    """One spelling of a name: hf://OWNER/REPO@REV, hf-hub:OWNER/REPO and the short names, as tools spell them (h0_mini, h0mini), are
+    OWNER/REPO; any other name stays as it is.
+    """
+    body, found = _PREFIX.subn("", name.strip(), count=1)
+    plain = body.partition("@")[0]
+    return _SPELLED.get(_folded(plain), plain if found else body)
 
 
 def is_hub(name: str) -> bool:

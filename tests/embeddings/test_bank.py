@@ -143,6 +143,14 @@ def test_other_writers_list_types_are_read(tmp_path: Path, kind: pa.DataType) ->
         (changed(label_level=["tile"] * 5 + [None]), ENCODER, "label_level '' of row 5"),
         (changed(mpp=[0.5] * 5 + [0.25]), ENCODER, "label gland has mpp 0.25; the model draws at 0.5"),
         (changed(mpp=[0.5] * 5 + [np.nan]), ENCODER, "has mpp nan"),
+        (changed(mpp=[0.5] * 5 + [None]), b'{"encoder": {"id": "small-encoder", "sha256": "%s"}}' % (b"5" * 64),
+         "does not say how many um a pixel has in every row"),
+        (changed(mpp=pa.nulls(6, pa.float64())), json.dumps({"encoder": ENCODER, "mpp": "0.25"}).encode(), "have mpp 0.25"),
+        (changed(), json.dumps({"encoder": ENCODER, "mpp": "0.25"}).encode(), "mpp 0.25; the model draws at 0.5"),
+        (changed(), json.dumps({"encoder": ENCODER, "mpp": "20x"}).encode(), "metadata's mpp 20x is no number"),
+        (changed(), json.dumps({"encoder": ENCODER, "mpp": 10**400}).encode(), "metadata's mpp 1000.* is no number"),
+        (changed(tumour_fraction=[0.5] * 5 + [40.0]), ENCODER, "label gland: tumour_fraction is 40; a share from 0 to 1"),
+        (changed(tumour_fraction=[0.5] * 5 + [np.inf]), ENCODER, "tumour_fraction is inf"),
         (changed(mpp=["0.5"] * 6), ENCODER, "column 'mpp' is string; it must be a number"),
         (changed(embedding=[[2.5] * WIDTH] * 6), ENCODER, r"rows? .*under the labels 'fat' and 'gland'"),
         ({key: pa.array([], kind) for key, kind in EMPTY.items()}, ENCODER, "holds no rows"),
@@ -153,6 +161,22 @@ def test_what_is_wrong_with_a_bank_is_said(tmp_path: Path, values: dict[str, Any
     with pytest.raises(InputError, match=message) as caught:
         load(path)
     assert str(caught.value).startswith(path)
+
+
+def test_rows_without_an_mpp_have_that_of_the_file_or_else_of_the_spec(tmp_path: Path) -> None:
+    values = changed(mpp=[None, 0.5] * 3, tumour_fraction=[0.0, 1.0, None, 0.5, float("nan"), 0.4])
+    said = write_parquet(tmp_path / "said.parquet", values, json.dumps({"encoder": ENCODER, "mpp": "0.5"}).encode())
+    assert len(load(said)) == 6
+    silent = write_parquet(tmp_path / "silent.parquet", values, json.dumps({"encoder": ENCODER}).encode())
+    assert len(load_bank(silent, width=WIDTH, encoder=ENCODER, classes=CLASSES, mpp=0.49)) == 6
+    with pytest.raises(InputError, match=r"silent\.parquet: .*mpp 0\.25"):
+        load_bank(silent, width=WIDTH, encoder=ENCODER, classes=CLASSES, mpp=0.25)
+
+
+def test_a_token_without_an_encoder_is_heeded(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "b.parquet", columns(), b'{"encoder": {"token": "mean"}, "mpp": 0.5}')
+    with pytest.raises(InputError, match="holds the encoder's token 'mean'"):
+        load_bank(path, width=WIDTH, encoder=ENCODER, classes=CLASSES, declared={"id": "small-encoder"})
 
 
 @pytest.mark.parametrize(

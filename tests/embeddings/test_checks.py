@@ -79,6 +79,44 @@ def test_who_made_the_embeddings() -> None:
         agreed_encoder(MODEL, {"id": "h0-mini", "sha256": "6" * 64}, MODEL, "f")
 
 
+H0 = {"id": "bioptimus/H0-mini", "sha256": "", "token": "class"}  # as CytoSyn names it
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["h0-mini", "h0_mini", "h0mini", "H0-mini", "hf-hub:bioptimus/H0-mini", "hf://bioptimus/H0-mini@main", "bioptimus/H0-mini"],
+)  # fmt: skip
+def test_every_spelling_of_h0_mini_is_the_same_encoder(name: str) -> None:
+    assert agreed_encoder(None, {"id": name}, H0, "f") == H0
+    assert agreed_encoder({"id": name}, None, H0, "f") == H0
+    assert agreed_encoder({"id": name}, {"id": "h0-mini"}, {**H0, "id": "h0-mini"}, "f")["id"] == "h0-mini"
+    assert agreed_encoder({"id": name}, None, None, "f")["id"] == H0["id"]
+    for other in ("h0", "H-optimus-0", "someone/H0-mini", "h0-mini-2"):
+        with pytest.raises(InputError, match="but the model is conditioned on bioptimus/H0-mini"):
+            agreed_encoder({"id": other}, None, H0, "f")
+
+
+@pytest.mark.parametrize("declared", [{}, {"id": "h0-mini"}])
+def test_a_file_that_says_class_and_mean_goes_with_first_768(declared: dict[str, str]) -> None:
+    named = {"id": "h0-mini", "token": "cls+mean"}
+    assert agreed_encoder(named, {**declared, "token": "first_768"}, H0, "f") == {**H0, "token": "first_768"}
+    with pytest.raises(
+        InputError, match=r"token 'cls\+mean', but .* 'class'; write token: first_768 where 768 of 1536"
+    ):
+        agreed_encoder(named, {**declared, "token": "class"}, H0, "f")
+    with pytest.raises(
+        InputError, match=r"says that its values are the encoder's token 'cls_token', but embeddings\.token"
+    ):
+        agreed_encoder({**named, "token": "cls_token"}, {**declared, "token": "first_768"}, H0, "f")
+
+
+def test_a_token_is_heeded_where_the_file_names_no_encoder() -> None:
+    with pytest.raises(InputError, match="holds the encoder's token 'mean'"):
+        agreed_encoder({"token": "mean"}, {"id": "h0-mini", "token": "class"}, H0, "f")
+    with pytest.raises(InputError, match="does not name its encoder"):
+        agreed_encoder({"token": "class"}, {"token": "class"}, H0, "f")
+
+
 def test_a_row_goes_to_the_first_screen_that_it_fails() -> None:
     screen = ConditionScreen(blank=0.5, pen=0.1, min_tumour_fraction=0.2)
     scores = {

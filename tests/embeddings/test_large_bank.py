@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +16,10 @@ from bank_making import ENCODER, WIDTH, rows, write_parquet
 
 from synthfactory.embeddings import columns as columns_module
 from synthfactory.embeddings import indexing, ordering, parquet
+from synthfactory.embeddings.arrays import open_array
 from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.columns import Column
+from synthfactory.embeddings.hdf5 import open_features
 from synthfactory.embeddings.indexing import build_bank
 from synthfactory.embeddings.parquet import load_bank
 from synthfactory.spec.errors import InputError
@@ -105,6 +109,57 @@ def test_an_unchanged_source_is_not_read_again(
     write_parquet(tmp_path / "bank.parquet", values(seed=1))
     assert load(path, cache).mac(KEY) != first.mac(KEY)
     assert len(load(path, cache, ["fat"])) < len(first)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "hdf5"])
+def test_another_level_or_mpp_of_the_spec_is_another_index(tmp_path: Path, small_pieces: None, kind: str) -> None:
+    count = 300
+    path, labels = tmp_path / ("f.npy" if kind == "arrays" else "f.h5"), tmp_path / "labels.csv"
+    vectors = np.random.default_rng(0).normal(size=(count, WIDTH)).astype(np.float32)
+    if kind == "arrays":
+        np.save(path, vectors)
+        labels.write_text("label\n" + "fat\n" * count)
+    else:
+        with h5py.File(path, "w") as file:
+            file["features"] = vectors
+        labels.write_text("slide_id,label\nf,fat\n")
+
+    def opened(label_level: str | None, mpp: float | None) -> Bank:
+        given: dict[str, Any] = {
+            "width": WIDTH, "model_encoder": None, "declared": ENCODER, "token": "class", "label_level": label_level,
+            "mpp": mpp, "classes": None,
+        }  # fmt: skip
+        source = (
+            open_array(str(path), str(labels), extent=224, **given)
+            if kind == "arrays"
+            else open_features(str(path), str(labels), tile_size_px=224, **given)[0]
+        )
+        return build_bank(source, None, cache=tmp_path / "cache")
+
+    assert opened("tile", 0.5).classes["fat"].levels == ("tile",)
+    assert opened("slide", 0.5).classes["fat"].levels == ("slide",)
+    assert opened("tile", 0.49).classes["fat"].levels == ("tile",)
+    for level, mpp, message in (
+        (None, 0.5, "no column 'label_level'"),
+        ("tile", 0.25, "mpp 0.25"),
+        ("tile", None, "um a pixel"),
+    ):
+        with pytest.raises(InputError, match=message):
+            opened(level, mpp)
+
+
+def test_another_mpp_of_the_spec_is_another_index_of_a_parquet_bank(tmp_path: Path, small_pieces: None) -> None:
+    given = {**values(), "mpp": [None] * 500}
+    path = write_parquet(tmp_path / "bank.parquet", given, json.dumps({"encoder": ENCODER}).encode())
+
+    def opened(mpp: float | None) -> Bank:
+        asked: dict[str, Any] = {"width": WIDTH, "encoder": ENCODER, "classes": ["fat"], "cache": tmp_path / "cache"}
+        return load_bank(path, mpp=mpp, **asked)
+
+    assert opened(0.5).vectors.file is not None
+    for mpp in (0.25, None):
+        with pytest.raises(InputError, match=r"um a pixel|mpp 0\.25"):
+            opened(mpp)
 
 
 def test_a_damaged_index_is_made_again(tmp_path: Path, small_pieces: None) -> None:

@@ -85,9 +85,14 @@ def array(kind: str, change: Callable[[Path], object] = lambda path: None, **mor
     def make(folder: Path) -> dict[str, Any]:
         given = making.write_source(kind, folder)
         change(Path(given["arrays"]))
-        return {key: value for key, value in {**given, **more}.items() if value is not None}
+        asked = {**given, **{key: _below(folder, value) for key, value in more.items()}}
+        return {key: value for key, value in asked.items() if value is not None}
 
     return make
+
+
+def _below(folder: Path, value: Any) -> Any:
+    return value.replace("PLACE", str(folder)) if isinstance(value, str) else value
 
 
 def saved(values: np.ndarray) -> Callable[[Path], object]:
@@ -115,6 +120,14 @@ def offsets(path: Path) -> None:
 def half_type(path: Path) -> None:
     text = json.dumps({"embedding": {"dtype": "BF16", "shape": [24, 16], "data_offsets": [0, 768]}}).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(768))
+
+
+def npz(**more: Any) -> Source:
+    return array("npz", lambda path: np.savez(path, embedding=making.vectors(), **more))
+
+
+def another_array(path: Path) -> None:
+    np.save(path.with_name("features-2.npy"), making.vectors())
 
 
 def no_name(path: Path) -> None:
@@ -193,6 +206,13 @@ CASES = {
     "encoder of the file": Case(lambda f: {**hdf5(encoder=None)(f), "hdf5": making.write_features(f / "features", encoder="uni2-h")},
                                 "embeddings.hdf5", "was made with encoder uni2-h, but the model is conditioned on tiny-encoder"),
     "two encoders": Case(hdf5(attribute("encoder", "uni2-h")), "embeddings.hdf5", "embeddings.encoder.id is 'tiny-encoder'"),
+    "encoder under another name": Case(hdf5(attribute("feature_extractor", "uni2-h")), "embeddings.hdf5", "embeddings.encoder.id is 'tiny-encoder'"),
+    "two encoders in a file": Case(hdf5(one_file(lambda f: (f.attrs.__setitem__("patch_encoder_name", "uni2-h"),
+                                                            f["features"].attrs.__setitem__("encoder", "tiny-encoder")))),
+                                   "embeddings.hdf5", "says encoder: 'tiny-encoder' and patch_encoder_name: 'uni2-h'; keep the one"),
+    "token of an unnamed encoder": Case(hdf5(attribute("token", "cls+mean")), "embeddings.hdf5", "holds the encoder's token 'cls+mean'"),
+    "share of a slide": Case(rows_csv("slide_id,label,tumour_fraction", *(f"{s},{label},40" for s, label, _ in making.slides()), kind="hdf5"),
+                             "embeddings.labels", "csv:2: tumour_fraction is 40; a share from 0 to 1"),
     "encoder of the spec": Case(hdf5(encoder={"id": "h0-mini"}), "embeddings.hdf5", "was made with encoder h0-mini, but"),
     "encoder of another hash": Case(hdf5(encoder={"id": "tiny-encoder", "sha256": "0" * 64}), "embeddings.hdf5", "(000000000000)"),
     "no label level": Case(hdf5(label_level=None), "embeddings.labels", "has no column 'label_level'; add it, or write label_level: slide"),
@@ -218,6 +238,21 @@ CASES = {
     "one embedding, two labels": Case(array("npy", saved(np.ones((24, 16)))), "embeddings.arrays", "hold the same embedding under the labels"),
     "no zip": Case(array("npz", lambda p: p.write_bytes(b"PK\3\4 no zip")), "embeddings.arrays", "is no readable .npz file"),
     "npz without a name": Case(array("npz", no_name), "embeddings.arrays", "holds one, two; call the array of embeddings 'embedding'"),
+    "encoder of an npz": Case(npz(encoder="uni2-h"), "embeddings.arrays", "encoder's id is 'uni2-h', but embeddings.encoder.id"),
+    "patch encoder of an npz": Case(npz(patch_encoder_name=np.array(["uni2-h"])), "embeddings.arrays", "encoder's id is 'uni2-h'"),
+    "token of an npz": Case(npz(token="mean"), "embeddings.arrays", "holds the encoder's token 'mean'"),
+    "mpp of an npz": Case(npz(mpp=0.25), "embeddings.labels", "mpp 0.25; the model draws"),
+    "pickle beside an array": Case(npz(encoder=np.array({}, object)), "embeddings.arrays", "its 'encoder' is no single text or number"),
+    "pattern of two arrays": Case(array("npy", another_array, arrays="PLACE/*.npy"), "embeddings.arrays", "matches 2 files, such as"),
+    "pattern of no array": Case(array("npy", arrays="/nowhere/*.npy"), "embeddings.arrays", "matches no file; name an array"),
+    "no CSV of an array": Case(array("npy", labels="/nowhere.csv"), "embeddings.labels", "no such file; embeddings.labels names a CSV with label"),
+    "pattern of CSVs": Case(array("npy", labels="PLACE/*.csv"), "embeddings.labels", "is a pattern, and one CSV is needed"),
+    "comma in a text": Case(rows_csv("label,patient_id,slide_id", *["alpha,P,S"] * 11, "alpha,Smith, J,S", *["beta,P,S"] * 12), "embeddings.labels",
+                            "csv:13: has 4 values, but the header has 3; put a text that holds a comma in double quotes"),
+    "share in per cent": Case(rows_csv("label,tumour_fraction", *["alpha,0.4"] * 12, *["beta,40"] * 12), "embeddings.labels",
+                              "csv:14: tumour_fraction is 40; a share from 0 to 1 is needed"),
+    "endless share": Case(rows_csv("label,tumour_fraction", *["alpha,inf"] * 24), "embeddings.labels", "csv:2: tumour_fraction is inf"),
+    "endless place": Case(rows_csv("label,x", *["alpha,-inf"] * 24), "embeddings.labels", "csv:2: x '-inf' is no number"),
     "endless header": Case(array("safetensors", header), "embeddings.arrays", "its header is too long"),
     "false offsets": Case(array("safetensors", offsets), "embeddings.arrays", "its offsets do not fit its shape"),
     "bfloat16": Case(array("safetensors", half_type), "embeddings.arrays", "'embedding' is BF16; save it as F32"),
@@ -241,6 +276,7 @@ CASES = {
     "synthetic": Case(tars_of(synthetic=True), "embeddings.shards", "is a synthetic tile; conditions come from real ones"),
     # what nobody says
     "bank without mpp": Case(bank_without_mpp, "embeddings.bank", "does not say how many um a pixel has"),
+    "pattern of folders": Case(lambda f: {**making.write_source("tiles", f), "tiles": f"{f}/til*"}, "embeddings.tiles", "is a pattern, and one folder"),
     "tiles without mpp": Case(tiles_without_mpp, "embeddings.tiles", "write mpp: 0.5 under embeddings"),
     # screens
     "screen leaves nothing": Case(

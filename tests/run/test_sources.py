@@ -160,10 +160,28 @@ def test_first_768_of_1536_are_taken_and_recorded(tmp_path: Path) -> None:
         width=768, model_encoder=model, declared=None, token="first_768", label_level="slide", mpp=0.5, tile_size_px=32,
         classes=["alpha", "beta"],
     )  # fmt: skip
+    assert open_features(
+        making.write_features(tmp_path / "trident", 1536, encoder="h0-mini", token="cls+mean"), str(tmp_path / "s.csv"),
+        width=768, model_encoder={**model, "id": "bioptimus/H0-mini"}, declared={"id": "h0-mini", "token": "class"},
+        token="first_768", label_level="slide", mpp=0.5, tile_size_px=32, classes=None,
+    )[0].encoder == {**model, "id": "bioptimus/H0-mini", "token": "first_768"}  # fmt: skip
     bank = build_bank(source, ["alpha", "beta"])
     assert (bank.width, bank.encoder["token"], warnings) == (768, "first_768", ())
     whole = {row[:768].tobytes() for row in making.vectors(1536)}
     assert {row.tobytes() for row in bank.embeddings} == whole
+
+
+def test_a_pattern_may_stand_for_the_one_array(spec_file: MakeSpec, tmp_path: Path) -> None:
+    given = making.write_source("npy", tmp_path / "real")
+    planned = run("plan", spec_file(embeddings={**given, "arrays": str(tmp_path / "real/feat*.npy")}))
+    assert planned.code == 0, planned.err
+
+
+def test_an_npz_may_name_its_encoder(spec_file: MakeSpec, tmp_path: Path) -> None:
+    given = making.write_source("npz", tmp_path / "real")
+    np.savez(given["arrays"], x=making.vectors(), encoder="tiny-encoder", mpp=np.float32(0.5), token=np.bytes_(b"cls"))
+    planned = run("plan", spec_file(embeddings={**given, "encoder": None, "mpp": None}))
+    assert planned.code == 0, planned.err
 
 
 def test_tumour_fraction_screens_rows_before_anything_is_drawn(spec_file: MakeSpec, tmp_path: Path) -> None:
