@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_hf_file_metadata,
+    get_token,
     hf_hub_url,
     snapshot_download,
     try_to_load_from_cache,
@@ -37,6 +39,7 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import HubName, is_commit
 from synthfactory.spec.places import cache_folder
+from synthfactory.spec.text import shown
 
 SUFFIXES = (
     ".json",
@@ -48,7 +51,8 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 TIMEOUT_SEC = 20.0
 MAX_PIN_BYTES = 1 << 24
 # Whatever HTTP library the installed client uses: its errors are the bases of the client's own.
-TROUBLE: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
+# UnicodeError: a token or an address that no header can carry.
+TROUBLE: tuple[type[BaseException], ...] = (OSError, UnicodeError, *HfHubHTTPError.__bases__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,11 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or constants._HF_DEFAULT_ENDPOINT).rstrip("/")
 
 
+def shown_endpoint() -> str:
+    """The same as messages may show it: without what stands before an '@', which may be a password."""
+    return shown(re.sub(r"(^|//)[^/]*@", r"\1", endpoint()), 200)
+
+
 def hub_cache() -> Path:
     """The Hub client's cache on this machine: HF_HUB_CACHE, HF_HOME/hub, or its default."""
     if os.environ.get("HF_HUB_CACHE"):
@@ -115,6 +124,11 @@ def pin(name: HubName) -> Pin:
     except TROUBLE as error:
         refuse(name, error)
     commit = str(found.sha)
+    if is_commit(name.revision) and commit != name.revision:
+        raise InputError(
+            f"{name.repo}: '{name.revision}' is a branch or tag that is named like a commit, and may move; it is {commit} now; name "
+            "that commit"
+        )
     if not is_commit(commit):
         raise InputError(f"{name.repo}: the Hub names no commit for revision '{name.revision}'; try again later")
     card = found.card_data
@@ -150,17 +164,23 @@ def fetched(pinned: Pin, paths: Iterable[str]) -> Path:
     root = hub_cache() / f"models--{pinned.repo.replace('/', '--')}" / "snapshots" / pinned.commit
     for path, place in found.items():
         if place is None:
-            raise InputError(f"{pinned.repo}: {path} could not be fetched from {endpoint()}; run the command again")
+            raise InputError(
+                f"{pinned.repo}: {path} could not be fetched from {shown_endpoint()}; run the command again"
+            )
         _check(pinned, path, place)
     return root
 
 
 def access(pinned: Pin) -> None:
-    """InputError where the repository's files may not be read here: asks the Hub, whatever the cache holds."""
-    first = min(pinned.files, key=lambda path: pinned.files[path].bytes, default=None)
-    if first is None:
+    """InputError where the repository's files may not be read here: asks the Hub, whatever the cache holds.
+
+    It asks for weights: the Hub shows a gated repository's card and the like to all.
+    """
+    paths = pinned.named(".safetensors", *PICKLES) or list(pinned.files)
+    if not paths:
         return
-    url = hf_hub_url(pinned.repo, first, revision=pinned.commit, endpoint=endpoint())
+    largest = max(paths, key=lambda path: pinned.files[path].bytes)
+    url = hf_hub_url(pinned.repo, largest, revision=pinned.commit, endpoint=endpoint())
     try:
         get_hf_file_metadata(url, timeout=TIMEOUT_SEC)
     except TROUBLE as error:
@@ -205,6 +225,11 @@ def _check(pinned: Pin, path: str, place: Path) -> None:
 def refuse(name: HubName, error: BaseException) -> NoReturn:
     """Raises the InputError that says what the Hub's answer means and what to do next."""
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, UnicodeError) and not (get_token() or "").isascii():
+        raise InputError(
+            f"{name.repo}: the token of the Hub that is here holds characters that no token has; log in again with `hf auth login`, or "
+            "correct HF_TOKEN"
+        ) from None
     if isinstance(error, GatedRepoError):
         ask = f"ask for access at {name.page}"
         if status == 401:
@@ -226,8 +251,9 @@ def refuse(name: HubName, error: BaseException) -> NoReturn:
             f"{name.repo}: the Hub refuses the token that is here; log in again with `hf auth login`, or correct HF_TOKEN"
         ) from None
     kept = is_commit(name.revision) or isinstance(error, LocalEntryNotFoundError)
+    said = f" (status {status})" if status else ""
     raise InputError(
-        f"{name.repo}: the Hub ({endpoint()}) cannot be reached{f' (status {status})' if status else ''}, and the cache does not hold "
+        f"{name.repo}: the Hub ({shown_endpoint()}) cannot be reached{said}, and the cache does not hold "
         f"{'all of this commit' if kept else f'what {name.revision} means'}; connect once"
         + ("" if kept else ", or name a commit of 40 hex digits that was fetched before")
     ) from None

@@ -250,6 +250,12 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     "no Hub": (lambda r, h, m: setattr(h, "down", True) or {}, "cannot be reached (status 503)"),
     "no trust": (lambda r, h, m: {"trust_remote_code": False}, "is run by its own code; read it at https://huggingface.co/Owkin"),
     "trust in a branch": (lambda r, h, m: {"revision": "main"}, "trust_remote_code needs a commit, and 'main' may move"),
+    "a branch named like a commit": (
+        lambda r, h, m: r.refs.update({"ab" * 20: r.refs["main"]}) or {"revision": "ab" * 20}, "is a branch or tag that is named like a"
+    ),
+    "an address with a password": (
+        lambda r, h, m: m.setenv("HF_ENDPOINT", f"http://{GRANTED}:x@127.0.0.1:1") or {}, "the Hub (http://127.0.0.1:1) cannot be reached"
+    ),
     "licence not accepted": (lambda r, h, m: {"terms": None}, "terms.accept: Owkin-Bioptimus/CytoSyn is gated under CC-BY-NC-ND-4.0"),
     "our sampler": (lambda r, h, m: {"sampler": {"steps": 2}}, "sampler.method: 'ode' is ours, but Owkin-Bioptimus/CytoSyn is run by"),
     "weights cut short": (lambda r, h, m: swapped(r, WEIGHTS, r.commits[r.refs["main"]][WEIGHTS][:-9]), "is cut short"),
