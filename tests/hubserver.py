@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 GRANTED, STRANGER = "hf_thisTokenHasAccess", "hf_thisTokenHasNone"
+SHOWN_TO_ALL = ("README.md", ".gitattributes")  # of a gated repository
 
 
 def git_blob(content: bytes) -> str:
@@ -162,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, repo: Repo, revision: str, path: str, body: bool) -> None:
         token = self._token()
-        if repo.gated and token not in self.hub.granted:
+        if repo.gated and token not in self.hub.granted and path not in SHOWN_TO_ALL:
             raise _Refused(401 if token is None else 403, "GatedRepo", f"Access to model {repo.name} is restricted.")
         commit = self._commit(repo, revision)
         if path not in repo.commits[commit]:

@@ -17,7 +17,8 @@ import huggingface_hub
 import torch
 
 from synthfactory.model.describe import weight_bytes
-from synthfactory.model.find import H0_MINI, Opened
+from synthfactory.model.find import H0_MINI, Opened, find_model
+from synthfactory.model.folder import ModelFolder
 from synthfactory.model.hub import access, pin
 from synthfactory.plan.plan import BYTES_PER_TILE
 from synthfactory.run.models import choose_model, needs_encoder
@@ -25,6 +26,7 @@ from synthfactory.shards.base import temporary_name
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import DEFAULT_REVISION, HubName
+from synthfactory.spec.model import Pipeline
 from synthfactory.spec.schema import Spec
 
 GB = 1e9
@@ -162,11 +164,18 @@ def gates(spec: Spec) -> list[HubName]:
     found = [spec.model.hub] if spec.model.hub else []
     if spec.model.encoder_hub:
         found.append(spec.model.encoder_hub)
-    elif spec.model.encoder is None and needs_encoder(spec) and spec.model.hub:
-        form = spec.model.pipeline
-        if form is None or form.encoder_id == H0_MINI:
-            found.append(HubName(H0_MINI, DEFAULT_REVISION))
+    elif spec.model.encoder is None and needs_encoder(spec) and _takes_h0_mini(spec):
+        found.append(HubName(H0_MINI, DEFAULT_REVISION))
     return found
+
+
+def _takes_h0_mini(spec: Spec) -> bool:
+    """Whether the model is conditioned on H0-mini's embeddings and holds no encoder itself."""
+    try:
+        opened = find_model(spec.model)
+    except InputError:  # said where the model is looked at; until then, what the spec says of it
+        return spec.model.hub is not None and (spec.model.pipeline or Pipeline()).encoder_id == H0_MINI
+    return opened.encoder["id"] == H0_MINI and not (isinstance(opened, ModelFolder) and opened.has_encoder)
 
 
 def token(*, needed: bool) -> Check:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cli_checks import snapshot
+from cli_checks import check_refusal, snapshot
 from hubserver import GRANTED, STRANGER, Hub, environment, serve_hub
+from miniencoder import WIDTH as ENCODER_WIDTH
+from miniencoder import write_published
 from minirepo import FORM, make_repo
 from running import Ended, run
 
@@ -96,6 +100,40 @@ def test_access_is_asked_for_though_the_cache_holds_all(examine: Examine, hub: H
     assert examine().code == 0
     hub.granted.clear()  # the gate closed meanwhile
     assert line(examine(), "access").startswith("fail")
+
+
+def test_the_encoders_gate_of_a_model_on_this_machine(
+    examine: Examine, hub: Hub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that only names H0-mini: its configuration lies in the cache, its weights behind a gate that closed meanwhile."""
+    files = {path.name: path.read_bytes() for path in write_published(tmp_path / "h0", side=32).iterdir()}
+    hub.repos[H0_MINI].commit(files)
+    folder = Path(shutil.copytree(tiny / "model", tmp_path / "native"))
+    (folder / "encoder.safetensors").unlink()
+    values = json.loads((folder / "config.json").read_text())
+    values["encoder"] = {"id": H0_MINI}
+    values["sit"]["condition_width"] = ENCODER_WIDTH
+    del values["files"]["encoder.safetensors"]
+    (folder / "config.json").write_text(json.dumps(values))
+    given = {"model": str(folder), "sampler": {"steps": 2}, "screen": {"agreement": {}}}
+    assert line(examine(**given), "access").startswith("ok")
+    hub.granted.clear()
+    ended = examine(**given)
+    assert ended.code == 1
+    assert f"ask for access at https://huggingface.co/{H0_MINI}" in line(ended, "access")
+    assert "access" not in examine(**{**given, "screen": {}}).out
+    assert "access" not in examine(**{**given, "model": str(tiny / "model")}).out  # which holds its encoder
+
+
+def test_a_token_that_no_header_can_carry(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_é-secret")
+    ended = examine()
+    assert ended.code == 1
+    assert "holds characters that no token has" in line(ended, "access")
+    assert "secret" not in ended.out + ended.err
+    ended = run("model", "show", "cytosyn")
+    check_refusal(ended, "holds characters that no token has")
+    assert "secret" not in ended.err
 
 
 def test_what_the_spec_gets_wrong_is_one_failed_line(examine: Examine) -> None:
