@@ -66,7 +66,8 @@ def open_features(
     """(the source, warnings). Files are folders, paths, URLs or patterns; a file is a slide by its name without the ending.
 
     Raises InputError, naming the file, for: h5py not installed, no HDF5, no features, another width, links out of the file, an encoder
-    or mpp that neither file nor spec states or that do not fit, patches of another size, no line in the CSV for any file.
+    or mpp that neither file nor spec states or that do not fit, patches of another size, no line in the CSV for any file, two files of
+    one slide that hold the same.
     """
     files = _files(places)
     slides = _slides(labels, label_level)
@@ -87,6 +88,7 @@ def open_features(
             )
             found.append(_File(path, slide, rows, _extent(said) if coords is not None else np.nan))
     _check_found(files, slides, found, labels, classes)
+    _check_twice(found)
     other = next((number for number, encoder in enumerate(encoders) if encoder != encoders[0]), None)
     if other is not None:
         raise InputError(f"{found[other].path}: names another encoder than {found[0].path}; a bank has one")
@@ -173,6 +175,22 @@ def _check_found(
         listing = ", ".join(sorted({line.label for line in slides.values()})[:12])
         first = next(iter(classes or ["?"]))
         raise InputError(f"classes.{first}: {labels} has no such label; it has: {listing or 'none'}")
+
+
+def _check_twice(files: Sequence[_File]) -> None:
+    """A slide may be split over files, but the same file in two folders would count every tile twice."""
+    first: dict[str, _File] = {}
+    for file in files:
+        other = first.setdefault(file.slide, file)
+        if other is not file and other.rows == file.rows:
+            with _opened(other.path) as one, _opened(file.path) as two:
+                left, right = _looked_at(one, other.path)[0], _looked_at(two, file.path)[0]
+                same = left.shape == right.shape and all(
+                    np.array_equal(left[..., low:high, :], right[..., low:high, :])
+                    for low, high in pieces(0, file.rows, 4 * left.shape[-1])
+                )
+            if same:
+                raise InputError(f"{file.path}: holds the same rows as {other.path}; name each slide's file once")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synthfactory.embeddings.bank import LEVELS
-from synthfactory.embeddings.checks import check_mpp_known
+from synthfactory.embeddings.checks import check_fraction, check_mpp_known
 from synthfactory.embeddings.places import expand
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.tiles import SUFFIXES, TileFolder
@@ -32,6 +32,7 @@ class _Sample:
 
     span: tuple[str, int, int] | None = None
     record: dict[str, Any] | None = None
+    image: str = ""  # the image's name in the tar
 
 
 def scan_shards(
@@ -39,8 +40,8 @@ def scan_shards(
 ) -> TileFolder:
     """Lists the tiles of the classes asked for (None: of all). `label_level` and `mpp` are what the spec says where the JSON does not.
 
-    InputError, naming the tar, for: no such file, no tar, no or wrong JSON, an absent label, a level or mpp that nobody states,
-    synthetic tiles.
+    InputError, naming the tar, for: no such file, no tar, two images or JSON of one key, no or wrong JSON, an absent label, a level or
+    mpp that nobody states, synthetic tiles.
     """
     files = expand(places, "WebDataset tars of tiles")
     rows: list[tuple[str, tuple[str, int, int], str, str, dict[str, Any]]] = []
@@ -98,7 +99,15 @@ def _number(record: dict[str, Any], name: str, where: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{where}: {name} {shown(json.dumps(value))} is no number; correct it or leave it out")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if math.isinf(found) and name != "tumour_fraction":
+        raise InputError(f"{where}: {name} is beyond all numbers; correct it or leave it out")
+    if name == "tumour_fraction":
+        check_fraction(found, name, where)
+    return found
 
 
 def _or_nan(record: dict[str, Any], name: str, where: str) -> float:
@@ -122,9 +131,15 @@ def _samples(path: str) -> Iterator[tuple[str, _Sample]]:
                 if f".{ending.lower()}" in SUFFIXES:
                     if member.size > MAX_IMAGE_BYTES:
                         raise InputError(f"{path}: {shown(member.name)} has {member.size:,} bytes; a tile has fewer")
-                    found.setdefault(key, _Sample()).span = (path, member.offset_data, member.size)
+                    sample = found.setdefault(key, _Sample())
+                    if sample.span is not None:
+                        raise _twice(path, sample.image, member.name)
+                    sample.span, sample.image = (path, member.offset_data, member.size), member.name
                 elif ending.lower() == "json":
-                    found.setdefault(key, _Sample()).record = _record(tar, member, path)
+                    sample = found.setdefault(key, _Sample())
+                    if sample.record is not None:
+                        raise _twice(path, f"{key}.json", member.name)
+                    sample.record = _record(tar, member, path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; name WebDataset tars of tiles") from None
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError) as error:
@@ -134,6 +149,15 @@ def _samples(path: str) -> Iterator[tuple[str, _Sample]]:
     if not found:
         raise InputError(f"{path}: holds no tiles; a tile is KEY.png and KEY.json")
     yield from found.items()
+
+
+def _twice(path: str, first: str, second: str) -> InputError:
+    what = (
+        f"{shown(first)} stands there twice"
+        if first == second
+        else f"{shown(first)} and {shown(second)} are of one tile"
+    )
+    return InputError(f"{path}: {what}; a key has one image and one JSON, so rename or remove the other")
 
 
 def _record(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> dict[str, Any]:
