@@ -138,10 +138,15 @@ def check_fraction(value: float, name: str, where: str) -> None:
 
 def training_cohort(ids: Iterable[str | None]) -> str:
     """'some' where a patient or slide id is a TCGA barcode (CytoSyn was trained on TCGA), 'none', or 'unknown' without any id."""
-    known = False
-    for text in ids:
-        if text:
-            known = True
-            if _TCGA.search(text):
-                return "some"
-    return "none" if known else "unknown"
+    stated = False
+    for text in filter(None, ids):
+        stated = True
+        if member_of_cohort(text):
+            return "some"
+    return "none" if stated else "unknown"
+
+
+def member_of_cohort(*ids: str | None) -> str | None:
+    """The patient's TCGA barcode where one of these ids of a row holds one, else None."""
+    found = next((match for text in ids if text and (match := _TCGA.search(text))), None)
+    return found[0].upper() if found else None

@@ -20,7 +20,10 @@ BYTES_PER_TILE = {"png": 100_000, "webp": 85_000, "jpeg": 45_000}  # 224 px of H
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """What stands behind a class in the bank. Rows without a patient count as one explicit patient, `unknown_rows` of them."""
+    """What stands behind a class in the bank. Rows without a patient count as one explicit patient, `unknown_rows` of them.
+
+    `cohort_rows` are those of `cohort_patients` of a published model's training set; like all counts of patients they never enter OUT.
+    """
 
     rows: int
     patients: int
@@ -28,6 +31,8 @@ class ClassSummary:
     unknown_rows: int
     label_levels: tuple[str, ...]
     dropped: Mapping[str, int] = field(default_factory=dict)  # condition screen -> rows it took
+    cohort_rows: int = 0
+    cohort_patients: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,5 +228,21 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(
             "warning: patients of TCGA are among the conditions, and CytoSyn was trained on TCGA; evaluations on them are contaminated"
         )
+        notes.extend(_cohort_notes(plan))
     notes.extend(f"warning: {text}" for text in plan.spec.warnings)
     return ["", *notes] if notes else []
+
+
+def _cohort_notes(plan: Plan) -> list[str]:
+    """Which classes rest on patients of the training set, and how far."""
+    notes, free = [], []
+    for name in plan.counts:
+        behind = plan.bank[name]
+        if not behind.cohort_rows:
+            free.append(name)
+            continue
+        patients = f"{behind.cohort_patients:,} TCGA patient{'s' * (behind.cohort_patients != 1)}"
+        notes.append(f"note: {name}: {behind.cohort_rows:,} of its {behind.rows:,} rows are of {patients}")
+    if free:
+        notes.append(f"note: no row of {', '.join(free)} is known to be of TCGA")
+    return notes

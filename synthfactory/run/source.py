@@ -14,7 +14,7 @@ import numpy as np
 
 from synthfactory.embeddings.arrays import open_array
 from synthfactory.embeddings.bank import Bank
-from synthfactory.embeddings.checks import training_cohort
+from synthfactory.embeddings.checks import member_of_cohort, training_cohort
 from synthfactory.embeddings.hdf5 import open_features
 from synthfactory.embeddings.indexing import build_bank, left_empty
 from synthfactory.embeddings.parquet import load_bank
@@ -134,14 +134,17 @@ def bank_summaries(bank: Bank, classes: Iterable[str]) -> dict[str, ClassSummary
     for name in classes:
         members, groups = bank.groups.of_label(name), bank.groups
         low, high = bank.span(name)
-        unknown = sum(int(groups.starts[g + 1] - groups.starts[g]) for g in members if groups.patients[g] is None)
+        sizes = {g: int(groups.starts[g + 1] - groups.starts[g]) for g in members}
+        barcodes = {g: code for g in members if (code := member_of_cohort(groups.patients[g], groups.slides[g]))}
         found[name] = ClassSummary(
             rows=high - low,
             patients=len(bank.patients_of(name)[0]),
             slides=len({groups.slides[g] for g in members} - {None}),
-            unknown_rows=unknown,
+            unknown_rows=sum(size for g, size in sizes.items() if groups.patients[g] is None),
             label_levels=bank.classes[name].levels,
             dropped=dict(bank.dropped.get(name, {})),
+            cohort_rows=sum(sizes[g] for g in barcodes),
+            cohort_patients=len(set(barcodes.values())),
         )
     return found
 
@@ -192,6 +195,7 @@ def _tile_summaries(
     found: dict[str, ClassSummary] = {}
     for name in classes:
         rows: list[int] = np.flatnonzero(columns == name).tolist()
+        codes = [member_of_cohort(tiles.patient_ids[row], tiles.slide_ids[row], tiles.files[row]) for row in rows]
         found[name] = ClassSummary(
             rows=len(rows),
             patients=len({tiles.patient_ids[row] or "" for row in rows}),
@@ -199,6 +203,8 @@ def _tile_summaries(
             unknown_rows=sum(tiles.patient_ids[row] is None for row in rows),
             label_levels=tuple(sorted({tiles.label_levels[row] for row in rows})),
             dropped=dict(dropped.get(name, {})),
+            cohort_rows=sum(code is not None for code in codes),
+            cohort_patients=len(set(codes) - {None}),
         )
     return found
 

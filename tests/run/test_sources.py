@@ -142,12 +142,26 @@ def test_barcodes_of_a_training_cohort_are_marked_and_named_nowhere(spec_file: M
     spec = spec_file(embeddings={**given, "labels": making.write_csv(tmp_path / "tcga.csv", rows)})
     planned = run("plan", spec)
     assert "CytoSyn was trained on TCGA; evaluations on them are contaminated" in " ".join(planned.out.split())
+    assert "note: alpha: 12 of its 12 rows are of 3 TCGA patients" in planned.out
+    assert "note: beta: 12 of its 12 rows are of 3 TCGA patients" in planned.out
     assert run("build", spec, "--local").code == 0
     lock = yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())
     assert lock["training_cohort"] == "some"
     assert "contaminated" in (tmp_path / "out/README.md").read_text()
     published = b"".join(contents(tmp_path / "out").values())
     assert b"TCGA-A1" not in published
+
+
+@pytest.mark.parametrize("kind", ["npy", "tiles"])
+def test_a_plan_says_which_classes_rest_on_a_training_cohort(kind: str, spec_file: MakeSpec, tmp_path: Path) -> None:
+    given = making.write_source(kind, tmp_path / "real")
+    csv = Path(given["labels" if kind == "npy" else "metadata"])
+    text = csv.read_text().replace("PATIENT-alpha-0", "TCGA-A1-A0S0").replace("SLIDE-alpha-1", "tcga-a1-a0s1-01Z")
+    csv.write_text(text)
+    planned = run("plan", spec_file(embeddings=given))
+    assert "note: alpha: 8 of its 12 rows are of 2 TCGA patients" in planned.out
+    assert "note: no row of beta is known to be of TCGA" in planned.out
+    assert "A0S0" not in planned.out
 
 
 def test_first_768_of_1536_are_taken_and_recorded(tmp_path: Path) -> None:
