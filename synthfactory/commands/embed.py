@@ -15,6 +15,10 @@ from synthfactory.commands.common import fit, say
 @click.option(
     "--encoder", help="Encoder: h0-mini, hf://OWNER/REPO@REV, a folder, or a model that has one (default: phantom)."
 )
+@click.option(
+    "--encoder-id",
+    help="Name under which the bank states a folder or repository as its encoder (default: h0-mini where it is one).",
+)
 @click.option("--metadata", help="With class folders: CSV of column tile (CLASS/FILE), patient_id, slide_id, mpp.")
 @click.option(
     "--label-level",
@@ -30,6 +34,7 @@ def embed(
     source: str,
     target: str,
     encoder: str | None,
+    encoder_id: str | None,
     metadata: str | None,
     label_level: str | None,
     mpp: float | None,
@@ -63,6 +68,7 @@ def embed(
             tiles,
             target,
             encoder or "phantom",
+            encoder_id=encoder_id,
             threads=threads,
             make_pool=make_pool,
             say=progress.say,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from synthfactory.model.folder import BUILT_IN, ModelFolder, open_model
 from synthfactory.model.hub import Pin, fetched, pin
 from synthfactory.model.licence import NOT_STATED, licence_of
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.hubname import hub_name, is_hub
+from synthfactory.spec.hubname import hub_name, is_hub, repo_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -29,6 +30,8 @@ EXPECTED: dict[str, dict[str, tuple[float, float, float]]] = {
     H0_MINI: {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 }
 TOLERANCE = 1e-5
+# The architecture in H0-mini's config.json. DINOv2's own ViT-B/14 is called so too, but has no packed SwiGLU and does not load here.
+_H0_MINI_FORM = re.compile(r"vit_base_patch14(_reg4)?_dinov2(\..*)?")
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,11 @@ def _same(given: Any, expected: tuple[float, ...]) -> bool:
 def open_encoder(name: str, encoder_id: str | None = None, revision: str | None = None) -> EncoderFolder:
     """The encoder that `name` means: h0-mini, hf://OWNER/REPO[@REV], a folder of either form, a built-in model, or a model's URL.
 
-    `encoder_id` is the name under which banks know a folder of timm's form (default: the folder's own name). InputError where there
-    is none, where config.json is not of a known form, and where its input statistics are not those expected of that name.
+    `encoder_id` is the name under which banks know a folder of timm's form (default: H0-mini where it is of that form, else the
+    folder's own name). InputError where there is none, where config.json is not of a known form, and where its input statistics are
+    not those expected of that name.
     """
+    encoder_id = encoder_id and repo_of(encoder_id)
     if is_hub(name):
         try:
             asked = hub_name(name, revision)
@@ -112,7 +117,7 @@ def open_encoder(name: str, encoder_id: str | None = None, revision: str | None 
     if name not in BUILT_IN and (folder / WEIGHTS).is_file():
         found = _config(folder / CONFIG, name)
         return _timm(
-            encoder_id or folder.resolve().name,
+            encoder_id or _recognised(folder, found),
             "",
             folder / WEIGHTS,
             sha256_of(folder / WEIGHTS),
@@ -127,6 +132,12 @@ def open_encoder(name: str, encoder_id: str | None = None, revision: str | None 
                 f"encoder: {name}: holds neither {WEIGHTS} (H0-mini as published) nor {CONFIG} of a model folder"
             ) from None
         raise InputError(f"encoder: {str(error).removeprefix('model: ')}") from None
+
+
+def _recognised(folder: Path, config: Mapping[str, Any]) -> str:
+    """The name of a copy of H0-mini's repository, whatever its folder is called; of any other encoder, the folder's own name."""
+    own = repo_of(folder.resolve().name)
+    return H0_MINI if _H0_MINI_FORM.fullmatch(str(config.get("architecture"))) else own
 
 
 def encoder_of(folder: ModelFolder) -> EncoderFolder:
@@ -210,7 +221,8 @@ def _timm(
         expected = EXPECTED.get(name, {}).get(key)
         if expected is not None and not _same(given, expected):
             raise InputError(
-                f"encoder: {where}: pretrained_cfg.{key} is {given}, but {name} takes {list(expected)}; this is not the published file"
+                f"encoder: {where}: pretrained_cfg.{key} is {given}, but {name} takes {list(expected)}; this is not the published file "
+                "(an encoder of its own needs a name of its own: embed --encoder-id)"
             )
         statistics[key] = tuple(map(float, given))
     return EncoderFolder(

@@ -7,15 +7,14 @@ of threads: kernels round by both. This file knows no Ray.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +32,9 @@ from synthfactory.screen.artefacts import SCORES, condition_scores
 from synthfactory.shards.remote import open_url
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.hubname import repo_of
 from synthfactory.spec.places import is_url
+from synthfactory.spec.text import shown
 
 UNIT_TILES, BATCH = 128, 32
 FORMAT = "synthfactory-embed/1"
@@ -41,9 +42,13 @@ FORMAT = "synthfactory-embed/1"
 
 @dataclass(frozen=True)
 class EmbedSetup:
-    """What a worker needs once: the encoder by name, and the place of finished units."""
+    """What a worker needs once: the encoder by name (a repository by its commit), its sha256 as the bank will state it, the place of
+    finished units.
+    """
 
     encoder: str
+    encoder_id: str | None
+    sha256: str
     parts: str
     threads: int
 
@@ -63,7 +68,12 @@ class UnitEmbedder:
 
     def __init__(self, setup: EmbedSetup) -> None:
         torch.set_num_threads(setup.threads)
-        self._folder = open_encoder(setup.encoder)
+        self._folder = open_encoder(setup.encoder, setup.encoder_id)
+        if self._folder.sha256 != setup.sha256:
+            raise InputError(
+                f"encoder: {setup.encoder}: has sha256 {self._folder.sha256[:12]} where a worker opened it, but {setup.sha256[:12]} "
+                "where the run began; let nothing change it (on a cluster: the same file on every node), and run again"
+            )
         self._encoder = load_encoder(self._folder)
         self._store = open_store(setup.parts)
 
@@ -135,25 +145,37 @@ def embed(
     target: str,
     encoder: str,
     *,
+    encoder_id: str | None = None,
     threads: int,
     make_pool: Callable[[EmbedSetup], EmbedPool],
     say: Callable[[str], None],
     tick: Callable[[int], None],
 ) -> EncoderFolder:
-    """Embeds all tiles and writes the bank; returns who embedded them. What is finished lies in TARGET.parts until the bank is whole."""
-    folder = open_encoder(encoder)
+    """Embeds all tiles and writes the bank; returns who embedded them. What is finished lies in TARGET.parts until the bank is whole.
+
+    `encoder_id` as in `open_encoder`. InputError, besides what a source and an encoder raise, for one image under two labels.
+    """
+    folder = open_encoder(encoder, encoder_id)
+    if encoder_id and folder.id != repo_of(encoder_id):
+        raise InputError(
+            f"--encoder-id: {encoder} is a model that names its encoder, {folder.id}; leave the option out"
+        )
+    # A branch may move while workers start; all of them get the commit that was looked at here.
+    at = f"{folder.source.partition('@')[0]}@{folder.revision}" if folder.source else encoder
     parts = open_store(f"{target}.parts")
     units = [
         tiles.take(range(start, min(start + UNIT_TILES, len(tiles.files))))
         for start in range(0, len(tiles.files), UNIT_TILES)
     ]
-    pool = make_pool(EmbedSetup(encoder, f"{target}.parts", threads))
+    pool = make_pool(EmbedSetup(at, encoder_id, folder.sha256, f"{target}.parts", threads))
     say(
         f"{len(tiles.files):,} tiles in {len(units):,} unit{'s' * (len(units) > 1)} to embed with {folder.id}: {pool.describe()}"
     )
     names: dict[int, str] = {}
+    seen: dict[bytes, int] = {}
     for number, name in pool.run(units):
         names[number] = name
+        _check_labels(tiles, number * UNIT_TILES, _values(parts, name, units[number])[:, : folder.width], seen)
         tick(len(units[number].files))
     _write(target, units, [names[number] for number in range(len(units))], parts, folder)
     for path, _ in list(parts.entries()):
@@ -162,6 +184,22 @@ def embed(
     if isinstance(root, Path):
         root.rmdir()
     return folder
+
+
+def _values(parts: Store, name: str, unit: TileFolder) -> np.ndarray:
+    """What a worker left of a unit, float32 (n, E + 4)."""
+    return np.frombuffer(parts.read(name), "<f4").reshape(len(unit.files), -1)
+
+
+def _check_labels(tiles: TileFolder, start: int, vectors: np.ndarray, seen: dict[bytes, int]) -> None:
+    """InputError for an embedding (of the tiles from `start` on) that was `seen` under another label: no build takes such a bank."""
+    for row, vector in enumerate(vectors, start):
+        first = seen.setdefault(hashlib.blake2b(vector.tobytes(), digest_size=16).digest(), row)
+        if tiles.labels[first] != tiles.labels[row]:
+            raise InputError(
+                f"{tiles.where(first)} and {tiles.where(row)} hold the same image under the labels '{shown(tiles.labels[first])}' and "
+                f"'{shown(tiles.labels[row])}'; one tile has one label, so remove one of them"
+            )
 
 
 def _write(target: str, units: Sequence[TileFolder], names: Sequence[str], parts: Store, folder: EncoderFolder) -> None:
@@ -174,14 +212,22 @@ def _write(target: str, units: Sequence[TileFolder], names: Sequence[str], parts
         "tile_size_px": folder.image_size_px,
     }
     schema = _schema(folder.width).with_metadata({METADATA_KEY: json.dumps(described, sort_keys=True).encode()})
-    plain = None if is_url(target) else local(target)
-    temporary = target if plain is None else str(plain.with_name(f".tmp-{plain.name}"))
-    with fsspec.open(temporary, "wb") as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
-        for unit, name in zip(units, names, strict=True):
-            values = np.frombuffer(io.BytesIO(parts.read(name)).getbuffer(), "<f4").reshape(len(unit.files), -1)
-            writer.write_table(pa.table(_columns(unit, values, folder.width), schema=schema))
-    if plain is not None:
-        Path(temporary).replace(plain)
+    system, path = open_url(target if is_url(target) else str(local(target)))
+    above, _, own = path.rpartition("/")
+    temporary = f"{above}/.tmp-{own}"
+    try:
+        # Closing finishes a file, even where an exception closes it: what is there then must not be under the bank's name.
+        with system.open(temporary, "wb") as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
+            for unit, name in zip(units, names, strict=True):
+                writer.write_table(pa.table(_columns(unit, _values(parts, name, unit), folder.width), schema=schema))
+        if is_url(target):
+            system.mv(temporary, path)
+        else:
+            Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            system.rm_file(temporary)
+        raise
 
 
 def _schema(width: int) -> pa.Schema:

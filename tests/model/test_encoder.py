@@ -73,6 +73,18 @@ def test_a_model_folders_encoder_opens_by_the_models_name(tmp_path: Path) -> Non
     assert open_encoder("phantom").width == 128
 
 
+def test_a_copy_of_h0_mini_is_known_by_its_form_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    assert open_encoder(str(write_published(tmp_path / "weights"))).facts()["id"] == H0_MINI
+    imagenet = lambda c: c["pretrained_cfg"].update(mean=[0.485, 0.456, 0.406])  # noqa: E731
+    other = lambda c: c.update(architecture="vit_small_patch16_224")  # noqa: E731
+    for folder, change in (("a", imagenet), ("H0-mini", lambda c: (other(c), imagenet(c)))):
+        with pytest.raises(InputError, match=r"bioptimus/H0-mini takes .*; this is not the published file"):
+            open_encoder(str(write_published(tmp_path / folder, change)))
+    assert open_encoder(str(tmp_path / "a"), "mine").id == "mine"
+    assert open_encoder(str(tmp_path / "weights"), "h0-mini").id == H0_MINI
+    assert open_encoder(str(write_published(tmp_path / "small", other))).id == "small"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,18 +10,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import source_making as making
 from cli_checks import check_refusal
+from hubserver import GRANTED, environment, serve_hub
+from miniencoder import SIDE, write_published
 from PIL import Image
-from running import kill, run, start
+from running import contents, kill, run, start
+from s3server import Bucket
+from safetensors.torch import load_file, save_file
 
 from synthfactory.model.encoder import open_encoder
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_encoder
 from synthfactory.run import embedding
+from synthfactory.spec.errors import InputError
 
 MakeSpec = Callable[..., Path]
 FIRST = ["tile", "label", "label_level", "patient_id", "slide_id"]
@@ -190,6 +197,118 @@ def test_a_bank_is_never_written_over(tiny: Path, folder: Path) -> None:
     ended = embed(tiny, folder, "tiles", "bank.parquet", "--label-level", "tile", "--mpp", "0.5")
     check_refusal(ended, "is there already, and banks are never written over")  # type: ignore[arg-type]
     assert (folder / "bank.parquet").read_bytes() == before
+
+
+def test_one_image_under_two_labels_is_refused(tiny: Path, folder: Path) -> None:
+    (folder / "tiles/beta/same.png").write_bytes((folder / "tiles/alpha/003.png").read_bytes())
+    ended = embed(tiny, folder, "tiles", "b.parquet", "--label-level", "region", "--mpp", "0.5")
+    check_refusal(ended, "tiles/beta/same.png hold the same image under the labels 'alpha' and 'beta'")  # type: ignore[arg-type]
+    assert not (folder / "b.parquet").exists()
+    (folder / "tiles/beta/same.png").rename(folder / "tiles/alpha/same.png")
+    ended = embed(tiny, folder, "tiles", "b.parquet", "--label-level", "region", "--mpp", "0.5")
+    assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, Path]:
+    """(an encoder of H0-mini's form, a folder with three tiles of its size)."""
+    for number in range(3):
+        place = tmp_path / "small/alpha" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(making.png(making.picture(number, SIDE)))
+    return write_published(tmp_path / "h0"), tmp_path / "small"
+
+
+def to_bank(
+    published: tuple[Path, Path],
+    encoder: str,
+    target: Path,
+    before_workers: Callable[[], object] = lambda: None,
+    encoder_id: str | None = None,
+) -> dict[str, str]:
+    """Embeds with `encoder` while `before_workers` happens between opening it here and in the workers; the bank's encoder."""
+
+    def make_pool(setup: embedding.EmbedSetup) -> embedding.LocalEmbedPool:
+        before_workers()
+        return embedding.LocalEmbedPool(setup)
+
+    tiles = embedding.open_tiles(str(published[1]), None, "tile", 0.5)
+    embedding.embed(
+        tiles, str(target), encoder, encoder_id=encoder_id, threads=1, make_pool=make_pool, say=len, tick=lambda _: None
+    )
+    return dict(json.loads(pq.read_schema(target).metadata[b"synthfactory"])["encoder"])
+
+
+def other_weights(folder: Path) -> bytes:
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "norm.bias": state["norm.bias"] + 1}, folder / "model.safetensors")
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_copy_of_h0_mini_and_a_name_of_ones_own(published: tuple[Path, Path], tmp_path: Path) -> None:
+    encoder = str(published[0])
+    assert to_bank(published, encoder, tmp_path / "a.parquet")["id"] == "bioptimus/H0-mini"
+    assert to_bank(published, encoder, tmp_path / "b.parquet", encoder_id="hf-hub:me/mine")["id"] == "me/mine"
+    with pytest.raises(InputError, match="--encoder-id: phantom is a model that names its encoder"):
+        to_bank(published, "phantom", tmp_path / "c.parquet", encoder_id="mine")
+
+
+def test_weights_that_change_before_the_workers_start_are_refused(published: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"where a worker opened it, but .* where the run began"):
+        to_bank(published, str(published[0]), tmp_path / "b.parquet", lambda: other_weights(published[0]))
+    assert not (tmp_path / "b.parquet").exists()
+
+
+def test_workers_get_the_commit_that_was_looked_at(
+    published: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in published[0].iterdir()}
+    expected = to_bank(published, str(published[0]), tmp_path / "local.parquet")
+    with serve_hub() as hub:
+        for name, value in environment(hub, tmp_path / "home", GRANTED).items():
+            monkeypatch.setenv(name, value)
+        repo = hub.add("bioptimus/H0-mini", gated=True, licence="cc-by-nc-nd-4.0")
+        repo.commit(files)
+        moved = lambda: repo.commit({**files, "model.safetensors": other_weights(published[0])})  # noqa: E731
+        assert to_bank(published, "h0-mini", tmp_path / "hub.parquet", moved) == expected
+    assert pq.read_table(tmp_path / "hub.parquet").equals(pq.read_table(tmp_path / "local.parquet"))
+
+
+@pytest.mark.parametrize("where", ["memory://banks/b.parquet", "FOLDER/b.parquet"])
+def test_a_bank_that_was_not_written_whole_is_not_there(
+    where: str, published: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, memory = where.replace("FOLDER", str(tmp_path)), fsspec.filesystem("memory")
+    tiles = embedding.open_tiles(str(published[1]), None, "tile", 0.5)
+    units, folder = [tiles.take([0]), tiles.take([1, 2])], open_encoder(str(published[0]))
+    rows = {str(len(unit.files)): np.ones((len(unit.files), folder.width + 4), "<f4").tobytes() for unit in units}
+
+    class Parts:
+        def read(self, name: str) -> bytes:
+            return rows[name]
+
+    system, path = fsspec.core.url_to_fs(target)
+    for named in (["1", "gone"], ["1", "2"]):
+        raised = contextlib.nullcontext() if named[1] == "2" else pytest.raises(KeyError)
+        with raised:
+            embedding._write(target, units, named, Parts(), folder)  # type: ignore[arg-type]
+        assert [Path(name).name for name in system.find(path.rpartition("/")[0]) if "parquet" in name] == (
+            ["b.parquet"] if named[1] == "2" else []
+        )
+    with system.open(path) as handle:
+        assert pq.read_table(handle).num_rows == 3
+    if system is memory:
+        memory.rm("/banks", recursive=True)
+
+
+def test_a_bank_on_s3_is_the_bank_on_disk(tiny: Path, folder: Path, s3: Bucket) -> None:
+    expected = of_folder(tiny, folder).read_bytes()
+    ended = run(
+        "embed", folder / "tiles", f"{s3.url}/b.parquet", "--encoder", tiny / "model", "--metadata", folder / "tiles.csv",
+        "--label-level", "region", "--local",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert contents(s3.url) == {"b.parquet": expected}
 
 
 @pytest.mark.slow
