@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,7 +28,10 @@ LATENTS, GENERATORS = (
 
 @dataclass(frozen=True)
 class PipelineRepo:
-    """What a pinned pipeline says of itself. `arguments` are the names that its __call__ takes, `entry` is the file it stands in."""
+    """What a pinned pipeline says of itself. `arguments` are the names that its __call__ takes, `entry` is the file it stands in.
+
+    `components` are those that model_index.json names: folder -> (library, class).
+    """
 
     pin: Pin
     form: Pipeline
@@ -36,6 +39,7 @@ class PipelineRepo:
     entry: str
     class_name: str
     arguments: tuple[str, ...]
+    components: Mapping[str, tuple[str, str]]
     backend: str = field(default="official", init=False)
     seconds_per_call: float | None = field(default=None, init=False)
     domain: str | None = field(default=None, init=False)
@@ -54,6 +58,11 @@ class PipelineRepo:
     def files(self) -> list[str]:
         """The files that it is made of: code, configurations, safetensors."""
         return self.pin.named(*SUFFIXES)
+
+    @property
+    def weights(self) -> list[str]:
+        """The safetensors of its components."""
+        return [path for path in self.pin.named(".safetensors") if _component(path) in self.components]
 
     @property
     def sha256(self) -> str:
@@ -109,27 +118,70 @@ def open_pipeline(pinned: Pin, form: Pipeline) -> PipelineRepo:
         raise InputError(
             f"{pinned.repo}: has no {INDEX} at {pinned.commit}; it is no repository of a diffusers pipeline"
         )
-    _refuse_pickles(pinned)
     root = fetched(pinned, (path for path in pinned.named(*SUFFIXES) if not path.endswith(".safetensors")))
-    module, class_name = _class_of(root / INDEX)
+    index = json_object(root / INDEX, pinned.repo)
+    module, class_name = _class_of(index, root / INDEX)
+    components = {
+        name: (str(entry[0]), str(entry[1]))
+        for name, entry in index.items()
+        if not name.startswith("_")
+        and isinstance(entry, list)
+        and len(entry) == 2
+        and all(isinstance(part, str) for part in entry)
+    }
+    _refuse_pickles(pinned, components)
+    for name in components:
+        if any(path.startswith(f"{name}/") for path in pinned.named(".safetensors")):
+            json_object(root / name / "config.json", pinned.repo)
     entry = f"{module}.py" if module and f"{module}.py" in pinned.files else DEFAULT_ENTRY
     if entry not in pinned.files:
         raise InputError(
             f"{pinned.repo}: has no {DEFAULT_ENTRY} at {pinned.commit}; the official backend runs that file"
         )
-    arguments = _arguments(root / entry, class_name, pinned.repo)
+    code = _class_in(root / entry, class_name, pinned.repo)
+    absent = [name for name in _needed(code) if name not in components]
+    if absent:
+        raise InputError(
+            f"{pinned.repo}: class {class_name} needs {absent[0]}, which {INDEX} names no component for; name another revision"
+        )
+    arguments = _arguments(code)
+    if arguments is None:
+        raise InputError(
+            f"{pinned.repo}: class {class_name} in {entry} has no __call__ of its own; the official backend calls it"
+        )
     if form.embeds not in arguments:
         raise InputError(
             f"{pinned.repo}: its pipeline takes no '{form.embeds}' (it takes {', '.join(arguments) or 'nothing'}); "
             "name the argument for embeddings under model.pipeline.embeds"
         )
-    return PipelineRepo(pinned, form, root, entry, class_name, arguments)
+    return PipelineRepo(pinned, form, root, entry, class_name, arguments, components)
 
 
-def _refuse_pickles(pinned: Pin) -> None:
-    """Weights in pickles are never loaded; a component that has no others is refused by name."""
-    safe = {str(PurePosixPath(path).parent) for path in pinned.named(".safetensors")}
-    bare = [path for path in pinned.named(*PICKLES) if str(PurePosixPath(path).parent) not in safe]
+def _component(path: str) -> str:
+    return path.partition("/")[0]
+
+
+def json_object(path: Path, repo: str) -> dict[str, Any]:
+    """A JSON file of a repository. InputError where it is missing, or holds something else."""
+    name = f"{repo}: {path.name if path.name == INDEX else f'{path.parent.name}/{path.name}'}"
+    try:
+        with open(path, "rb") as handle:
+            found = json.loads(handle.read(MAX_SOURCE_BYTES))
+    except FileNotFoundError:
+        raise InputError(f"{name}: is missing; name another revision") from None
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{name}: is no JSON that can be read; name another revision") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{name}: is no JSON object; name another revision")
+    return found
+
+
+def _refuse_pickles(pinned: Pin, components: Iterable[str]) -> None:
+    """Weights in pickles are never loaded; a component that has no others is refused by name. Other pickles stay at the Hub."""
+    named = set(components)
+    safe = {str(PurePosixPath(path).parent) for path in pinned.named(".safetensors") if _component(path) in named}
+    pickles = [path for path in pinned.named(*PICKLES) if _component(path) in named]
+    bare = [path for path in pickles if str(PurePosixPath(path).parent) not in safe]
     if bare:
         raise InputError(
             f"{pinned.repo}: holds weights as a pickle only ({bare[0]}), which could run code when read; ask its authors for "
@@ -141,23 +193,20 @@ def _refuse_pickles(pinned: Pin) -> None:
         )
 
 
-def _class_of(index: Path) -> tuple[str | None, str]:
+def _class_of(index: Mapping[str, Any], path: Path) -> tuple[str | None, str]:
     """(module or None, class) of the pipeline, from model_index.json."""
     try:
-        with open(index, "rb") as handle:
-            named = json.loads(handle.read(MAX_SOURCE_BYTES))["_class_name"]
+        named = index["_class_name"]
         module, class_name = (None, named) if isinstance(named, str) else named
         if not (isinstance(class_name, str) and (module is None or str(module).isidentifier())):
             raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(
-            f"{index}: names no pipeline class (_class_name); fetch it again, or name another revision"
-        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: names no pipeline class (_class_name); name another revision") from None
     return module, class_name
 
 
-def _arguments(source: Path, class_name: str, repo: str) -> tuple[str, ...]:
-    """Names that the class's __call__ takes, read off the source. Nothing is run."""
+def _class_in(source: Path, class_name: str, repo: str) -> ast.ClassDef:
+    """The class, read off the source. Nothing is run."""
     try:
         with open(source, "rb") as handle:
             tree = ast.parse(handle.read(MAX_SOURCE_BYTES))
@@ -169,10 +218,36 @@ def _arguments(source: Path, class_name: str, repo: str) -> tuple[str, ...]:
         raise InputError(
             f"{repo}: {source.name} defines no class {class_name}, which {INDEX} names; name another revision"
         )
-    for node in found.body:
-        if isinstance(node, ast.FunctionDef) and node.name == "__call__":
-            listed = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            return tuple(argument.arg for argument in listed if argument.arg != "self")
-    raise InputError(
-        f"{repo}: class {class_name} in {source.name} has no __call__ of its own; the official backend calls it"
-    )
+    return found
+
+
+def _method(code: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    return next((node for node in code.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
+
+
+def _arguments(code: ast.ClassDef) -> tuple[str, ...] | None:
+    """Names that the class's __call__ takes; None where it has none of its own."""
+    call = _method(code, "__call__")
+    if call is None:
+        return None
+    listed = [*call.args.posonlyargs, *call.args.args, *call.args.kwonlyargs]
+    return tuple(argument.arg for argument in listed if argument.arg != "self")
+
+
+def _needed(code: ast.ClassDef) -> list[str]:
+    """Components without which the pipeline cannot be made: what its __init__ takes without a default, unless it says optional."""
+    init = _method(code, "__init__")
+    if init is None:
+        return []
+    placed = [*init.args.posonlyargs, *init.args.args]
+    needed = placed[: len(placed) - len(init.args.defaults)]
+    needed += [one for one, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if default is None]
+    optional = {
+        part.value
+        for node in code.body
+        if isinstance(node, ast.Assign)
+        and "_optional_components" in [getattr(target, "id", "") for target in node.targets]
+        for part in ast.walk(node.value)
+        if isinstance(part, ast.Constant)
+    }
+    return [argument.arg for argument in needed if argument.arg != "self" and argument.arg not in optional]

@@ -43,6 +43,8 @@ def check_model(spec: Spec, model: Opened, encoder: EncoderFolder | None) -> Non
             encoder = encoder or (encoder_of(model) if model.has_encoder else None)
         else:
             check_components(model)
+            for path in model.weights:
+                _check_finite(model.root / path, "name another revision")
         if encoder is not None:
             _check_encoder(encoder)
     except InputError as error:
@@ -67,19 +69,19 @@ def _check_part(part: str, values: Mapping[str, Any], path: Path, config: Path) 
         raise InputError(
             f"{path}: does not fit config.json: {shown(wrong[0])} {what} ({len(wrong)} such); export the model again"
         )
-    _check_finite(path)
+    _check_finite(path, "export the model again")
 
 
-def _check_finite(path: Path) -> None:
+def _check_finite(path: Path, again: str) -> None:
     """One NaN makes every tile grey, or every score NaN. One tensor is held at a time."""
     try:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
                 value = tensors.get_tensor(name)
                 if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
-                    raise InputError(f"{path}: {shown(name)} holds numbers that are not finite; export the model again")
+                    raise InputError(f"{path}: {shown(name)} holds numbers that are not finite; {again}")
     except SafetensorError as error:
-        raise InputError(f"{path}: is no safetensors file ({shown(str(error), 200)}); export the model again") from None
+        raise InputError(f"{path}: is no safetensors file ({shown(str(error), 200)}); {again}") from None
 
 
 def _on_meta(part: str, values: Mapping[str, Any], config: Path) -> nn.Module:

@@ -106,7 +106,12 @@ def _encoder(spec: Spec, model: Opened, lock: Mapping[str, Any] | None) -> Encod
 
 
 def _check_samplers(spec: Spec, model: Opened) -> None:
-    """A repository's pipeline brings its own solver, our code has none of that name: said at the field that says otherwise."""
+    """A repository's pipeline brings its own solver and runs in float32, our code has none of that name: said at the field itself."""
+    if model.backend == "official" and spec.execution.dtype != "float32":
+        raise spec.error(
+            "execution.dtype",
+            f"'{spec.execution.dtype}' is for our own networks, but {model.id} is run by its own pipeline, in float32; leave it out",
+        )
     named = [("sampler", spec.sampler)]
     named += [
         (f"classes.{name}.sampler", spec.sampler_for(name)) for name, item in spec.classes.items() if item.sampler

@@ -1,13 +1,14 @@
-"""Do a pipeline's configurations fit its weights? diffusers itself only warns, and draws what is missing at random.
+"""Does a pipeline's code load, and do its configurations fit its weights? diffusers itself only warns, and draws what is missing at random.
 
-Before a build: each component is built on the meta device (names and shapes, no memory) and compared with its safetensors' headers;
-a repository's own class is imported for that, so this runs its code. After loading: the same once more, on what was loaded.
+Before a build: the pipeline's code is imported, each component is built on the meta device (names and shapes, no memory) and compared
+with its safetensors' headers; so this runs the repository's code. After loading: the same once more, on what was loaded.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -19,24 +20,50 @@ from torch import nn
 from synthfactory.model.convert import current_vae_name
 from synthfactory.model.files import shapes_in
 from synthfactory.model.hub import fetched
-from synthfactory.model.pipeline import INDEX, PipelineRepo
+from synthfactory.model.pipeline import INDEX, PipelineRepo, json_object
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder
+from synthfactory.spec.text import shown
 
 AGAIN = "name another revision"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_components(repo: PipelineRepo) -> None:
-    """InputError where a component's config.json and weights do not fit. Components that cannot be built without memory are left out."""
-    listed = json.loads((repo.root / INDEX).read_bytes())
+    """InputError where the code cannot be imported, or a component is missing, cannot be built, or does not fit its weights.
+
+    Components of other libraries than diffusers are only looked for.
+    """
     with code_lock():
         fetched(repo.pin, (path for path in repo.files if not path.endswith(".safetensors")))  # code, as it is run now
-        for name, entry in listed.items():
-            if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
-                module = _on_meta(repo, name, *entry)
-                if module is not None:
-                    _compare(repo, name, module)
+        with foreign(repo, f"{repo.entry} cannot be imported"):
+            get_class_from_dynamic_module(
+                str(repo.root), repo.entry, class_name=repo.class_name, trust_remote_code=True
+            )
+        for name, (library, class_name) in repo.components.items():
+            kind = _kind(repo, name, library, class_name)
+            module = None if kind is None else _on_meta(repo, name, kind)
+            if module is not None:
+                _compare(repo, name, module)
+
+
+@contextmanager
+def foreign(repo: PipelineRepo, what: str) -> Iterator[None]:
+    """Code of the repository at work. Whatever it raises is one InputError; ending the process (SystemExit) is no way to succeed."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        why = shown(next(iter(str(error).splitlines()), ""), 300)
+        said = (
+            f"its code would end this process, status {why}"
+            if isinstance(error, SystemExit)
+            else f"{type(error).__name__}: {why}"
+        )
+        raise InputError(
+            f"{repo.id} at {repo.revision}: {what} ({said}); try another revision, or other versions of diffusers and torch"
+        ) from error
 
 
 def code_lock() -> FileLock:
@@ -53,20 +80,34 @@ def check_loaded(repo: PipelineRepo, components: Mapping[str, Any]) -> None:
             _compare(repo, name, part)
 
 
-def _on_meta(repo: PipelineRepo, name: str, library: str, class_name: str) -> nn.Module | None:
-    folder = repo.root / name
-    own = folder / f"{library}.py"
-    try:
+def _kind(repo: PipelineRepo, name: str, library: str, class_name: str) -> Any:
+    """The component's class; None where it is another library's."""
+    own = repo.root / name / f"{library}.py"
+    if own.is_file():
+        with foreign(repo, f"{name}/{own.name} cannot be imported"):
+            return get_class_from_dynamic_module(
+                str(own.parent), own.name, class_name=class_name, trust_remote_code=True
+            )
+    with foreign(repo, f"{name}: {INDEX} names {library}.{class_name}, which cannot be found here"):
         if library == "diffusers":
-            kind = getattr(diffusers, class_name)
-        elif own.is_file():
-            kind = get_class_from_dynamic_module(str(folder), own.name, class_name=class_name, trust_remote_code=True)
-        else:
-            return None
-        with torch.device("meta"):
-            made = kind.from_config(json.loads((folder / "config.json").read_bytes()))
-    except Exception:  # noqa: BLE001  what a constructor cannot do without memory proves nothing; loading will tell
+            return getattr(diffusers, class_name)
+        if not hasattr(diffusers.pipelines, library) and importlib.util.find_spec(library.partition(".")[0]) is None:
+            raise ModuleNotFoundError(f"no module {library}")
+    return None
+
+
+def _on_meta(repo: PipelineRepo, name: str, kind: Any) -> nn.Module | None:
+    """The component without memory; None where it is no network."""
+    file = getattr(kind, "config_name", None)
+    if not (isinstance(file, str) and hasattr(kind, "from_config")):
         return None
+    config = json_object(repo.root / name / file, repo.id)
+    try:
+        with torch.device("meta"):
+            made = kind.from_config(config)
+    except (Exception, SystemExit):  # noqa: BLE001  a constructor may need memory: then it gets some, and must succeed
+        with foreign(repo, f"{name}: cannot be built from its {file}"), torch.random.fork_rng(devices=[]):
+            made = kind.from_config(config)
     return made if isinstance(made, nn.Module) else None
 
 
@@ -74,10 +115,10 @@ def _compare(repo: PipelineRepo, name: str, module: nn.Module) -> None:
     stored: dict[str, tuple[int, ...]] = {}
     for path in sorted((repo.root / name).glob("*.safetensors")):
         stored.update({current_vae_name(key): shape for key, shape in shapes_in(path, AGAIN).items()})
-    if not stored:
-        return
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     missing = sorted(wanted.keys() - stored.keys())
+    if not stored and name not in repo.components:
+        return  # made by the pipeline itself, without a folder
     if missing:
         raise InputError(
             f"{repo.id}: {name}: its weights lack {missing[0]} ({len(missing)} such), which its config.json asks for and which would "

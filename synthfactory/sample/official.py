@@ -23,9 +23,8 @@ from synthfactory.model.pipeline import GENERATORS, LATENTS, PipelineRepo
 from synthfactory.model.vit import ViT
 from synthfactory.model.weights import default_device
 from synthfactory.plan.cost import calls_per_tile
-from synthfactory.sample.components import check_loaded, code_lock
+from synthfactory.sample.components import check_loaded, code_lock, foreign
 from synthfactory.sample.engine import PAD_TO, Drawn, Engine, Marks, Spent, padded
-from synthfactory.sample.network import DTYPES
 from synthfactory.sample.noise import CandidateNoise
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Sampler
@@ -37,13 +36,13 @@ class OfficialEngine:
     """A pinned pipeline on a device, with the surface of Engine. It keeps nothing between batches but `spent`."""
 
     compiled = False
+    dtype = torch.float32  # what its code does to other formats is not known
 
     def __init__(
         self,
         repo: PipelineRepo,
         encoder: ViT | None,
         *,
-        dtype: str = "float32",
         threads: int | None = None,
         device: torch.device | None = None,
     ) -> None:
@@ -52,10 +51,9 @@ class OfficialEngine:
             torch.set_num_threads(threads)
         self.repo, self.encoder = repo, encoder
         self.device = device or default_device()
-        self.dtype = DTYPES[dtype]
         self.spent = Spent()
         self.software = {"diffusers": diffusers.__version__}
-        self._pipeline = _loaded(repo, self.device, self.dtype)
+        self._pipeline = _loaded(repo, self.device)
         if hasattr(self._pipeline, "set_progress_bar_config"):
             self._pipeline.set_progress_bar_config(disable=True)
 
@@ -94,8 +92,14 @@ class OfficialEngine:
         on_host, padded_keys = padded(conditions_NE, keys, self.repo.condition_width, PAD_TO)
         marks = Marks(self.device, self.spent)
         conditions = None if on_host is None else on_host.to(self.device)
-        with _seeded(padded_keys[0], self.device):
-            result = self._pipeline(**self._arguments(conditions, padded_keys, sampler))
+        try:
+            with _seeded(padded_keys[0], self.device):
+                result = self._pipeline(**self._arguments(conditions, padded_keys, sampler))
+        except SystemExit as stop:
+            raise InputError(
+                f"model: {self.repo.id} at {self.repo.revision}: its code would end this process while it draws (status {stop.code}); "
+                "try another revision"
+            ) from None
         tiles, finite = tiles_of(result["images"], len(padded_keys), self.repo.tile_size_px, self.repo.id)
         marks.set("sample")
         self.spent.network_calls += count * calls_per_tile(sampler)
@@ -132,7 +136,7 @@ def _seeded(key: tuple[int, int], device: torch.device) -> Iterator[None]:
         yield
 
 
-def _loaded(repo: PipelineRepo, device: torch.device, dtype: torch.dtype) -> Any:
+def _loaded(repo: PipelineRepo, device: torch.device) -> Any:
     """The pipeline, from the verified snapshot and its own code file."""
     with code_lock():
         repo.check_files()
@@ -145,23 +149,18 @@ def _loaded(repo: PipelineRepo, device: torch.device, dtype: torch.dtype) -> Any
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
         try:
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                str(repo.root),
-                custom_pipeline=str(repo.root / repo.entry),
-                trust_remote_code=True,
-                use_safetensors=True,
-                local_files_only=True,
-            )
+            with foreign(repo, "its pipeline does not load"):
+                pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                    str(repo.root),
+                    custom_pipeline=str(repo.root / repo.entry),
+                    trust_remote_code=True,
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
             check_loaded(repo, pipeline.components)
-            return pipeline.to(device) if dtype == torch.float32 else pipeline.to(device, dtype)
+            return pipeline.to(device)
         except InputError as error:
-            raise InputError(f"model: {error}") from None
-        except Exception as error:
-            why = next(iter(str(error).splitlines()), "")[:300]
-            raise InputError(
-                f"model: {repo.id} at {repo.revision}: its pipeline does not load ({type(error).__name__}: {why}); "
-                "try another revision, or other versions of diffusers and torch"
-            ) from error
+            raise InputError(f"model: {error}") from error
         finally:
             diffusers_logging.set_verbosity(said)
 

@@ -233,6 +233,13 @@ def without(repo: Repo, *paths: str) -> dict[str, Any]:
     return {}
 
 
+def indexed(repo: Repo, **changes: Any) -> dict[str, Any]:
+    """model_index.json with other components; None leaves one out."""
+    given = {**json.loads(repo.commits[repo.refs["main"]]["model_index.json"]), **changes}
+    content = json.dumps({name: entry for name, entry in given.items() if entry is not None})
+    return swapped(repo, "model_index.json", content.encode())
+
+
 def token(monkeypatch: pytest.MonkeyPatch, value: str | None) -> dict[str, Any]:
     if value is None:
         monkeypatch.delenv("HF_TOKEN")
@@ -275,8 +282,39 @@ REFUSALS: dict[str, tuple[Change, str]] = {
         lambda r, h, m: swapped(r, CONFIG, r.commits[r.refs["main"]][CONFIG].replace(b'"depth": 2', b'"depth": 1')),
         "which its config.json has no place for",
     ),
+    "a config that no network can be built from": (
+        lambda r, h, m: swapped(r, CONFIG, r.commits[r.refs["main"]][CONFIG].replace(b'"hidden_size": 32', b'"hidden_size": "x"')),
+        "transformer: cannot be built from its config.json (TypeError",
+    ),
+    "a config that is none": (lambda r, h, m: swapped(r, CONFIG, b"{"), "transformer/config.json: is no JSON that can be read"),
+    "a config that is not there": (lambda r, h, m: without(r, "vae/config.json"), "vae/config.json: is missing"),
+    "an index without a part": (
+        lambda r, h, m: indexed(r, vae=None), "class CytoSynPipeline needs vae, which model_index.json names no component for"
+    ),
+    "a class that diffusers lacks": (
+        lambda r, h, m: indexed(r, vae=["diffusers", "AutoencoderXY"]), "vae: model_index.json names diffusers.AutoencoderXY, which cannot"
+    ),
+    "a library that is not here": (
+        lambda r, h, m: indexed(r, transformer=["tinny_sit", "TinySiT"]), "names tinny_sit.TinySiT, which cannot be found here"
+    ),
+    "a part without weights": (lambda r, h, m: without(r, WEIGHTS), "transformer: its weights lack "),
+    "weights that are not finite": (
+        lambda r, h, m: swapped(r, WEIGHTS, r.commits[r.refs["main"]][WEIGHTS][:-4] + b"\xff\xff\xff\x7f"),
+        "holds numbers that are not finite; name another revision",
+    ),
+    "code that ends the process": (
+        lambda r, h, m: swapped(r, "pipeline.py", b"raise SystemExit(0)\n" + r.commits[r.refs["main"]]["pipeline.py"]),
+        "pipeline.py cannot be imported (its code would end this process, status 0)",
+    ),
+    "code of a part that ends the process": (
+        lambda r, h, m: swapped(r, "transformer/tiny_sit.py", b"exit(0)\n" + r.commits[r.refs["main"]]["transformer/tiny_sit.py"]),
+        "transformer/tiny_sit.py cannot be imported",
+    ),
+    "another number format": (
+        lambda r, h, m: {"execution": {"dtype": "bfloat16"}}, "execution.dtype: 'bfloat16' is for our own networks, but Owkin-Bioptimus"
+    ),
     "no index": (lambda r, h, m: without(r, "model_index.json"), "holds no model of our form"),
-    "an index of no kind": (lambda r, h, m: swapped(r, "model_index.json", b"[]"), "names no pipeline class"),
+    "an index of no kind": (lambda r, h, m: indexed(r, _class_name=[]), "names no pipeline class"),
     "no pipeline code": (lambda r, h, m: without(r, "pipeline.py"), "the official backend runs that file"),
     "another argument": (
         lambda r, h, m: {"pipeline": {**FORM, "embeds": "uni_embeds"}}, "its pipeline takes no 'uni_embeds' (it takes h0_mini_embeds, "
@@ -304,6 +342,24 @@ def test_what_cannot_work_is_refused_before_any_work(
     assert sum(line.startswith("Error: ") for line in ended.err.splitlines()) == 1, ended.err
     assert GRANTED not in ended.err
     assert set(snapshot(tmp_path / "set")) == {"spec.yaml"}
+
+
+def test_pickles_beside_the_components_stay_at_the_hub(hub: Hub, cytosyn: Repo, build: Build) -> None:
+    for path in ("extra.pt", "old/weights.bin", "transformer/diffusion_pytorch_model.bin"):
+        swapped(cytosyn, path, b"x")
+    ended = build(official(cytosyn))
+    assert ended.code == 0, ended.err
+    assert not [line for line in hub.downloads() if line.endswith((".pt", ".bin"))]
+
+
+def test_code_that_ends_the_process_while_it_draws_is_no_success(cytosyn: Repo, build: Build) -> None:
+    code = cytosyn.commits[cytosyn.refs["main"]]["pipeline.py"]
+    changed = code.replace(b"form = self.transformer.config", b"raise SystemExit(0)")
+    assert changed != code
+    swapped(cytosyn, "pipeline.py", changed)
+    ended = build(official(cytosyn))
+    assert ended.code == 2
+    assert "its code would end this process while it draws (status 0)" in ended.err
 
 
 def test_code_that_changed_after_the_pin_is_never_run(cytosyn: Repo, build: Build, tmp_path: Path) -> None:

@@ -68,8 +68,7 @@ def test_parity_finds_a_wrong_tensor_and_the_cost_of_a_number_format(spec: Path,
     assert ended.code == 1
     assert "they differ: a step is off by" in ended.err
     assert run("model", "parity", imported, imported, "--dtype-b", "bfloat16", "--tolerance", "0.1").code == 0
-    wrong = tmp_path / "wrong"
-    wrong.mkdir()
+    check_refusal(run("model", "parity", spec, imported, "--dtype-a", "bfloat16"), "in float32 only")
     state = load_file(imported / "sit.safetensors")
     state["blocks.1.attn.qkv.bias"] += 0.05
     save_file(state, tmp_path / "sit.safetensors")
