@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from synthfactory.embeddings.bank import MPP, Bank
+from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank
 from synthfactory.embeddings.checks import agreed_encoder, check_fraction, check_mpp, check_mpp_known
 from synthfactory.embeddings.indexing import build_bank
-from synthfactory.embeddings.places import expand, identity
+from synthfactory.embeddings.places import expand, identity, whole_file
 from synthfactory.embeddings.rows import Coded, Rows, RowSource
 from synthfactory.embeddings.screening import Limits
 from synthfactory.shards.store import open_source
@@ -191,19 +190,21 @@ class _Files:
 
     def _check_numbers(self, batch: pa.RecordBatch, path: str) -> None:
         """InputError for an mpp or a tumour_fraction that cannot be. Nulls of the mpp stand for what the file, or else the spec, says."""
-        for name in {"mpp", "tumour_fraction"} & set(batch.schema.names):
-            column = batch.column(name)
-            for value in pc.unique(column).to_pylist():
-                if value is None:
-                    if name == "mpp":
-                        check_mpp_known(self._stated[path], self._mpp, path, " in every row")
-                    continue
-                row = next((number for number, other in enumerate(column.to_pylist()) if other == value), None)
-                tile = "a tile" if row is None else f"a tile of label {shown(str(batch.column('label')[row].as_py()))}"
-                if name == "mpp":
-                    check_mpp(value, path, tile)
-                else:
-                    check_fraction(value, name, f"{path}: {tile}")
+        if "mpp" in batch.schema.names:
+            column, values = batch.column("mpp"), _numbers(batch, "mpp")
+            if column.null_count:
+                check_mpp_known(self._stated[path], self._mpp, path, " in every row")
+            stated = np.asarray(column.is_valid().to_numpy(zero_copy_only=False), bool)
+            for row in np.flatnonzero(stated & ~(np.abs(values - MPP) <= MPP * MPP_TOLERANCE))[:1].tolist():
+                check_mpp(float(values[row]), path, _tile(batch, row))
+        if "tumour_fraction" in batch.schema.names:
+            values = _numbers(batch, "tumour_fraction")
+            for row in np.flatnonzero((values < 0.0) | (values > 1.0))[:1].tolist():
+                check_fraction(float(values[row]), "tumour_fraction", f"{path}: {_tile(batch, row)}")
+
+
+def _tile(batch: pa.RecordBatch, row: int) -> str:
+    return f"a tile of label {shown(str(batch.column('label')[row].as_py()))}"
 
 
 def _coded(batch: pa.RecordBatch, name: str) -> Coded:
@@ -325,5 +326,5 @@ def write_table(path: str, embeddings: np.ndarray, columns: Mapping[str, Any], d
     flat = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel())
     table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(flat, width), **columns})
     metadata = json.dumps({"mpp": MPP, **described, "width": width}, sort_keys=True).encode()
-    with fsspec.open(path, "wb") as handle:
+    with whole_file(path) as handle:
         pq.write_table(table.replace_schema_metadata({METADATA_KEY: metadata}), handle, compression="zstd")

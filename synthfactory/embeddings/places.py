@@ -6,8 +6,9 @@ import contextlib
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from synthfactory.shards.remote import open_url
 from synthfactory.spec.errors import InputError
@@ -78,6 +79,30 @@ def _matches(pattern: str) -> list[str]:
         )
     system, path = open_url(pattern)
     return sorted(str(system.unstrip_protocol(entry)) for entry in system.glob(path) if system.isfile(entry))
+
+
+@contextlib.contextmanager
+def whole_file(place: str) -> Iterator[BinaryIO]:
+    """A new file (path or URL) to write: under its name once the block has ended, and not there at all where it raises.
+
+    Closing finishes a file, even where an exception closes it; so it is written beside, under .tmp-NAME, and moved.
+    """
+    system, path = open_url(place if is_url(place) else str(local(place)))
+    above, slash, own = path.rpartition("/")
+    beside = f"{above}{slash}.tmp-{own}"
+    if not is_url(place):
+        Path(above or "/").mkdir(parents=True, exist_ok=True)
+    try:
+        with system.open(beside, "wb") as handle:
+            yield handle
+        if is_url(place):
+            system.mv(beside, path)
+        else:
+            Path(beside).replace(path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            system.rm_file(beside)
+        raise
 
 
 def identity(places: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from synthfactory.run.models import choose_model, needs_encoder
 from synthfactory.shards.base import temporary_name
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.hubname import DEFAULT_REVISION, HubName
+from synthfactory.spec.hubname import DEFAULT_REVISION, HubName, repo_of
 from synthfactory.spec.model import Pipeline
 from synthfactory.spec.schema import Spec
 
@@ -175,7 +175,7 @@ def _takes_h0_mini(spec: Spec) -> bool:
         opened = find_model(spec.model)
     except InputError:  # said where the model is looked at; until then, what the spec says of it
         return spec.model.hub is not None and (spec.model.pipeline or Pipeline()).encoder_id == H0_MINI
-    return opened.encoder["id"] == H0_MINI and not (isinstance(opened, ModelFolder) and opened.has_encoder)
+    return repo_of(opened.encoder["id"]) == H0_MINI and not (isinstance(opened, ModelFolder) and opened.has_encoder)
 
 
 def token(*, needed: bool) -> Check:

@@ -7,7 +7,6 @@ of threads: kernels round by both. This file knows no Ray.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ import torch
 
 from synthfactory.embeddings.bank import MPP
 from synthfactory.embeddings.parquet import METADATA_KEY
-from synthfactory.embeddings.places import is_pattern, local
+from synthfactory.embeddings.places import is_pattern, local, whole_file
 from synthfactory.embeddings.tile_csv import scan_csv
 from synthfactory.embeddings.tile_shards import scan_shards
 from synthfactory.embeddings.tiles import TileFolder, read_tile, scan_tiles
@@ -212,22 +211,9 @@ def _write(target: str, units: Sequence[TileFolder], names: Sequence[str], parts
         "tile_size_px": folder.image_size_px,
     }
     schema = _schema(folder.width).with_metadata({METADATA_KEY: json.dumps(described, sort_keys=True).encode()})
-    system, path = open_url(target if is_url(target) else str(local(target)))
-    above, _, own = path.rpartition("/")
-    temporary = f"{above}/.tmp-{own}"
-    try:
-        # Closing finishes a file, even where an exception closes it: what is there then must not be under the bank's name.
-        with system.open(temporary, "wb") as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
-            for unit, name in zip(units, names, strict=True):
-                writer.write_table(pa.table(_columns(unit, _values(parts, name, unit), folder.width), schema=schema))
-        if is_url(target):
-            system.mv(temporary, path)
-        else:
-            Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(Exception):
-            system.rm_file(temporary)
-        raise
+    with whole_file(target) as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
+        for unit, name in zip(units, names, strict=True):
+            writer.write_table(pa.table(_columns(unit, _values(parts, name, unit), folder.width), schema=schema))
 
 
 def _schema(width: int) -> pa.Schema:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,27 @@ def test_tumour_fraction_screens_rows_before_anything_is_drawn(spec_file: MakeSp
     assert bank is not None
     kept = {row.tobytes() for number, row in enumerate(making.vectors()) if number % 4 >= 2}
     assert {row.tobytes() for row in bank.embeddings} == kept
+
+
+def test_features_of_h0_mini_go_with_a_model_that_names_its_repository(
+    tiny: Path, spec_file: MakeSpec, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny / "model", tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    config["encoder"] = {"id": "bioptimus/H0-mini"}  # as an import of CytoSyn writes it
+    del config["files"]["encoder.safetensors"]
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "encoder.safetensors").unlink()
+    given, terms = making.write_source("hdf5", tmp_path / "real"), {"accept": ["CC-BY-NC-ND-4.0"]}
+    for encoder in ({"id": "h0-mini"}, {"id": "hf-hub:bioptimus/H0-mini"}):
+        spec = spec_file(model=str(model), embeddings={**given, "encoder": encoder}, terms=terms)
+        planned = run("plan", spec)
+        assert planned.code == 0, planned.err
+    trident = making.write_features(tmp_path / "trident", encoder="h0-mini", token="cls_token")
+    spec = spec_file(model=str(model), embeddings={**given, "hdf5": trident, "encoder": None}, terms=terms)
+    assert run("build", spec, "--local").code == 0
+    lock = yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())
+    assert (lock["encoder"]["id"], lock["encoder"]["token"]) == ("bioptimus/H0-mini", "class")
 
 
 def test_overlapping_tiles_are_counted(spec_file: MakeSpec, tmp_path: Path) -> None:
