@@ -131,7 +131,7 @@ def open_encoder(name: str, encoder_id: str | None = None, revision: str | None 
             raise InputError(
                 f"encoder: {name}: holds neither {WEIGHTS} (H0-mini as published) nor {CONFIG} of a model folder"
             ) from None
-        raise InputError(f"encoder: {str(error).removeprefix('model: ')}") from None
+        raise InputError(f"encoder: {str(error).removeprefix('model: ').removeprefix('encoder: ')}") from None
 
 
 def _recognised(folder: Path, config: Mapping[str, Any]) -> str:
@@ -148,6 +148,10 @@ def encoder_of(folder: ModelFolder) -> EncoderFolder:
         )
     size = {key: value for key, value in folder.config["encoder"].items() if key != "id"}
     expected = EXPECTED[H0_MINI]  # the defaults of our ViT
+    for key in expected:
+        _check_published(
+            repo_of(folder.encoder["id"]), key, size.get(key, expected[key]), f"{folder.id}: config.json: encoder"
+        )
     return EncoderFolder(
         id=folder.encoder["id"],
         revision=folder.revision,
@@ -161,6 +165,16 @@ def encoder_of(folder: ModelFolder) -> EncoderFolder:
         size=size,
         fetch=lambda: folder.check_files(("encoder.safetensors",)),
     )
+
+
+def _check_published(name: str, key: str, given: Any, where: str) -> None:
+    """InputError where statistics are not those that an encoder of that name takes; others may take any."""
+    expected = EXPECTED.get(name, {}).get(key)
+    if expected is not None and not _same(given, expected):
+        raise InputError(
+            f"encoder: {where}.{key} is {given}, but {name} takes {list(expected)}; this is not the published file "
+            "(an encoder of its own needs a name of its own: embed --encoder-id)"
+        )
 
 
 def _from_hub(pinned: Pin, encoder_id: str | None, source: str) -> EncoderFolder:
@@ -218,12 +232,7 @@ def _timm(
         given = pretrained.get(key)
         if not (isinstance(given, list) and len(given) == 3 and all(type(one) in (float, int) for one in given)):
             raise InputError(f"encoder: {where}: pretrained_cfg.{key} is {given}; three numbers are needed")
-        expected = EXPECTED.get(name, {}).get(key)
-        if expected is not None and not _same(given, expected):
-            raise InputError(
-                f"encoder: {where}: pretrained_cfg.{key} is {given}, but {name} takes {list(expected)}; this is not the published file "
-                "(an encoder of its own needs a name of its own: embed --encoder-id)"
-            )
+        _check_published(name, key, given, f"{where}: pretrained_cfg")
         statistics[key] = tuple(map(float, given))
     return EncoderFolder(
         id=name,

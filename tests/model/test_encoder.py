@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_a_model_folders_encoder_opens_by_the_models_name(tmp_path: Path) -> Non
     assert opened.facts() == {"id": "tiny-encoder", "sha256": opened.sha256, "token": "class"}
     assert load_encoder(opened).embed(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 16)
     assert open_encoder("phantom").width == 128
+
+
+def test_a_model_folder_that_calls_its_encoder_h0_mini_has_h0_minis_statistics(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["encoder"].update(id="h0-mini", mean=[0.485, 0.456, 0.406])
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        InputError, match=r"^encoder: tiny: config\.json: encoder\.mean is \[0\.485.* but bioptimus/H0-mini takes"
+    ):
+        open_encoder(str(model))
 
 
 def test_a_copy_of_h0_mini_is_known_by_its_form_whatever_its_folder_is_called(tmp_path: Path) -> None:
