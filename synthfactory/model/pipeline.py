@@ -17,8 +17,10 @@ from synthfactory.model.hub import PICKLES, SUFFIXES, Pin, fetched
 from synthfactory.model.licence import licence_of
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.model import Pipeline
+from synthfactory.spec.text import shown
 
 INDEX, DEFAULT_ENTRY = "model_index.json", "pipeline.py"
+PARTS_INDEX = ".safetensors.index.json"
 MAX_SOURCE_BYTES = 1 << 20
 LATENTS, GENERATORS = (
     "latents",
@@ -133,6 +135,7 @@ def open_pipeline(pinned: Pin, form: Pipeline) -> PipelineRepo:
     for name in components:
         if any(path.startswith(f"{name}/") for path in pinned.named(".safetensors")):
             json_object(root / name / "config.json", pinned.repo)
+            _check_parts(pinned, root, name)
     entry = f"{module}.py" if module and f"{module}.py" in pinned.files else DEFAULT_ENTRY
     if entry not in pinned.files:
         raise InputError(
@@ -174,6 +177,19 @@ def json_object(path: Path, repo: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{name}: is no JSON object; name another revision")
     return found
+
+
+def _check_parts(pinned: Pin, root: Path, component: str) -> None:
+    """Weights in parts: their index must name files that are there."""
+    for path in pinned.named(PARTS_INDEX):
+        if _component(path) != component:
+            continue
+        named = json_object(root / path, pinned.repo).get("weight_map")
+        files = {str(file) for file in named.values()} if isinstance(named, dict) else set()
+        absent = sorted(file for file in files if str(PurePosixPath(path).with_name(file or "-")) not in pinned.files)
+        if absent or not files:
+            what = f"{shown(absent[0])}, which is not there" if absent else "no files"
+            raise InputError(f"{pinned.repo}: {path}: names {what}; name another revision")
 
 
 def _refuse_pickles(pinned: Pin, components: Iterable[str]) -> None:

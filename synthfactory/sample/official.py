@@ -100,7 +100,13 @@ class OfficialEngine:
                 f"model: {self.repo.id} at {self.repo.revision}: its code would end this process while it draws (status {stop.code}); "
                 "try another revision"
             ) from None
-        tiles, finite = tiles_of(result["images"], len(padded_keys), self.repo.tile_size_px, self.repo.id)
+        try:
+            images = result["images"]
+        except (TypeError, LookupError):
+            raise InputError(
+                f"model: {self.repo.id}: its pipeline returns a {type(result).__name__} without 'images'; try another revision"
+            ) from None
+        tiles, finite = tiles_of(images, len(padded_keys), self.repo.tile_size_px, self.repo.id)
         marks.set("sample")
         self.spent.network_calls += count * calls_per_tile(sampler)
         tiles = tiles.to(self.device)

@@ -98,7 +98,7 @@ def _worded(root: type[BaseModel], detail: ErrorDetails, loc: list[str]) -> str:
         words = allowed.replace("'", "").replace(" or ", ", ").split(", ")
         close = difflib.get_close_matches(str(detail.get("input")), words, 1)
         return f"{shown} is not {allowed}" + (f"; is {close[0]} meant?" if close else "")
-    if kind == "string_pattern_mismatch":
+    if kind == "string_pattern_mismatch" and loc[-1] == "name":
         return f"{shown} does not fit; use 1 to 48 of a-z, 0-9 and '-', beginning with a letter or digit"
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
@@ -115,6 +115,7 @@ def _worded(root: type[BaseModel], detail: ErrorDetails, loc: list[str]) -> str:
         "model_attributes_type": f"{shown} is no mapping of fields",
         "too_short": "is empty; at least one entry is needed",
         "string_too_short": "is empty",
+        "string_pattern_mismatch": f"{shown} does not fit",
         "greater_than_equal": f"{shown} is too small; at least {context.get('ge')}",
         "greater_than": f"{shown} is too small; it must be above {context.get('gt')}",
         "less_than_equal": f"{shown} is too large; at most {context.get('le')}",

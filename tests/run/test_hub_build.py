@@ -298,6 +298,10 @@ REFUSALS: dict[str, tuple[Change, str]] = {
         lambda r, h, m: indexed(r, transformer=["tinny_sit", "TinySiT"]), "names tinny_sit.TinySiT, which cannot be found here"
     ),
     "a part without weights": (lambda r, h, m: without(r, WEIGHTS), "transformer: its weights lack "),
+    "parts that are not there": (
+        lambda r, h, m: swapped(r, f"{WEIGHTS}.index.json", b'{"weight_map": {"a": "b.safetensors"}}'), "names b.safetensors, which is not"
+    ),
+    "parts of nothing": (lambda r, h, m: swapped(r, f"{WEIGHTS}.index.json", b"{}"), "safetensors.index.json: names no files"),
     "weights that are not finite": (
         lambda r, h, m: swapped(r, WEIGHTS, r.commits[r.refs["main"]][WEIGHTS][:-4] + b"\xff\xff\xff\x7f"),
         "holds numbers that are not finite; name another revision",
@@ -352,14 +356,18 @@ def test_pickles_beside_the_components_stay_at_the_hub(hub: Hub, cytosyn: Repo, 
     assert not [line for line in hub.downloads() if line.endswith((".pt", ".bin"))]
 
 
-def test_code_that_ends_the_process_while_it_draws_is_no_success(cytosyn: Repo, build: Build) -> None:
+def test_code_that_ends_the_process_while_it_draws_is_no_success(cytosyn: Repo, build: Build, tmp_path: Path) -> None:
     code = cytosyn.commits[cytosyn.refs["main"]]["pipeline.py"]
-    changed = code.replace(b"form = self.transformer.config", b"raise SystemExit(0)")
-    assert changed != code
-    swapped(cytosyn, "pipeline.py", changed)
-    ended = build(official(cytosyn))
-    assert ended.code == 2
-    assert "its code would end this process while it draws (status 0)" in ended.err
+    for statement, words in (
+        (b"raise SystemExit(0)", "its code would end this process while it draws (status 0)"),
+        (b"return (1,)", "its pipeline returns a tuple without 'images'"),
+    ):
+        changed = code.replace(b"form = self.transformer.config", statement)
+        assert changed != code
+        swapped(cytosyn, "pipeline.py", changed)
+        ended = build(official(cytosyn), output={"path": f"{tmp_path}/{statement[0:3].decode()}"})
+        assert ended.code == 2
+        assert words in ended.err
 
 
 def test_code_that_changed_after_the_pin_is_never_run(cytosyn: Repo, build: Build, tmp_path: Path) -> None:

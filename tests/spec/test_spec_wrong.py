@@ -136,6 +136,14 @@ WRONG: dict[str, tuple[str, str, int, int, str, str]] = {
     "negative seed": ("seed: 7", "seed: -1", 18, 7, "seed", "integer from 0 to 2**128 - 1, or the word secret"),
     "huge seed": ("seed: 7", f"seed: {2**128}", 18, 7, "seed", "or the word secret"),
     "seed in words": ("seed: 7", "seed: seven", 18, 7, "seed", "or the word secret"),
+    "no sha256": (
+        "seed: 7",
+        "terms: {sharing: permitted, permission: {from: x, date: '2026-11-23', document_sha256: abc}}",
+        18,
+        88,
+        "terms.permission.document_sha256",
+        "'abc' does not fit; for example document_sha256: 9f86",
+    ),
     **{
         f"permission of {day or 'no day'}": (
             "seed: 7",
