@@ -23,8 +23,8 @@ from synthfactory.report.contact import contact_sheet
 from synthfactory.sample.engine import Engine
 from synthfactory.spec.sampler import Guidance, Sampler
 from train.card import SHEET, add_figures
-from train.data import stream
 from train.judge import Judge, interval, judged, train_judge
+from train.streams import stream
 
 
 def _tiles(first_patient: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Checkpoints: one folder per step, safetensors + JSON, that appears whole or not at all.
 
-RUN/checkpoints/000400/{weights,average,optimiser}.safetensors, state.json. Written under a temporary name, synced, renamed.
+RUN/checkpoints/000400/{weights,average,optimiser}.safetensors, state.json, and average-<decay>.safetensors of further averages. Written
+under a temporary name, synced, renamed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
 
 from synthfactory.spec.errors import InputError
+from train.ema import Ema
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the last ones, and for good those at multiples of `every` steps."""
+
+    last: int = 2
+    every: int | None = None
+
+
+def average_name(decay: float, first: bool) -> str:
+    """File name of an average in a checkpoint."""
+    return "average.safetensors" if first else f"average-{decay:g}.safetensors"
 
 
 def _sync(path: Path) -> None:
@@ -38,32 +55,61 @@ def _flat_optimiser(optimiser: optim.Optimizer) -> tuple[dict[str, Tensor], dict
 
 
 def save(
-    run: Path, step: int, module: nn.Module, average: dict[str, Tensor], optimiser: optim.Optimizer, keep: int = 2
+    run: Path,
+    step: int,
+    module: nn.Module,
+    averages: Sequence[Ema],
+    optimiser: optim.Optimizer,
+    *,
+    keep: Keep = Keep(),
+    also: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes the checkpoint after `step` steps and removes all but the last `keep`; returns its folder."""
+    """Writes the checkpoint after `step` steps, with what else the loop wants back (`also`, JSON); returns its folder.
+
+    Where it cannot be written (a full disk), nothing of it stays and the checkpoint before is untouched.
+    """
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{step:06d}"
-    temporary = folder / f".tmp-{secrets.token_hex(6)}"
-    temporary.mkdir()
-    tensors, scalars = _flat_optimiser(optimiser)
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary / "weights.safetensors"
-    )
-    save_file({k: v.cpu().contiguous() for k, v in average.items()}, temporary / "average.safetensors")
-    save_file(tensors, temporary / "optimiser.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": step, "optimiser": scalars}, sort_keys=True))
-    for path in temporary.iterdir():
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
+    final, temporary = folder / f"{step:06d}", folder / f".tmp-{secrets.token_hex(6)}"
+    try:
+        temporary.mkdir()
+        _write(temporary, step, module, averages, optimiser, also or {})
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     _sync(folder)
-    for old in steps(run)[:-keep]:
-        shutil.rmtree(folder / f"{old:06d}")
+    kept = steps(run)
+    for old in kept[: -keep.last]:
+        if keep.every is None or old % keep.every:
+            shutil.rmtree(folder / f"{old:06d}")
     for stale in folder.glob(".tmp-*"):
         shutil.rmtree(stale)
     return final
+
+
+def _write(
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    averages: Sequence[Ema],
+    optimiser: optim.Optimizer,
+    also: dict[str, Any],
+) -> None:
+    tensors, scalars = _flat_optimiser(optimiser)
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / "weights.safetensors"
+    )
+    for number, ema in enumerate(averages):
+        name = average_name(ema.decay, number == 0)
+        save_file({k: v.cpu().contiguous() for k, v in ema.state.items()}, folder / name)
+    save_file(tensors, folder / "optimiser.safetensors")
+    state = {"step": step, "optimiser": scalars, "also": also}
+    (folder / "state.json").write_text(json.dumps(state, sort_keys=True))
+    for path in folder.iterdir():
+        _sync(path)
 
 
 def steps(run: Path) -> list[int]:
@@ -71,30 +117,47 @@ def steps(run: Path) -> list[int]:
     return sorted(int(path.name) for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())
 
 
-def restore(run: Path, module: nn.Module, average: dict[str, Tensor], optimiser: optim.Optimizer) -> int:
-    """Loads the last checkpoint into the given objects, in place; returns its step, or 0 where there is none."""
+def restore(
+    run: Path, module: nn.Module, averages: Sequence[Ema], optimiser: optim.Optimizer
+) -> tuple[int, dict[str, Any]]:
+    """Loads the last checkpoint into the given objects, in place; returns its step and what the loop gave to keep, or (0, {})."""
     found = steps(run)
     if not found:
-        return 0
+        return 0, {}
     folder = run / "checkpoints" / f"{found[-1]:06d}"
     module.load_state_dict(load_file(folder / "weights.safetensors"))
-    for name, value in load_file(folder / "average.safetensors").items():
-        average[name].copy_(value)
+    for number, ema in enumerate(averages):
+        for name, value in load_file(folder / average_name(ema.decay, number == 0)).items():
+            ema.state[name].copy_(value)
     state = json.loads((folder / "state.json").read_text())
     entries: dict[int, dict[str, Any]] = {}
     flat = {**state["optimiser"], **load_file(folder / "optimiser.safetensors")}
     for name, value in flat.items():
-        number, _, field = name.partition(".")
-        entries.setdefault(int(number), {})[field] = value
+        number_of, _, field = name.partition(".")
+        entries.setdefault(int(number_of), {})[field] = value
     whole = optimiser.state_dict()
     optimiser.load_state_dict({"state": entries, "param_groups": whole["param_groups"]})
-    return int(state["step"])
+    return int(state["step"]), dict(state.get("also", {}))
+
+
+def average_file(run: str | Path, decay: float | None = None) -> tuple[int, Path]:
+    """(step, file) of the averaged weights in a run's last checkpoint: the first average, or that of `decay`.
+
+    InputError where there is none.
+    """
+    found = steps(Path(run))
+    if not found:
+        raise InputError(f"{run}: holds no checkpoint; train it first with synthfactory-train run")
+    folder = Path(run) / "checkpoints" / f"{found[-1]:06d}"
+    path = folder / average_name(decay or 0.0, decay is None)
+    if not path.exists():
+        there = sorted(file.stem.partition("-")[2] or "the first of the config" for file in folder.glob("average*"))
+        raise InputError(f"{run}: has no average of decay {decay:g}; it has {', '.join(there)}")
+    return found[-1], path
 
 
 def load_average(run: str | Path, module: nn.Module) -> int:
     """Loads the averaged weights of a run's last checkpoint into `module`; returns the step. InputError where there is none."""
-    found = steps(Path(run))
-    if not found:
-        raise InputError(f"{run}: holds no checkpoint; train it first with synthfactory-train run")
-    module.load_state_dict(load_file(Path(run) / "checkpoints" / f"{found[-1]:06d}" / "average.safetensors"))
-    return found[-1]
+    step, path = average_file(run)
+    module.load_state_dict(load_file(path))
+    return step

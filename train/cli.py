@@ -39,7 +39,9 @@ def run(config: str, run_folder: str, cache: str | None, settings: tuple[str, ..
         overrides[path] = yaml.safe_load(value)
     checked = load_config(config, overrides)
     folder = Path(run_folder)
-    done = train(checked, folder, Path(cache) if cache else folder.parent / "cache")
+    done = train(
+        checked, folder, Path(cache) if cache else folder.parent / "cache", lambda text: click.echo(text, err=True)
+    )
     click.echo(f"{folder}: {checked.optimiser.steps} steps done ({done} of them now)")
 
 
@@ -52,12 +54,17 @@ def run(config: str, run_folder: str, cache: str | None, settings: tuple[str, ..
 @click.option(
     "--domain", help="What the model draws, where that is not what its labels say; plans and cards repeat it."
 )
-def export(run_folder: str, out: str, model_id: str, revision: str, licence: str, domain: str | None) -> None:
+@click.option("--ema", type=click.FloatRange(0, 1), help="Decay of the average to write (default: the config's first).")
+def export(
+    run_folder: str, out: str, model_id: str, revision: str, licence: str, domain: str | None, ema: float | None
+) -> None:
     """Write the averaged weights of a diffusion RUN, with its encoder and VAE, as the model folder OUT."""
     from train.export import export as write
 
     terms = {"name": licence, "sharing": "allowed" if licence == "Apache-2.0" else "local"}
-    folder = write(Path(run_folder), Path(out), model_id=model_id, revision=revision, licence=terms, domain=domain)
+    folder = write(
+        Path(run_folder), Path(out), model_id=model_id, revision=revision, licence=terms, domain=domain, decay=ema
+    )
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     click.echo(f"{folder}: {total / 1e6:.1f} MB; name it as `model:` in a spec")
 
@@ -99,6 +106,13 @@ def main() -> None:
     except InputError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        from train.watch import DivergedError
+
+        if not isinstance(error, DivergedError):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

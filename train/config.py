@@ -2,41 +2,117 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.faults import checked
+from synthfactory.spec.plain_yaml import Kind, parse_text, read_text
+from synthfactory.spec.sampler import FrozenModel
+from synthfactory.spec.source import Problems
+
+CONFIG = Kind(
+    "config",
+    "train/configs/phantom-sit.yaml",
+    "train/configs holds three that work",
+    "mode:, data:, network: and optimiser:",
+)
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ShardSet(FrozenModel):
+    """One set of shards among several."""
+
+    shards: str = Field(min_length=1, description="folder or URL of a set, a tar, or a pattern", examples=["out/demo"])
+    weight: float = Field(default=1.0, gt=0, le=1000, description="how often its tiles are seen, against one pass each")
+    lineage: str | None = Field(
+        default=None, description="of a synthetic set: says on whose tiles it rests, so that a split can be checked"
+    )
 
 
-class Data(_Closed):
+class Validation(FrozenModel):
+    """Tiles that are never trained on: a share of the patients, or sets of their own."""
+
+    share: float | None = Field(default=None, gt=0, le=0.5, description="share of the patients of each class")
+    shards: list[ShardSet] | None = Field(default=None, min_length=1)
+    every: int = Field(default=500, ge=1, description="steps between two looks")
+    tiles: int = Field(default=256, ge=1, description="tiles looked at, always the same")
+
+    @model_validator(mode="after")
+    def _one(self) -> Validation:
+        if (self.share is None) == (self.shards is None):
+            raise Problems([("", "needs share or shards, one of both; for example share: 0.1")])
+        return self
+
+
+class Data(FrozenModel):
     """The tiles to learn from."""
 
-    shards: str = Field(description="folder of WebDataset tars (KEY.png + KEY.json)")
+    shards: list[ShardSet] = Field(
+        min_length=1,
+        description="folder, URL, tar or pattern of WebDataset tars; or a list of sets with weights",
+        examples=["out/demo"],
+    )
+    classes: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="the labels there may be, in the order of their numbers; default: all, sorted",
+    )
+    sampling: Literal["natural", "balanced"] = Field(
+        default="natural", description="natural: every tile once a pass; balanced: every class equally often"
+    )
+    validation: Validation | None = None
+    unknown_patients: Literal["refuse", "train"] = Field(
+        default="refuse", description="where patients are split: what becomes of tiles of nobody knows whom"
+    )
+    on_bad_shard: Literal["stop", "skip"] = Field(
+        default="stop", description="a tar that is missing, cut off or damaged"
+    )
     symmetries: bool = Field(default=True, description="augment with the eight symmetries of the square")
+    stain_jitter: float = Field(
+        default=0.0, ge=0, le=0.5, description="spread of a random gain of optical density per channel"
+    )
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [{"shards": value}] if isinstance(value, str) else value
 
 
-class Optimiser(_Closed):
+class Optimiser(FrozenModel):
     """AdamW with warm-up, then a cosine or constant rate; by steps, never by the clock, so that runs repeat."""
 
     steps: int = Field(ge=1)
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, description="tiles of one step over all workers")
+    accumulate: int = Field(default=1, ge=1, description="parts that a batch is cut into, where memory is short")
     rate: float = Field(gt=0)
-    warmup: int = 100
+    warmup: int = Field(default=100, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.99)
     clip: float = Field(default=1.0, gt=0)
-    ema: float = Field(default=0.999, ge=0, lt=1, description="decay of the averaged weights per step")
+    ema: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=[0.999],
+        min_length=1,
+        description="decay of the averaged weights per step, or several; an export takes the first, or as it is told",
+    )
+
+    @field_validator("ema", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _parts(self) -> Optimiser:
+        if len(set(self.ema)) < len(self.ema):
+            raise Problems([("ema", "holds a decay twice; write each once")])
+        if self.batch % self.accumulate:
+            raise Problems([("accumulate", f"must divide batch ({self.batch})")])
+        return self
 
 
-class EncoderLosses(_Closed):
+class EncoderLosses(FrozenModel):
     """Class and attributes from the class token, local composition from the patch tokens."""
 
     classes: float = 1.0
@@ -48,7 +124,7 @@ class EncoderLosses(_Closed):
     )
 
 
-class VAELosses(_Closed):
+class VAELosses(FrozenModel):
     """Reconstruction in value and gradient at two scales, a weak KL, and equivariance of latents (EQ-VAE, 2502.09509)."""
 
     crop: int = 112
@@ -59,7 +135,7 @@ class VAELosses(_Closed):
     equivariance: float = Field(default=0.5, description="share of batches decoded from transformed latents")
 
 
-class DiffusionLosses(_Closed):
+class DiffusionLosses(FrozenModel):
     """Flow matching, and REPA's alignment to the encoder's patch tokens (arXiv 2410.06940)."""
 
     alignment: float = 0.5
@@ -68,10 +144,10 @@ class DiffusionLosses(_Closed):
     time: Literal["uniform", "logit_normal"] = "logit_normal"
 
 
-class TrainConfig(_Closed):
+class TrainConfig(FrozenModel):
     """One run. `network` is the ViTConfig, VAEConfig or SiTConfig of the mode; `init` names runs or folders it builds on."""
 
-    mode: Literal["encoder", "vae", "diffusion"]
+    mode: Literal["encoder", "vae", "diffusion"] = Field(examples=["diffusion"])
     data: Data
     network: dict[str, Any]
     optimiser: Optimiser
@@ -80,33 +156,42 @@ class TrainConfig(_Closed):
     diffusion: DiffusionLosses = DiffusionLosses()
     encoder_run: str | None = Field(default=None, description="diffusion: run whose averaged encoder conditions")
     vae_run: str | None = Field(default=None, description="diffusion: run whose averaged VAE gives the latents")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="bfloat16: matrix products under autocast; weights and optimiser stay float32"
     )
     threads: int = Field(default=2, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
+    keep_last: int = Field(default=2, ge=1, description="checkpoints that stay")
+    keep_every: int | None = Field(default=None, ge=1, description="steps whose checkpoints stay for good: multiples")
     log_every: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
     def _needs(self) -> TrainConfig:
-        if self.mode == "diffusion" and not (self.encoder_run and self.vae_run):
-            raise ValueError("mode diffusion needs encoder_run and vae_run, the run folders of both")
+        if self.mode == "diffusion" and self.data.stain_jitter:
+            raise Problems(
+                [
+                    (
+                        "data.stain_jitter",
+                        "goes with modes encoder and vae; latents are made once, of the tiles as they are",
+                    )
+                ]
+            )
+        if self.mode == "diffusion":
+            missing = [name for name in ("encoder_run", "vae_run") if getattr(self, name) is None]
+            if missing:
+                raise Problems(
+                    [(name, "is missing; mode diffusion builds on a run folder of that mode") for name in missing]
+                )
         return self
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """Reads and checks a config; `overrides` maps dotted paths to values. Raises InputError naming file and field."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; name a training config such as train/configs/phantom-sit.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must be a mapping with mode, data, network and optimiser")
+    """Reads and checks a config; `overrides` maps dotted paths to values.
+
+    InputError lists every fault, one line each: file:line:column: path: what, what instead.
+    """
+    values, source = parse_text(*read_text(path, CONFIG), CONFIG)
     for dotted, value in (overrides or {}).items():
         *parents, last = dotted.split(".")
         place = values
@@ -115,8 +200,9 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> TrainConf
             if not isinstance(place, dict):
                 raise InputError(f"--set {dotted}: '{parent}' is a value, not a group of fields")
         place[last] = value
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}" for item in error.errors()]
-        raise InputError("\n".join(lines)) from None
+    return checked(TrainConfig, values, source, CONFIG.name)
+
+
+def config_text(config: TrainConfig) -> str:
+    """As RUN/config.yaml holds it; `load_config` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=True)

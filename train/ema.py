@@ -5,6 +5,9 @@ The decay of step s is min(d, (1 + s) / (10 + s)), so that a short run is not do
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -26,3 +29,13 @@ class Ema:
                 self.state[name].lerp_(value, 1 - decay)
             else:
                 self.state[name].copy_(value)  # statistics and counters are what they are
+
+    @contextlib.contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """The module holds the averaged weights inside, and its own again afterwards."""
+        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.state)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)

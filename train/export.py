@@ -21,11 +21,9 @@ from train.config import load_config
 HEADS = ("class_head.", "attribute_head.", "grid_head.")
 
 
-def _average(run: Path) -> tuple[int, dict[str, Tensor]]:
-    found = checkpoint.steps(run)
-    if not found:
-        raise InputError(f"{run}: holds no checkpoint; train it first with synthfactory-train run")
-    return found[-1], load_file(run / "checkpoints" / f"{found[-1]:06d}" / "average.safetensors")
+def _average(run: Path, decay: float | None = None) -> tuple[int, dict[str, Tensor]]:
+    step, path = checkpoint.average_file(run, decay)
+    return step, load_file(path)
 
 
 def _seconds(run: Path) -> float:
@@ -40,11 +38,19 @@ def _write(path: Path, state: dict[str, Tensor]) -> str:
 
 
 def export(
-    sit_run: Path, out: Path, *, model_id: str, revision: str, licence: dict[str, Any], domain: str | None = None
+    sit_run: Path,
+    out: Path,
+    *,
+    model_id: str,
+    revision: str,
+    licence: dict[str, Any],
+    domain: str | None = None,
+    decay: float | None = None,
 ) -> Path:
     """Writes the averaged weights of a diffusion run and of the encoder and VAE it was trained with, as float16, to `out`.
 
-    `domain` says what the model draws, where that is not what its labels say; plans and cards repeat it.
+    `domain` says what the model draws, where that is not what its labels say; plans and cards repeat it. `decay` picks one of several
+    averages of the diffusion run; None takes the first of its config.
 
     Raises InputError where a run has no checkpoint or is of another mode, and where encoder or VAE moved on since.
     """
@@ -53,7 +59,7 @@ def export(
         raise InputError(f"{sit_run}: is a run of mode {config.mode}; export names a run of mode diffusion")
     encoder_run, vae_run = Path(config.encoder_run), Path(config.vae_run)
     extra = json.loads((sit_run / "extra.json").read_text())
-    sit_step, sit = _average(sit_run)
+    sit_step, sit = _average(sit_run, None if decay == config.optimiser.ema[0] else decay)
     encoder_step, encoder = _average(encoder_run)
     vae_step, vae = _average(vae_run)
     if (encoder_step, vae_step) != (extra["encoder_step"], extra["vae_step"]):

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.data import stream, transformed
+from train.streams import stream
+from train.symmetry import transformed
 
 
 class Judge(nn.Module):

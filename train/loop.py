@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from synthfactory.spec.errors import InputError
 from train import checkpoint
-from train.config import Optimiser, TrainConfig
-from train.data import open_tiles
+from train.config import Optimiser, TrainConfig, config_text
 from train.ema import Ema
-from train.step import step_for
+from train.loader import Batch, Loader
+from train.sampler import Order
+from train.split import Split, split
+from train.step import Step, step_for
+from train.watch import DivergedError, Watch
+
+FREE = ("threads", "log_every", "checkpoint_every", "keep_last", "keep_every")  # may change while a run goes on
 
 
 def rate_at(optimiser: Optimiser, step: int) -> float:
@@ -34,71 +42,190 @@ def _claim(config: TrainConfig, run: Path) -> None:
     """Writes RUN/config.yaml, or refuses a run that was begun with another config (resuming it would mix two recipes)."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.yaml"
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=True)
+    text = config_text(config)
     if not path.exists():
         path.write_text(text)
         return
-    before = yaml.safe_load(path.read_text())
-    now = yaml.safe_load(text)
-    changed = sorted(key for key in now if now[key] != before.get(key) and key not in ("threads", "log_every"))
+    before, now = yaml.safe_load(path.read_text()), yaml.safe_load(text)
+    changed = sorted(key for key in now if now[key] != before.get(key) and key not in FREE)
     if changed:
         raise InputError(f"{run}: was begun with another config ({', '.join(changed)} differ); use another run folder")
 
 
-def train(config: TrainConfig, run: Path, cache: Path) -> int:
+def train(config: TrainConfig, run: Path, cache: Path, say: Callable[[str], None] = lambda text: None) -> int:
     """Trains until `optimiser.steps`; returns the number of steps done by this call.
 
-    Raises InputError for a run folder of another config, FloatingPointError where the loss is no longer finite.
+    InputError for a run folder of another config and for data that cannot be trained on; DivergedError where the loss is no longer
+    finite, or jumps.
     """
-    _claim(config, run)
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling every new tensor costs a quarter of a step; nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     cache.mkdir(parents=True, exist_ok=True)
-    tiles = open_tiles(config.data.shards, cache)
-    work = step_for(config, tiles, cache)
-    plan = config.optimiser
-    trained = [parameter for parameter in work.module.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
-    ema = Ema(work.module, plan.ema)
-    first = checkpoint.restore(run, work.module, ema.state, optimiser)
-    (run / "extra.json").write_text(
-        json.dumps(
-            {**work.extra(), "tiles": len(tiles), "classes": tiles.classes, "data_sha256": tiles.digest}, indent=1
+    divided = split(config.data, cache)
+    _claim(config, run)
+    for text in divided.warnings:
+        say(f"warning: {text}")
+    data, index = config.data, divided.index
+    order = Order(config.seed, divided.train, index.labels[divided.train], divided.weights(data), data.sampling)
+    with Loader(
+        index,
+        order,
+        seed=config.seed,
+        batch=config.optimiser.batch,
+        symmetries=data.symmetries,
+        stain_jitter=data.stain_jitter,
+    ) as loader:
+        return _Run(config, run, cache, divided, loader).go()
+
+
+class _Run:
+    """One call's work on a run."""
+
+    def __init__(self, config: TrainConfig, run: Path, cache: Path, divided: Split, loader: Loader) -> None:
+        self.config, self.run, self.divided, self.loader = config, run, divided, loader
+        self.work: Step = step_for(config, loader, cache)
+        plan = config.optimiser
+        self.trained = [parameter for parameter in self.work.module.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.trained, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
+        self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
+        self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimiser)
+        self.watch = Watch(**also.get("watch", {}))
+        self.log = run / "metrics.jsonl"
+        self.seconds_before = _shortened(self.log, self.first)
+        (run / "extra.json").write_text(json.dumps(self._extra(), indent=1))
+
+    def _extra(self) -> dict[str, Any]:
+        index = self.divided.index
+        return {
+            **self.work.extra(),
+            "tiles": len(self.divided.train),
+            "validation_tiles": len(self.divided.validation),
+            "synthetic_tiles": int(index.synthetic[self.divided.train].sum()),
+            "classes": index.classes,
+            "data_sha256": index.digest,
+            "skipped": index.skipped,
+        }
+
+    def go(self) -> int:
+        """Every step that is left; returns how many."""
+        plan, module = self.config.optimiser, self.work.module
+        bar = tqdm(
+            range(self.first, plan.steps), initial=self.first, total=plan.steps, desc=self.config.mode, mininterval=5.0
         )
-    )
-    bar = tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc=config.mode, mininterval=5.0)
-    began, busy = time.monotonic(), _seconds_before(run)
-    work.module.train()
-    for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = rate_at(plan, step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss, figures = work.loss(step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"step {step}: the loss is {loss.item()}; last good checkpoint: {checkpoint.steps(run)[-1:]}"
+        began = time.monotonic()
+        module.train()
+        for step in bar:
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate_at(plan, step)
+            loss, figures = self._step(step)
+            last = step + 1 == plan.steps
+            look = self.config.data.validation
+            if look is not None and ((step + 1) % look.every == 0 or last):
+                figures["validation_loss"] = self._validated()
+            if (step + 1) % self.config.log_every == 0 or last or "validation_loss" in figures:
+                seconds = self.seconds_before + time.monotonic() - began
+                self._note({"step": step + 1, "loss": loss, "rate": rate_at(plan, step), "seconds": seconds, **figures})
+                bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
+            if (step + 1) % self.config.checkpoint_every == 0 or last:
+                self._save(step + 1)
+        return max(0, plan.steps - self.first)
+
+    def _step(self, step: int) -> tuple[float, dict[str, float]]:
+        """One optimiser step; the batch in `accumulate` parts. Returns the loss and figures, means over the batch."""
+        plan = self.config.optimiser
+        batch = self.loader.batch(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses, parts = 0.0, []
+        for part in _parts(batch, plan.accumulate):
+            with self._autocast():
+                loss, figures = self.work.loss(part)
+            losses += loss.item() / plan.accumulate
+            if not math.isfinite(losses):
+                break  # said below; its gradient is of no use
+            (loss / plan.accumulate).backward()  # type: ignore[no-untyped-call]
+            parts.append(figures)
+        try:
+            self.watch.look(step, losses)
+        except DivergedError as error:
+            good = checkpoint.steps(self.run)
+            where = (
+                f"the last good checkpoint is {self.run}/checkpoints/{good[-1]:06d}"
+                if good
+                else "there is no checkpoint"
             )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        figures["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, plan.clip))
-        optimiser.step()
-        ema.update(work.module, step)
-        seconds = busy + time.monotonic() - began
-        if (step + 1) % config.log_every == 0 or step + 1 == plan.steps:
-            line = {"step": step + 1, "loss": loss.item(), "rate": rate_at(plan, step), "seconds": seconds, **figures}
-            with open(run / "metrics.jsonl", "a") as log:
-                log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
-            bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == plan.steps:
-            checkpoint.save(run, step + 1, work.module, ema.state, optimiser)
-    return max(0, plan.steps - first)
+            raise DivergedError(f"{error}; {where}; lower optimiser.rate, or look at the tiles of this step") from None
+        means = {name: sum(figures[name] for figures in parts) / len(parts) for name in parts[0]}
+        means["gradient_norm"] = float(nn.utils.clip_grad_norm_(self.trained, plan.clip))
+        self.optimiser.step()
+        for ema in self.averages:
+            ema.update(self.work.module, step)
+        return losses, means
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    @torch.no_grad()
+    def _validated(self) -> float:
+        """Mean loss of the averaged weights on validation tiles: always the same tiles, noise and times."""
+        look, module = self.config.data.validation, self.work.module
+        assert look is not None
+        rows = self.divided.validation
+        order = Order(0, rows, self.divided.index.labels[rows], np.ones(len(rows)))
+        each = min(self.config.optimiser.batch, look.tiles)
+        losses: list[Tensor] = []
+        with (
+            Loader(self.divided.index, order, seed=0, batch=each, symmetries=False) as loader,
+            self.averages[0].applied(module),
+        ):
+            module.eval()
+            for number in range(max(1, look.tiles // each)):
+                with self._autocast():
+                    losses.append(self.work.loss(loader.batch(number))[0])
+        module.train()
+        return float(torch.stack(losses).mean())
+
+    def _note(self, line: dict[str, float]) -> None:
+        with open(self.log, "a") as log:
+            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+
+    def _save(self, step: int) -> None:
+        keep = checkpoint.Keep(self.config.keep_last, self.config.keep_every)
+        also = {"watch": self.watch.to_json()}
+        try:
+            checkpoint.save(self.run, step, self.work.module, self.averages, self.optimiser, keep=keep, also=also)
+        except OSError as error:
+            good = checkpoint.steps(self.run)
+            raise InputError(
+                f"{self.run}/checkpoints: step {step} cannot be written: {error.strerror or error}; make room and run the same command: "
+                f"it goes on from step {good[-1] if good else 0}"
+            ) from None
 
 
-def _seconds_before(run: Path) -> float:
-    path = run / "metrics.jsonl"
-    if not path.exists():
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    if count == 1:
+        return [batch]
+    cuts = np.array_split(np.arange(len(batch.rows)), count)
+    return [
+        Batch(batch.step, batch.positions[cut], batch.rows[cut], batch.symmetries[cut], batch.images[cut])
+        for cut in cuts
+    ]
+
+
+def _shortened(log: Path, step: int) -> float:
+    """Takes lines of steps after the checkpoint out of the log: they are done again. Returns the seconds that the rest took."""
+    if not log.exists():
         return 0.0
-    lines = path.read_text().splitlines()
+    lines = []
+    for text in log.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # cut off
+            continue
+        if line["step"] <= step:
+            lines.append(text)
+    temporary = log.with_name(".tmp-metrics")
+    temporary.write_text("".join(f"{text}\n" for text in lines))
+    temporary.replace(log)
     return float(json.loads(lines[-1])["seconds"]) if lines else 0.0

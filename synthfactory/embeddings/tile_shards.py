@@ -47,7 +47,7 @@ def scan_shards(
     rows: list[tuple[str, tuple[str, int, int], str, str, dict[str, Any]]] = []
     seen: set[str] = set()
     for path in files:
-        for key, sample in _samples(path):
+        for key, sample in tar_samples(path):
             where = f"{path}: {shown(key)}"
             if sample.record is None or sample.span is None:
                 lacking, other = ("JSON", "image") if sample.record is None else ("image", "JSON")
@@ -115,7 +115,7 @@ def _or_nan(record: dict[str, Any], name: str, where: str) -> float:
     return math.nan if found is None else found
 
 
-def _samples(path: str) -> Iterator[tuple[str, _Sample]]:
+def tar_samples(path: str) -> Iterator[tuple[str, _Sample]]:
     """(key, members) in the order of the tar; members of a key need not be neighbours."""
     found: dict[str, _Sample] = {}
     try:

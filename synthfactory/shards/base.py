@@ -56,6 +56,12 @@ class Store(ABC):
         `through_links` reads the file that a link leads to, where links exist at all.
         """
 
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, or fewer where the object ends before; FileNotFoundError where there is none."""
+        with self.open(path) as handle:
+            handle.seek(offset)
+            return handle.read(length)
+
     @abstractmethod
     def open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:
         """The object as a readable file; errors as of `read`."""

@@ -150,6 +150,12 @@ class RemoteStore(Store):
     def read(self, path: str, *, through_links: bool = False) -> bytes:
         return bytes(self._tried(f"read {path}", lambda: self.fs.cat_file(self._at(path))))
 
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        def once() -> bytes:
+            return bytes(self.fs.cat_file(self._at(path), start=offset, end=offset + length))
+
+        return self._tried(f"read {path}", once)
+
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[BinaryIO]:
         handle: Any = self._tried(f"read {path}", lambda: self.fs.open(self._at(path), "rb"))

@@ -58,6 +58,8 @@ def _model_at(root: type[BaseModel], loc: list[str]) -> type[BaseModel] | None:
             return None
         model = kinds[0]
         position += 1
+        if position < len(loc) and loc[position].isdigit():
+            position += 1  # the number of an entry of a list
     return model
 
 

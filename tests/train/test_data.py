@@ -1,0 +1,288 @@
+"""What is trained on: tars listed and checked, patients kept apart, one order whatever the number of workers, tiles as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from running import run
+from tinymodel import make_bank_file, make_tiny_model
+from training import SIDE, image_of, plain, write_tar, write_yaml
+
+from synthfactory.spec.errors import InputError
+from train import shardset
+from train.config import Data
+from train.loader import Loader, Share
+from train.sampler import Order
+from train.shardset import Reader, open_index
+from train.split import split
+from train.symmetry import transformed, with_stain
+
+if TYPE_CHECKING:
+    from s3server import Bucket
+
+
+def data_of(shards: Any, **more: Any) -> Data:
+    return Data.model_validate({"shards": shards if isinstance(shards, list) else str(shards), **more})
+
+
+def order_of(count: int, labels: Any = None, weights: Any = None, **more: Any) -> Order:
+    rows = np.arange(count)
+    return Order(
+        3,
+        rows,
+        np.zeros(count, int) if labels is None else np.asarray(labels),
+        np.ones(count) if weights is None else np.asarray(weights, float),
+        **more,
+    )
+
+
+def test_every_tile_is_seen_once_a_pass_and_passes_differ() -> None:
+    order = order_of(10)
+    rows = order.rows(range(30))
+    assert [sorted(rows[start : start + 10]) for start in (0, 10, 20)] == [list(range(10))] * 3
+    assert len({tuple(rows[start : start + 10]) for start in (0, 10, 20)}) == 3
+    assert order.rows([17, 3]).tolist() == [rows[17], rows[3]]  # of the position alone
+
+
+def test_weights_say_how_often_a_set_is_seen() -> None:
+    order = order_of(14, weights=[2.0] * 4 + [0.5] * 8 + [1.25] * 2)
+    counts = np.bincount(order.rows(range(14 * 4)), minlength=14)
+    assert order.pass_length == 8 + 4 + 2 + round(0.25 * 2)
+    assert set(counts[:4]) == {8}
+    assert counts[4:12].sum() == pytest.approx(16, abs=2)
+    assert counts[4:12].max() <= 4
+
+
+def test_balanced_classes_stand_in_every_block() -> None:
+    labels = [0] * 50 + [1] * 5 + [2] * 2
+    rows = order_of(57, labels, sampling="balanced").rows(range(300))
+    seen = np.asarray(labels)[rows].reshape(100, 3)
+    assert (np.sort(seen, axis=1) == [0, 1, 2]).all()
+    assert np.bincount(rows, minlength=57)[:50].max() <= 2
+    assert set(np.bincount(rows, minlength=57)[55:]) == {50}
+
+
+def test_workers_share_one_order() -> None:
+    whole = Share().of(7, 12)
+    assert np.concatenate([Share(rank, 3).of(7, 12) for rank in range(3)]).tolist() == whole.tolist()
+
+
+def test_tars_are_listed_from_any_place(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a" / "0.tar", range(6), plain)
+    write_tar(tmp_path / "a" / "deep" / "1.tar", range(6, 9), plain)
+    write_tar(tmp_path / "b" / "x.tar", range(20, 22), lambda n: {"label": "rare", "synthetic": True})
+    cache = tmp_path / "cache"
+    assert len(open_index(data_of(tmp_path / "a"), cache)) == 9
+    assert len(open_index(data_of(tmp_path / "a" / "*.tar"), cache)) == 6
+    index = open_index(
+        data_of([{"shards": str(tmp_path / "a")}, {"shards": str(tmp_path / "b" / "x.tar"), "weight": 2}]), cache
+    )
+    assert index.classes == ("a", "b", "c", "rare")
+    assert index.sets.tolist() == [0] * 9 + [1] * 2
+    assert index.synthetic.tolist() == [False] * 9 + [True] * 2
+    assert [index.patient_names[at] for at in index.patients[:4]] == ["p-a-0", "p-b-0", "p-c-0", "p-a-1"]
+    assert index.patients[9] == -1
+    reader = Reader(index)
+    with Loader(index, order_of(11), seed=0, batch=2, threads=2) as loader:
+        assert np.array_equal(loader.images(np.asarray([9, 4]))[0], image_of(20))
+    assert reader.read(0)[:4] == b"\x89PNG"
+
+
+def test_a_listing_is_kept_until_the_tar_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "a" / "0.tar", range(6), plain)
+    first = open_index(data_of(path), tmp_path / "cache")
+    real, calls = shardset._read, []
+    monkeypatch.setattr(shardset, "_read", lambda tar: calls.append(tar) or real(tar))
+    again = open_index(data_of(path), tmp_path / "cache")
+    assert not calls
+    assert again.digest == first.digest
+    assert np.array_equal(again.offsets, first.offsets)
+    write_tar(path, range(7), plain)
+    assert len(open_index(data_of(path), tmp_path / "cache")) == 7
+    for kept in (tmp_path / "cache" / "index").iterdir():
+        kept.write_bytes(b"PK damaged")
+    assert len(open_index(data_of(path), tmp_path / "cache")) == 7
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:10_000])  # inside the last tile
+
+
+def _cut_hard(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"no tar" * 1000)
+
+
+def _unlabelled(path: Path) -> None:
+    write_tar(path, range(3), lambda n: {"patient_id": "p"})
+
+
+@pytest.mark.parametrize("fault", [_cut, _cut_hard, _garbage, _unlabelled])
+def test_a_bad_tar_is_named_and_skipped_only_where_asked(tmp_path: Path, fault: Any) -> None:
+    write_tar(tmp_path / "a" / "0.tar", range(6), plain)
+    fault(write_tar(tmp_path / "a" / "1.tar", range(6, 9), plain))
+    with pytest.raises(InputError, match=r"data\.shards: .*/a/1\.tar: .*on_bad_shard: skip"):
+        open_index(data_of(tmp_path / "a"), tmp_path / "cache")
+    index = open_index(data_of(tmp_path / "a", on_bad_shard="skip"), tmp_path / "cache")
+    assert len(index) == 6
+    assert len(index.skipped) == 1
+    assert "1.tar" in index.skipped[0]
+    (tmp_path / "a" / "0.tar").unlink()
+    with pytest.raises(InputError, match="no tile is left"):
+        open_index(data_of(tmp_path / "a", on_bad_shard="skip"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("shards", "more", "message"),
+    [
+        ("nowhere", {}, "holds no .tar"),
+        ("nowhere.tar", {}, "nowhere.tar: is missing or cannot be read"),
+        ("a", {"classes": ["a", "b"]}, "has a tile of label 'c', which is none of them"),
+        ("a", {"validation": {"shards": [{"shards": "empty"}]}}, "holds no .tar"),
+        ("a", {"validation": {"share": 0.1}, "classes": ["a", "b", "c"]}, None),
+    ],
+)
+def test_what_cannot_be_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: str, more: Any, message: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "a" / "0.tar", range(12), plain)
+    (tmp_path / "empty").mkdir()
+    if message is None:
+        split(data_of(shards, **more), tmp_path / "cache")
+        return
+    with pytest.raises(InputError) as caught:
+        split(data_of(shards, **more), tmp_path / "cache")
+    assert message in str(caught.value)
+
+
+def test_patients_are_on_one_side_and_stay_there(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a" / "0.tar", range(36), plain)
+    held = split(data_of(tmp_path / "a", validation={"share": 0.25}), tmp_path / "cache")
+    names = held.index.patient_names
+
+    def patients(found: Any, rows: np.ndarray) -> set[str]:
+        return {found.index.patient_names[at] for at in found.index.patients[rows]}
+
+    assert patients(held, held.train).isdisjoint(patients(held, held.validation))
+    assert len(names) == 12
+    assert sorted(name[2] for name in patients(held, held.validation)) == [
+        "a",
+        "b",
+        "c",
+    ]  # a quarter of each class's four
+    write_tar(tmp_path / "a" / "1.tar", range(36, 72), plain)
+    more = split(data_of(tmp_path / "a", validation={"share": 0.25}), tmp_path / "cache")
+    assert patients(more, more.validation) == patients(held, held.validation)
+    assert len(more.validation) == 2 * len(held.validation)
+
+
+def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a" / "0.tar", range(12), plain)
+    write_tar(tmp_path / "b" / "0.tar", range(100, 106), plain)
+    write_tar(tmp_path / "c" / "0.tar", range(200, 206), lambda n: {**plain(n), "patient_id": f"other-{n}"})
+    apart = {"shards": [{"shards": str(tmp_path / "c")}]}
+    found = split(data_of(tmp_path / "a", validation=apart), tmp_path / "cache")
+    assert (len(found.train), len(found.validation)) == (12, 6)
+    leaking = {"shards": [{"shards": str(tmp_path / "b")}]}
+    with pytest.raises(InputError, match="patients of theirs are in the training tiles as well"):
+        split(data_of(tmp_path / "a", validation=leaking), tmp_path / "cache")
+    write_tar(tmp_path / "c" / "0.tar", range(200, 206), lambda n: {"label": "a", "patient_id": "unknown"})
+    with pytest.raises(InputError, match="the patient of 6 tiles is unknown"):
+        split(data_of(tmp_path / "a", validation=apart), tmp_path / "cache")
+    assert (
+        len(split(data_of(tmp_path / "a", validation=apart, unknown_patients="train"), tmp_path / "cache").validation)
+        == 6
+    )
+
+
+def test_sets_of_ours_bring_their_patients_and_their_conditions(tmp_path: Path) -> None:
+    """A packed set, and a synthetic one whose lineage says on whose tiles it rests."""
+    model = make_tiny_model(tmp_path / "model")
+    bank = make_bank_file(tmp_path / "bank.parquet", model, classes={"one": 2, "two": 2})
+    spec = {
+        "name": "made", "model": str(model), "classes": {"one": 6, "two": 6}, "embeddings": {"bank": str(bank)}, "seed": 1,
+        "sampler": {"steps": 2}, "output": {"path": str(tmp_path / "made")}, "lineage": str(tmp_path / "lineage"),
+    }  # fmt: skip
+    assert run("build", write_yaml(tmp_path / "spec.yaml", spec), "--local").code == 0
+    made = {"shards": str(tmp_path / "made"), "lineage": str(tmp_path / "lineage")}
+    index = open_index(data_of([made]), tmp_path / "cache")
+    assert (len(index), bool(index.synthetic.all()), index.classes) == (12, True, ("one", "two"))
+    import pyarrow.parquet as pq
+
+    patients = pq.read_table(bank, columns=["label", "patient_id"]).to_pylist()
+    write_tar(tmp_path / "real" / "0.tar", range(4), lambda n: patients[n], side=lambda n: 32)
+    validation = {"shards": [{"shards": str(tmp_path / "real")}]}
+    with pytest.raises(
+        InputError, match=r"data\.shards\.0: its tiles were drawn from \d patients? of the validation side"
+    ):
+        split(data_of([made], validation=validation), tmp_path / "cache")
+    write_tar(
+        tmp_path / "real" / "0.tar", range(4), lambda n: {**patients[n], "patient_id": f"new-{n}"}, side=lambda n: 32
+    )
+    assert split(data_of([made], validation=validation), tmp_path / "cache").warnings == ()
+    unsaid = split(data_of([{"shards": made["shards"]}], validation=validation), tmp_path / "cache")
+    assert "name the set's lineage" in unsaid.warnings[0]
+    (tmp_path / "made" / "shards").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"\.tar: is missing or cannot be read"):
+        open_index(data_of([made]), tmp_path / "other-cache")
+
+
+def test_a_class_that_is_all_synthetic_beside_a_real_one_is_said(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a" / "0.tar", range(6), lambda n: {"label": "common"})
+    write_tar(tmp_path / "a" / "1.tar", range(6, 9), lambda n: {"label": "rare", "synthetic": True})
+    (warning,) = split(data_of(tmp_path / "a"), tmp_path / "cache").warnings
+    assert "class 'rare' has synthetic tiles only and class 'common' real ones only" in warning
+
+
+def test_tiles_come_as_they_are_but_for_what_was_asked(tmp_path: Path) -> None:
+    index = open_index(data_of(write_tar(tmp_path / "0.tar", range(9), plain)), tmp_path / "cache")
+    with Loader(index, order_of(9), seed=1, batch=4, threads=2) as loader:
+        batches = [loader.batch(step) for step in (0, 1, 2)]
+        jumped = loader.batch(1)
+        for batch in batches:
+            for row, symmetry, image in zip(batch.rows, batch.symmetries, batch.images, strict=True):
+                assert np.array_equal(image, transformed(image_of(int(row)), int(symmetry)))
+        assert np.array_equal(jumped.images, batches[1].images)
+        assert len({int(s) for batch in batches for s in batch.symmetries}) > 2
+    with Loader(index, order_of(9), seed=1, batch=4, share=Share(1, 2), threads=2) as half:
+        assert np.array_equal(half.batch(1).images, batches[1].images[2:])
+    with Loader(index, order_of(9), seed=1, batch=4, symmetries=False, stain_jitter=0.1, threads=2) as stained:
+        batch = stained.batch(0)
+        off = np.abs(batch.images.astype(int) - np.stack([image_of(int(row)) for row in batch.rows]).astype(int))
+        assert 1 < off.mean() < 30
+
+
+def test_stain_gains_multiply_optical_density() -> None:
+    image = np.full((4, 4, 3), 99, np.uint8)
+    density = -np.log10(100 / 256)
+    found = -np.log10((with_stain(image, np.asarray([1.0, 1.5, 0.5]))[0, 0].astype(float) + 1) / 256)
+    assert found == pytest.approx([density, 1.5 * density, 0.5 * density], abs=0.01)
+    assert np.array_equal(with_stain(image_of(1), np.ones(3)), image_of(1))
+
+
+def test_tiles_of_several_sizes_are_named(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", range(9), plain, side=lambda n: SIDE if n != 5 else 2 * SIDE)
+    index = open_index(data_of(path), tmp_path / "cache")
+    with (
+        Loader(index, order_of(9), seed=1, batch=9, threads=2) as loader,
+        pytest.raises(InputError, match=r"0\.tar: a tile of"),
+    ):
+        loader.batch(0)
+
+
+def test_tars_are_read_from_a_bucket(s3: Bucket, tmp_path: Path) -> None:
+    from synthfactory.shards.store import open_store
+
+    path = write_tar(tmp_path / "0.tar", range(5), plain)
+    open_store(f"{s3.url}/real").put("0.tar", path.read_bytes())
+    index = open_index(data_of(f"{s3.url}/real"), tmp_path / "cache")
+    with Loader(index, order_of(5), seed=1, batch=5, symmetries=False, threads=3) as loader:
+        batch = loader.batch(0)
+    assert all(np.array_equal(image, image_of(int(row))) for row, image in zip(batch.rows, batch.images, strict=True))

@@ -1,0 +1,152 @@
+"""The loop: averages, parts of a batch, validation, and what stops a run without losing it."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from test_training import write_config, write_shard
+
+from synthfactory.spec.errors import InputError
+from train import checkpoint
+from train.cli import cli
+from train.config import load_config
+from train.loop import train
+from train.watch import AFTER_STEPS, DivergedError, Watch
+
+STEPS = {"steps": 6, "batch": 4, "rate": 1e-3, "warmup": 2}
+
+
+def weights(run: Path, name: str = "weights") -> dict[str, torch.Tensor]:
+    return load_file(sorted((run / "checkpoints").iterdir())[-1] / f"{name}.safetensors")
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    write_shard(tmp_path / "shards")
+    return tmp_path
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole(shards: Path) -> None:
+    whole = load_config(write_config(shards, optimiser=STEPS))
+    train(whole, shards / "whole", shards / "cache")
+    train(load_config(write_config(shards, optimiser={**STEPS, "accumulate": 2})), shards / "parts", shards / "cache")
+    one, other = weights(shards / "whole"), weights(shards / "parts")
+    assert all(torch.allclose(one[name], other[name], atol=2e-5) for name in one)
+    assert lines(shards / "parts")[-1]["loss"] == pytest.approx(lines(shards / "whole")[-1]["loss"], rel=1e-4)
+
+
+def test_several_averages_are_kept_and_resumed(shards: Path) -> None:
+    config = write_config(shards, optimiser={**STEPS, "ema": [0.05, 0.2, 0.99]})
+    train(load_config(config), shards / "run", shards / "cache")
+    found = {name: weights(shards / "run", name) for name in ("weights", "average", "average-0.2", "average-0.99")}
+    name = "vit.patch_embed.proj.weight"
+    off = [(found[key][name] - found["weights"][name]).abs().mean().item() for key in list(found)[1:]]
+    assert 0 < off[0] < off[1] < off[2]
+    step, path = checkpoint.average_file(shards / "run", 0.2)
+    assert (step, path.name) == (6, "average-0.2.safetensors")
+
+
+def test_the_last_checkpoints_and_the_multiples_stay(shards: Path) -> None:
+    config = write_config(shards, checkpoint_every=1, keep_last=2, keep_every=3, optimiser={**STEPS, "steps": 8})
+    train(load_config(config), shards / "run", shards / "cache")
+    assert checkpoint.steps(shards / "run") == [3, 6, 7, 8]
+
+
+def test_validation_is_on_other_patients_and_comes_out_the_same(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"shards": str(shards / "shards"), "validation": {"share": 0.25, "every": 2, "tiles": 4}}
+    config = load_config(write_config(shards, data=data))
+    train(config, shards / "whole", shards / "cache")
+    wanted = [(line["step"], line.get("validation_loss"), line["loss"]) for line in lines(shards / "whole")]
+    assert [step for step, value, _ in wanted if value is not None] == [2, 4, 6]
+    extra = json.loads((shards / "whole" / "extra.json").read_text())
+    assert (extra["tiles"], extra["validation_tiles"]) == (9, 3)
+    real = checkpoint.save
+
+    def dies(*arguments: Any, **named: Any) -> Any:
+        if arguments[1] == 4:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr("train.loop.checkpoint.save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, shards / "cut", shards / "cache")
+    monkeypatch.setattr("train.loop.checkpoint.save", real)
+    train(config, shards / "cut", shards / "cache")
+    assert [(line["step"], line.get("validation_loss"), line["loss"]) for line in lines(shards / "cut")] == wanted
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(shards)
+    train(load_config(config), shards / "whole", shards / "cache")
+    real = checkpoint.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if path.name == "optimiser.safetensors" and (shards / "run" / "checkpoints" / "000002").exists():
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(tensors, path)
+
+    monkeypatch.setattr("train.checkpoint.save_file", full)
+    ended = CliRunner().invoke(cli, ["run", config, "--run", str(shards / "run"), "--cache", str(shards / "cache")])
+    assert isinstance(ended.exception, InputError)
+    assert "No space left on device; make room and run the same command: it goes on from step 2" in str(ended.exception)
+    assert checkpoint.steps(shards / "run") == [2]
+    assert [path.name for path in (shards / "run" / "checkpoints").iterdir()] == ["000002"]
+    monkeypatch.setattr("train.checkpoint.save_file", real)
+    train(load_config(config), shards / "run", shards / "cache")
+    one, other = weights(shards / "whole", "average"), weights(shards / "run", "average")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_by_name(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.step import EncoderStep
+
+    real = EncoderStep.loss
+
+    def broken(self: EncoderStep, batch: Any) -> Any:
+        loss, figures = real(self, batch)
+        return (loss * float("nan") if batch.step == 5 else loss), figures
+
+    monkeypatch.setattr(EncoderStep, "loss", broken)
+    with pytest.raises(
+        DivergedError, match=r"step 5: the loss is nan; the last good checkpoint is .*/checkpoints/000004; lower"
+    ):
+        train(load_config(write_config(shards)), shards / "run", shards / "cache")
+    assert checkpoint.steps(shards / "run") == [2, 4]
+
+
+def test_a_jump_of_ten_deviations_stops_a_run_and_noise_does_not() -> None:
+    random = torch.Generator().manual_seed(0)
+    watch = Watch()
+    for step in range(2000):
+        watch.look(step, 1.0 / (1 + step / 50) + 0.05 * torch.randn(1, generator=random).item())
+    with pytest.raises(DivergedError, match="step 2000: the loss jumps to 3"):
+        watch.look(2000, 3.0)
+    young = Watch()
+    for step in range(AFTER_STEPS):
+        young.look(step, 1.0 if step % 2 else 50.0)
+
+
+def test_a_config_that_may_change_and_one_that_may_not(shards: Path) -> None:
+    train(load_config(write_config(shards, optimiser={**STEPS, "steps": 2})), shards / "run", shards / "cache")
+    train(
+        load_config(write_config(shards, optimiser={**STEPS, "steps": 2}, keep_last=5)),
+        shards / "run",
+        shards / "cache",
+    )
+    ended = CliRunner().invoke(
+        cli,
+        ["run", write_config(shards, optimiser=STEPS), "--run", str(shards / "run"), "--cache", str(shards / "cache")],
+    )
+    assert ended.exit_code != 0
+    assert "was begun with another config (optimiser differ)" in str(ended.exception)

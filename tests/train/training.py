@@ -1,0 +1,46 @@
+"""Small tars and configs to train with."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+SIDE = 24
+
+
+def image_of(number: int, side: int = SIDE) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 255, (side, side, 3), dtype=np.uint8)
+
+
+def write_tar(
+    path: Path, numbers: range, record: Callable[[int], dict[str, Any]], side: Callable[[int], int] = lambda n: SIDE
+) -> Path:
+    """Tiles `numbers`, each with the JSON that `record` gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            picture = io.BytesIO()
+            Image.fromarray(image_of(number, side(number))).save(picture, "PNG", compress_level=0)
+            for extension, data in (("png", picture.getvalue()), ("json", json.dumps(record(number)).encode())):
+                member = tarfile.TarInfo(f"tile-{number:04d}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def plain(number: int) -> dict[str, Any]:
+    """Three classes, four patients of each."""
+    return {"label": "abc"[number % 3], "patient_id": f"p-{'abc'[number % 3]}-{number // 3 % 4}"}
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path

@@ -1,0 +1,135 @@
+"""Batches for a step: read and decoded in threads, some steps ahead of the one that is worked on.
+
+Nothing here has a state that a checkpoint would have to hold: what a batch is follows from (seed, step) and this worker's share of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthfactory.shards.tarfmt import DamagedShardError, decode_image
+from synthfactory.spec.errors import InputError
+from train.sampler import Order
+from train.shardset import Index, Reader
+from train.streams import stream
+from train.symmetry import transformed, with_stain
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This worker's share of a step's batch. `positions` are places in the whole run: what noise is keyed by."""
+
+    step: int
+    positions: np.ndarray  # int64 (B,)
+    rows: np.ndarray  # int64 (B,), numbers of tiles in the index
+    symmetries: np.ndarray  # int64 (B,), 0-7, already applied to the images
+    images: np.ndarray  # uint8 (B, H, W, 3)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch is this worker's: `rank` of `world`, in `accumulate` parts."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, step: int, batch: int) -> np.ndarray:
+        """Positions int64 (batch / world,) of a step."""
+        each = batch // self.world
+        start = step * batch + self.rank * each
+        return np.arange(start, start + each)
+
+
+class Loader:
+    """Batches in order of steps. A context manager: its threads end with it."""
+
+    def __init__(
+        self,
+        index: Index,
+        order: Order,
+        *,
+        seed: int,
+        batch: int,
+        share: Share = Share(),
+        symmetries: bool = True,
+        stain_jitter: float = 0.0,
+        threads: int | None = None,
+        ahead: int = 4,
+    ) -> None:
+        if batch % share.world:
+            raise InputError(f"optimiser.batch: {batch} does not divide by {share.world} workers; choose a multiple")
+        self.index = index
+        self._order, self._seed, self._batch, self._share = order, seed, batch, share
+        self._symmetries, self._stain = symmetries, stain_jitter
+        self._reader = Reader(index)
+        self._pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 1), thread_name_prefix="loader")
+        self._ahead = ahead
+        self._queue: deque[tuple[int, np.ndarray, np.ndarray, np.ndarray, list[Future[np.ndarray]]]] = deque()
+        self.waited_sec = 0.0
+        self.size_px = len(self._decoded(int(order.rows([0])[0])))
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; those of the next steps are begun. InputError, naming the tar, for a tile that does not decode."""
+        if not self._queue or self._queue[0][0] != step:  # the first, or a jump
+            self._drop()
+            self._queue.append(self._begin(step))
+        while len(self._queue) <= self._ahead:
+            self._queue.append(self._begin(self._queue[-1][0] + 1))
+        _, positions, rows, symmetries, futures = self._queue.popleft()
+        began = time.perf_counter()
+        images = np.stack([future.result() for future in futures])
+        self.waited_sec += time.perf_counter() - began
+        return Batch(step, positions, rows, symmetries, images)
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 (B, H, W, 3) of these rows as they are."""
+        return np.stack(list(self._pool.map(self._decoded, map(int, rows))))
+
+    def _begin(self, step: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, list[Future[np.ndarray]]]:
+        positions = self._share.of(step, self._batch)
+        rows = self._order.rows(positions)
+        drawn = [stream(self._seed, "augment", int(position)) for position in positions]
+        symmetries = np.asarray([int(random.integers(0, 8)) if self._symmetries else 0 for random in drawn])
+        gains = [1 + self._stain * random.standard_normal(3) if self._stain else None for random in drawn]
+        futures = [
+            self._pool.submit(self._augmented, int(row), int(symmetry), gain)
+            for row, symmetry, gain in zip(rows, symmetries, gains, strict=True)
+        ]
+        return step, positions, rows, symmetries, futures
+
+    def _drop(self) -> None:
+        for *_, futures in self._queue:
+            for future in futures:
+                future.cancel()
+        self._queue.clear()
+
+    def _augmented(self, row: int, symmetry: int, gains: np.ndarray | None) -> np.ndarray:
+        image = self._decoded(row)
+        if image.shape[0] != self.size_px or image.shape[1] != self.size_px:
+            raise InputError(
+                f"{self._where(row)}: a tile of {image.shape[1]} x {image.shape[0]} px among tiles of {self.size_px} px; "
+                "all must have one size"
+            )
+        turned = transformed(image, symmetry)
+        return np.ascontiguousarray(turned if gains is None else with_stain(turned, np.maximum(gains, 0.0)))
+
+    def _decoded(self, row: int) -> np.ndarray:
+        try:
+            return decode_image(self._reader.read(row))
+        except DamagedShardError as error:
+            raise InputError(f"{self._where(row)}: a tile {error}; replace the tar") from None
+
+    def _where(self, row: int) -> str:
+        return self.index.tars[int(self.index.tar_of[row])]

@@ -1,0 +1,93 @@
+"""Which tile stands at which position of a run: a function of (seed, position) alone, so that any number of workers share one order.
+
+natural: passes over all tiles, each shuffled anew; a set of weight w is seen w times a pass (a part of it, drawn anew, where w is no
+whole number). balanced: every block of C positions has each of the C classes once; each class goes through its own tiles in passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from train.streams import stream
+
+
+class Order:
+    """The order of `rows` (numbers of tiles). `weights` is one per row: how often it is seen a pass, against one."""
+
+    def __init__(
+        self,
+        seed: int,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        sampling: Literal["natural", "balanced"] = "natural",
+    ) -> None:
+        if not len(rows):
+            raise ValueError("an order needs at least one row")
+        self._seed = seed
+        if sampling == "natural":
+            self._groups = [_Group(seed, "all", rows, weights)]
+        else:
+            self._groups = [
+                _Group(seed, f"class-{label}", rows[labels == label], weights[labels == label])
+                for label in np.unique(labels)
+            ]
+
+    @property
+    def pass_length(self) -> int:
+        """Positions after which every tile has been seen (of weight 1 or more; where classes are balanced, of the largest class)."""
+        return max(len(group) for group in self._groups) * len(self._groups)
+
+    def rows(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Row numbers int64 (B,) at these positions of the run."""
+        count = len(self._groups)
+        found = []
+        for position in map(int, positions):
+            block, place = divmod(position, count)
+            group = self._groups[_shuffled(self._seed, "classes", block, count)[place] if count > 1 else 0]
+            found.append(group.at(block))
+        return np.asarray(found, np.int64)
+
+
+class _Group:
+    """Rows that are gone through in passes."""
+
+    def __init__(self, seed: int, name: str, rows: np.ndarray, weights: np.ndarray) -> None:
+        self._seed, self._name = seed, name
+        self._always = np.repeat(rows, np.floor(weights).astype(np.int64))
+        part = weights - np.floor(weights)
+        # Of rows whose weight has a fraction, so many a pass; the shares of all such rows are alike within a set.
+        self._sometimes = [
+            (rows[part == share], round(share * (part == share).sum())) for share in np.unique(part[part > 0])
+        ]
+        self._length = int(len(self._always) + sum(count for _, count in self._sometimes))
+        if not self._length:  # a few tiles of tiny weight
+            self._always, self._length = rows, len(rows)
+            self._sometimes = []
+        self._passes: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def at(self, position: int) -> int:
+        number, place = divmod(position, self._length)
+        if number not in self._passes:
+            if len(self._passes) > 1:  # a batch, and those that are read ahead, lie in two passes at most
+                self._passes.pop(min(self._passes))
+            self._passes[number] = self._rows_of(number)
+        found: int = self._passes[number].item(place)
+        return found
+
+    def _rows_of(self, number: int) -> np.ndarray:
+        random = stream(self._seed, f"pass-{self._name}", number)
+        some = [random.permutation(rows)[:count] for rows, count in self._sometimes]
+        return np.asarray(random.permutation(np.concatenate([self._always, *some])))
+
+
+@lru_cache(maxsize=64)
+def _shuffled(seed: int, purpose: str, number: int, count: int) -> np.ndarray:
+    return np.asarray(stream(seed, purpose, number).permutation(count))

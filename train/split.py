@@ -1,0 +1,118 @@
+"""Which tiles are trained on and which only looked at: by patient, so that no patient is on both sides.
+
+A patient of a share is chosen by a hash of the name within each class, whatever else is in the data: the same patients are held out
+when other tiles of theirs join.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from synthfactory.shards.store import open_store
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import counted, shown
+from train.config import Data
+from train.shardset import Index, open_index
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the index that are trained on and those that are only looked at, int64; what is allowed, but should be known."""
+
+    index: Index
+    train: np.ndarray
+    validation: np.ndarray
+    warnings: tuple[str, ...]
+
+    def weights(self, data: Data) -> np.ndarray:
+        """float64 (n,): the weight of each training row's set."""
+        weights = np.asarray([entry.weight for entry in data.shards], np.float64)
+        return np.asarray(weights[self.index.sets[self.train]])
+
+
+def split(data: Data, cache: Path) -> Split:
+    """Opens the sets and divides them. InputError where a patient is on both sides, patients are unknown, or a side is empty."""
+    apart = [] if data.validation is None else data.validation.shards or []
+    index = open_index(data, cache, [*data.shards, *apart])
+    warnings = [f"left out: {text}" for text in index.skipped]
+    if data.validation is None:
+        everything = np.arange(len(index))
+        return Split(index, everything, everything[:0], (*warnings, *_mixed(index, everything)))
+    unknown = (index.patients < 0) & ~index.synthetic
+    if unknown.any() and data.unknown_patients == "refuse":
+        label = index.classes[int(index.labels[unknown][0])]
+        raise InputError(
+            f"data.validation: the patient of {counted(int(unknown.sum()), 'tile')} is unknown ('{shown(label)}' among their classes), so "
+            "both sides may share patients; name them, or write unknown_patients: train under data"
+        )
+    share = data.validation.share
+    held = index.sets >= len(data.shards) if share is None else _held_out(index, share)
+    both = set(index.patients[held].tolist()) & set(index.patients[~held].tolist()) - {-1}
+    if both:
+        raise InputError(
+            f"data.validation.shards: {counted(len(both), 'patient')} of theirs are in the training tiles as well, so what is "
+            "measured there would flatter; split by patient"
+        )
+    _check_synthetic(index, held, data)
+    if held.all() or not held.any():
+        side = "training" if held.all() else "validation"
+        raise InputError(f"data.validation: no tile is left for {side}; there are too few patients to divide them")
+    if index.synthetic[~held].any() and any(entry.lineage is None for entry in data.shards):
+        warnings.append(
+            "synthetic tiles may rest on patients that are validated on; name the set's lineage under data.shards to check it"
+        )
+    kept = np.flatnonzero(~held)
+    return Split(index, kept, np.flatnonzero(held), (*warnings, *_mixed(index, kept)))
+
+
+def _held_out(index: Index, share: float) -> np.ndarray:
+    """bool (N,): tiles of the patients that are held out: of each class the share whose names hash lowest, and at least one of two."""
+    chosen: set[int] = set()
+    for label in range(len(index.classes)):
+        patients = np.unique(index.patients[(index.labels == label) & (index.patients >= 0)])
+        ordered = sorted(patients.tolist(), key=lambda at: hashlib.sha256(index.patient_names[at].encode()).digest())
+        chosen.update(ordered[: max(1, round(share * len(ordered))) if len(ordered) > 1 else 0])
+    return np.isin(index.patients, np.asarray(sorted(chosen), np.int64))
+
+
+def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> None:
+    """InputError where synthetic training tiles rest on patients that are validated on, as far as lineages say."""
+    names = {index.patient_names[at] for at in np.unique(index.patients[held]) if at >= 0}
+    for number, entry in enumerate(data.shards):
+        both = names & set(_rests_on(entry.lineage)) if entry.lineage else set()
+        if both:
+            raise InputError(
+                f"data.shards.{number}: its tiles were drawn from {counted(len(both), 'patient')} of the validation side, so what "
+                "is measured there would flatter; build the set from the others"
+            )
+
+
+def _rests_on(lineage: str) -> Iterator[str]:
+    store = open_store(lineage, reading=True)
+    found = [path for path, _ in store.entries("units") if path.endswith(".parquet")]
+    if not found:
+        raise InputError(f"data.shards: lineage {lineage}: holds no units; name the lineage of the set's spec")
+    for path in found:
+        with store.open(path) as handle:
+            columns = ["patient_id", "accepted"]
+            table = pq.ParquetFile(handle, pre_buffer=False).read(columns=columns, use_threads=False)
+        yield from (row["patient_id"] for row in table.to_pylist() if row["accepted"] and row["patient_id"])
+
+
+def _mixed(index: Index, rows: np.ndarray) -> Iterator[str]:
+    """A class that is all synthetic beside one that is all real: a model may learn 'synthetic' for the class's own look."""
+    labels, synthetic = index.labels[rows], index.synthetic[rows]
+    share = {name: synthetic[labels == at].mean() for at, name in enumerate(index.classes) if (labels == at).any()}
+    made = [name for name, value in share.items() if value == 1]
+    real = [name for name, value in share.items() if value == 0]
+    if made and real:
+        yield (
+            f"class '{shown(made[0])}' has synthetic tiles only and class '{shown(real[0])}' real ones only: what tells real from "
+            "synthetic tells these classes apart as well"
+        )
