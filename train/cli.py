@@ -26,11 +26,26 @@ def cli() -> None:
 @click.option("--run", "run_folder", required=True, help="Run folder; the same command again resumes.")
 @click.option("--cache", default=None, help="Folder for decoded tiles and latents (default: RUN/../cache).")
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override one field of the config.")
-def run(config: str, run_folder: str, cache: str | None, settings: tuple[str, ...]) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 10_000),
+    help="Workers of Ray Train that share every batch (default: this process).",
+)
+@click.option("--address", help="Ray cluster to run on, such as auto or HOST:6379 (default: Ray on this machine).")
+def run(
+    config: str,
+    run_folder: str,
+    cache: str | None,
+    settings: tuple[str, ...],
+    workers: int | None,
+    address: str | None,
+) -> None:
     """Train as CONFIG.yaml says, or go on where an interrupted run stopped."""
     from train.config import load_config
     from train.loop import train
 
+    if address and not workers:
+        raise click.UsageError("--address needs --workers: say how many share every batch")
     overrides = {}
     for setting in settings:
         path, equals, value = setting.partition("=")
@@ -39,9 +54,17 @@ def run(config: str, run_folder: str, cache: str | None, settings: tuple[str, ..
         overrides[path] = yaml.safe_load(value)
     checked = load_config(config, overrides)
     folder = Path(run_folder)
-    done = train(
-        checked, folder, Path(cache) if cache else folder.parent / "cache", lambda text: click.echo(text, err=True)
-    )
+    cache_folder = Path(cache) if cache else folder.parent / "cache"
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    if workers:
+        from train.distributed import train_with_ray
+
+        done = train_with_ray(checked, folder, cache_folder, workers=workers, address=address, say=say)
+    else:
+        done = train(checked, folder, cache_folder, say)
     click.echo(f"{folder}: {checked.optimiser.steps} steps done ({done} of them now)")
 
 

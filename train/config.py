@@ -157,8 +157,9 @@ class TrainConfig(FrozenModel):
     encoder_run: str | None = Field(default=None, description="diffusion: run whose averaged encoder conditions")
     vae_run: str | None = Field(default=None, description="diffusion: run whose averaged VAE gives the latents")
     seed: int = Field(default=0, ge=0)
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="bfloat16: matrix products under autocast; weights and optimiser stay float32"
+    precision: Literal["float32", "bfloat16", "float64"] = Field(
+        default="float32",
+        description="bfloat16: matrix products under autocast, weights and optimiser stay float32; float64: for checks",
     )
     threads: int = Field(default=2, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)

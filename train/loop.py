@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -23,6 +24,7 @@ from train.loader import Batch, Loader
 from train.sampler import Order
 from train.split import Split, split
 from train.step import Step, step_for
+from train.team import Team
 from train.watch import DivergedError, Watch
 
 FREE = ("threads", "log_every", "checkpoint_every", "keep_last", "keep_every")  # may change while a run goes on
@@ -38,7 +40,7 @@ def rate_at(optimiser: Optimiser, step: int) -> float:
     return optimiser.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def _claim(config: TrainConfig, run: Path) -> None:
+def claim(config: TrainConfig, run: Path) -> None:
     """Writes RUN/config.yaml, or refuses a run that was begun with another config (resuming it would mix two recipes)."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.yaml"
@@ -52,8 +54,14 @@ def _claim(config: TrainConfig, run: Path) -> None:
         raise InputError(f"{run}: was begun with another config ({', '.join(changed)} differ); use another run folder")
 
 
-def train(config: TrainConfig, run: Path, cache: Path, say: Callable[[str], None] = lambda text: None) -> int:
-    """Trains until `optimiser.steps`; returns the number of steps done by this call.
+def train(
+    config: TrainConfig,
+    run: Path,
+    cache: Path,
+    say: Callable[[str], None] = lambda text: None,
+    team: Team | None = None,
+) -> int:
+    """Trains until `optimiser.steps`; returns the number of steps done by this call. `team` says who else works on the run.
 
     InputError for a run folder of another config and for data that cannot be trained on; DivergedError where the loss is no longer
     finite, or jumps.
@@ -62,10 +70,13 @@ def train(config: TrainConfig, run: Path, cache: Path, say: Callable[[str], None
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling every new tensor costs a quarter of a step; nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    team = Team() if team is None else team
     cache.mkdir(parents=True, exist_ok=True)
-    divided = split(config.data, cache)
-    _claim(config, run)
-    for text in divided.warnings:
+    with team.first():
+        divided = split(config.data, cache)
+        if team.leads:
+            claim(config, run)
+    for text in divided.warnings if team.leads else ():
         say(f"warning: {text}")
     data, index = config.data, divided.index
     order = Order(config.seed, divided.train, index.labels[divided.train], divided.weights(data), data.sampling)
@@ -74,18 +85,21 @@ def train(config: TrainConfig, run: Path, cache: Path, say: Callable[[str], None
         order,
         seed=config.seed,
         batch=config.optimiser.batch,
+        share=team.share,
         symmetries=data.symmetries,
         stain_jitter=data.stain_jitter,
     ) as loader:
-        return _Run(config, run, cache, divided, loader).go()
+        return _Run(config, run, cache, divided, loader, team).go()
 
 
 class _Run:
     """One call's work on a run."""
 
-    def __init__(self, config: TrainConfig, run: Path, cache: Path, divided: Split, loader: Loader) -> None:
-        self.config, self.run, self.divided, self.loader = config, run, divided, loader
-        self.work: Step = step_for(config, loader, cache)
+    def __init__(self, config: TrainConfig, run: Path, cache: Path, divided: Split, loader: Loader, team: Team) -> None:
+        self.config, self.run, self.divided, self.loader, self.team = config, run, divided, loader, team
+        with team.first():
+            self.work: Step = step_for(config, loader, cache, team.place(config.precision))
+        self.loss = team.wrapped(self.work, find_unused=config.mode == "encoder")
         plan = config.optimiser
         self.trained = [parameter for parameter in self.work.module.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
@@ -93,8 +107,10 @@ class _Run:
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimiser)
         self.watch = Watch(**also.get("watch", {}))
         self.log = run / "metrics.jsonl"
-        self.seconds_before = _shortened(self.log, self.first)
-        (run / "extra.json").write_text(json.dumps(self._extra(), indent=1))
+        self.seconds_before = 0.0
+        if team.leads:
+            self.seconds_before = _shortened(self.log, self.first)
+            (run / "extra.json").write_text(json.dumps(self._extra(), indent=1))
 
     def _extra(self) -> dict[str, Any]:
         index = self.divided.index
@@ -112,7 +128,12 @@ class _Run:
         """Every step that is left; returns how many."""
         plan, module = self.config.optimiser, self.work.module
         bar = tqdm(
-            range(self.first, plan.steps), initial=self.first, total=plan.steps, desc=self.config.mode, mininterval=5.0
+            range(self.first, plan.steps),
+            initial=self.first,
+            total=plan.steps,
+            desc=self.config.mode,
+            mininterval=5.0,
+            disable=not self.team.leads,
         )
         began = time.monotonic()
         module.train()
@@ -123,13 +144,17 @@ class _Run:
             last = step + 1 == plan.steps
             look = self.config.data.validation
             if look is not None and ((step + 1) % look.every == 0 or last):
-                figures["validation_loss"] = self._validated()
-            if (step + 1) % self.config.log_every == 0 or last or "validation_loss" in figures:
+                if self.team.leads:
+                    figures["validation_loss"] = self._validated()
+                self.team.barrier()
+            if self.team.leads and ((step + 1) % self.config.log_every == 0 or last or "validation_loss" in figures):
                 seconds = self.seconds_before + time.monotonic() - began
                 self._note({"step": step + 1, "loss": loss, "rate": rate_at(plan, step), "seconds": seconds, **figures})
                 bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
             if (step + 1) % self.config.checkpoint_every == 0 or last:
-                self._save(step + 1)
+                if self.team.leads:
+                    self._save(step + 1)
+                self.team.barrier()
         return max(0, plan.steps - self.first)
 
     def _step(self, step: int) -> tuple[float, dict[str, float]]:
@@ -137,17 +162,21 @@ class _Run:
         plan = self.config.optimiser
         batch = self.loader.batch(step)
         self.optimiser.zero_grad(set_to_none=True)
-        losses, parts = 0.0, []
-        for part in _parts(batch, plan.accumulate):
-            with self._autocast():
-                loss, figures = self.work.loss(part)
-            losses += loss.item() / plan.accumulate
-            if not math.isfinite(losses):
-                break  # said below; its gradient is of no use
-            (loss / plan.accumulate).backward()  # type: ignore[no-untyped-call]
+        total, parts = 0.0, []
+        pieces = _parts(batch, plan.accumulate)
+        for number, piece in enumerate(pieces, start=1):
+            alone = self.team.unsynchronised(self.loss) if number < len(pieces) else contextlib.nullcontext()
+            with alone:
+                with self._autocast():
+                    loss, figures = self.loss(piece)
+                total += loss.item() / plan.accumulate
+                (loss / plan.accumulate).backward()  # type: ignore[no-untyped-call]
             parts.append(figures)
+        names = list(parts[0])
+        means = [sum(figures[name] for figures in parts) / len(parts) for name in names]
+        whole, *means = self.team.mean([total, *means])
         try:
-            self.watch.look(step, losses)
+            self.watch.look(step, whole)
         except DivergedError as error:
             good = checkpoint.steps(self.run)
             where = (
@@ -156,15 +185,15 @@ class _Run:
                 else "there is no checkpoint"
             )
             raise DivergedError(f"{error}; {where}; lower optimiser.rate, or look at the tiles of this step") from None
-        means = {name: sum(figures[name] for figures in parts) / len(parts) for name in parts[0]}
-        means["gradient_norm"] = float(nn.utils.clip_grad_norm_(self.trained, plan.clip))
+        found = dict(zip(names, means, strict=True))
+        found["gradient_norm"] = float(nn.utils.clip_grad_norm_(self.trained, plan.clip))
         self.optimiser.step()
         for ema in self.averages:
             ema.update(self.work.module, step)
-        return losses, means
+        return whole, found
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        return torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     @torch.no_grad()
     def _validated(self) -> float:

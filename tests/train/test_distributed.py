@@ -1,0 +1,67 @@
+"""Several workers share a batch and hold the weights that one worker would hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import write_config, write_shard
+
+from train.config import load_config
+from train.loop import train
+
+VAE = {"unshuffle": 4, "channels": [8, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}
+SIT = {"width": 16, "depth": 1, "heads": 2, "projection_depth": 1, "projection_hidden": 8, "latent_size": 28}
+
+
+def by_ray(config: str, run: Path, cache: Path, workers: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "train.cli", "run", config, "--run", run, "--cache", cache, "--workers", workers]
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # loopback alone
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.slow
+def test_two_workers_follow_one(tmp_path: Path) -> None:
+    """float64, 50 steps, half the batch each: weights within 1e-8."""
+    write_shard(tmp_path / "shards")
+    cache = tmp_path / "cache"
+    train(load_config(write_config(tmp_path)), tmp_path / "encoder", cache)
+    train(load_config(write_config(tmp_path, mode="vae", network=VAE, vae={"crop": 64})), tmp_path / "vae", cache)
+    config = write_config(
+        tmp_path, mode="diffusion", network=SIT, precision="float64", encoder_run=str(tmp_path / "encoder"),
+        vae_run=str(tmp_path / "vae"), optimiser={"steps": 50, "batch": 4, "rate": 1e-3, "warmup": 5}, checkpoint_every=25,
+    )  # fmt: skip
+    train(load_config(config), tmp_path / "one", cache)
+    ended = by_ray(config, tmp_path / "two", cache)
+    assert ended.returncode == 0, ended.stderr
+    assert "50 steps done (50 of them now)" in ended.stdout
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "000050" / "weights.safetensors") for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    start = load_file(tmp_path / "one" / "checkpoints" / "000025" / "weights.safetensors")
+    assert (one["x_embedder.proj.weight"] - start["x_embedder.proj.weight"]).abs().max() > 1e-4  # it did learn
+    off = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert off < 1e-8
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-6)  # as rounded in the log
+    assert torch.equal(one["bn.running_mean"], two["bn.running_mean"])
+    again = by_ray(config, tmp_path / "two", cache)
+    assert "50 steps done (0 of them now)" in again.stdout
+    refused = by_ray(config, tmp_path / "three", cache, workers=3)
+    assert refused.returncode == 2
+    assert "does not divide by 3 workers" in refused.stderr
+    other = write_config(tmp_path, data={"shards": str(tmp_path / "nowhere")})
+    missing = by_ray(other, tmp_path / "four", cache)
+    assert missing.returncode == 2, missing.stderr
+    assert "holds no .tar" in missing.stderr
+    assert "Traceback" not in missing.stderr

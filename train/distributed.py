@@ -1,0 +1,135 @@
+"""A run by several workers, on this machine or a cluster: Ray Train starts them and joins them by torch.distributed; the loop is the same.
+
+The run's folder and the shards must be reachable from every worker by the same path. Where a worker dies, all begin again from
+the last checkpoint; so does the same command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+from tqdm import tqdm
+
+from synthfactory.run.ray_pool import start_ray
+from synthfactory.spec.errors import InputError
+from train.checkpoint import steps
+from train.config import TrainConfig
+from train.loop import claim, train
+from train.split import split
+from train.team import Team
+from train.watch import DivergedError
+
+ATTEMPTS = 3  # begun anew after workers or nodes have died
+LOOK_SEC = 1.0
+
+
+def _work(given: dict[str, Any]) -> None:
+    """One worker, from start to end."""
+    context = ray.train.get_context()
+    device = torch.device(get_device()) if torch.cuda.is_available() else torch.device("cpu")
+    team = Team(context.get_world_rank(), context.get_world_size(), device)
+    train(TrainConfig.model_validate(given["config"]), Path(given["run"]), Path(given["cache"]), team=team)
+
+
+def train_with_ray(
+    config: TrainConfig, run: Path, cache: Path, *, workers: int, address: str | None, say: Callable[[str], None]
+) -> int:
+    """As `loop.train`, by `workers` workers, one GPU each where there are GPUs. Returns the steps that were done.
+
+    InputError and DivergedError as there; InputError where the batch does not divide by the workers, or no cluster answers;
+    RuntimeError where workers died more than twice.
+    """
+    if config.optimiser.batch % workers:
+        raise InputError(
+            f"optimiser.batch: {config.optimiser.batch} does not divide by {workers} workers; choose a multiple"
+        )
+    for text in split(config.data, cache).warnings:  # what is wrong with the data is said before any worker starts
+        say(f"warning: {text}")
+    claim(config, run)
+    before = _done(run)
+    if before >= config.optimiser.steps:
+        return 0
+    start_ray(address, workers * config.threads + 1 if address is None else 0)
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        where = f"Ray at {address}" if address else "this machine"
+        say(f"{workers} workers on {'GPUs' if gpus else 'CPUs'} of {where}")
+        with _progress(run, config.optimiser.steps), tempfile.TemporaryDirectory(prefix=".ray-", dir=run) as scratch:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    _trainer(config, run, cache, workers, gpus > 0, f"{scratch}/{attempt}").fit()
+                    break
+                except ray.train.WorkerGroupError as error:
+                    _raise_meant(error.worker_failures)
+                    if attempt == ATTEMPTS:
+                        first = str(next(iter(error.worker_failures.values()), error)).strip().splitlines()[-1]
+                        raise RuntimeError(f"workers ended {ATTEMPTS} times, last with {first}") from None
+                    say(f"a worker ended; going on from step {_done(run)}")
+    finally:
+        ray.shutdown()
+    return _done(run) - before
+
+
+def _trainer(config: TrainConfig, run: Path, cache: Path, workers: int, gpu: bool, storage: str) -> TorchTrainer:
+    return TorchTrainer(
+        _work,
+        train_loop_config={
+            "config": config.model_dump(mode="json"), "run": str(run.resolve()), "cache": str(cache.resolve()),
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": config.threads, **({"GPU": 1} if gpu else {})}
+        ),
+        run_config=ray.train.RunConfig(name="train", storage_path=str(Path(storage).resolve())),
+    )  # fmt: skip
+
+
+def _raise_meant(failures: Mapping[int, Exception]) -> None:
+    """Raises what a worker said of the data or the loss; the others then only lost their connection to it."""
+    for failure in failures.values():
+        inner = getattr(failure, "_base_exc", failure)
+        if isinstance(inner, InputError):
+            raise InputError(str(inner)) from None
+        if isinstance(inner, DivergedError):
+            raise DivergedError(str(inner)) from None
+
+
+def _done(run: Path) -> int:
+    return max(steps(run), default=0)
+
+
+@contextlib.contextmanager
+def _progress(run: Path, total: int) -> Iterator[None]:
+    """A bar that follows the log that the leading worker writes."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        with tqdm(total=total, desc="training", mininterval=5.0) as bar:
+            while not ended.wait(LOOK_SEC):
+                bar.update(_last_step(run) - bar.n)
+            bar.update(_last_step(run) - bar.n)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _last_step(run: Path) -> int:
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+    except (OSError, ValueError, KeyError):
+        return 0
