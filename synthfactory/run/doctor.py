@@ -174,7 +174,7 @@ def _takes_h0_mini(spec: Spec) -> bool:
     try:
         opened = find_model(spec.model)
     except InputError:  # said where the model is looked at; until then, what the spec says of it
-        return spec.model.hub is not None and (spec.model.pipeline or Pipeline()).encoder_id == H0_MINI
+        return spec.model.hub is not None and repo_of((spec.model.pipeline or Pipeline()).encoder_id) == H0_MINI
     return repo_of(opened.encoder["id"]) == H0_MINI and not (isinstance(opened, ModelFolder) and opened.has_encoder)
 
 

@@ -1,14 +1,17 @@
-"""A tiny model and a bank for the whole run of this room."""
+"""A tiny model and a bank for the whole run of this room; a stand-in of the Hub, and builds of what it serves."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import run, write_spec
+from hub_making import CYTOSYN, SMALL, TERMS, Build
+from hubserver import GRANTED, Hub, Repo, environment, serve_hub
+from minirepo import make_repo
+from running import Ended, run, write_spec
 from tinymodel import make_bank_file, make_tiny_model
 
 
@@ -50,3 +53,40 @@ def place(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "spec.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def miniature() -> dict[str, bytes]:
+    return make_repo()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub, and caches of this test alone; a token that has access is in the environment."""
+    with serve_hub() as server:
+        for name in ("HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment(server, tmp_path / "home", GRANTED).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def cytosyn(hub: Hub, miniature: dict[str, bytes]) -> Repo:
+    repo = hub.add(CYTOSYN, gated=True, licence="cc-by-nc-nd-4.0")
+    repo.commit(miniature)
+    return repo
+
+
+@pytest.fixture
+def build(tiny: Path, tmp_path: Path) -> Build:
+    """build(model, **changes): `build --local` of a spec for that model, into tmp_path/set."""
+
+    def make(model: Any, command: str = "build", **changes: Any) -> Ended:
+        given = {"embeddings": {"bank": str(tiny / "bank.parquet")}, "terms": TERMS, **SMALL, **changes}
+        folder = tmp_path / "set"
+        folder.mkdir(exist_ok=True)
+        spec = write_spec(folder / "spec.yaml", model=model, **given)
+        return run(command, spec, *(["--local"] if command == "build" else []))
+
+    return make
