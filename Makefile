@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := out/phantom-model
 
-.PHONY: help demo test test-all lint format bench phantom-model phantom-bank clean
+.PHONY: help demo test test-all lint format bench phantom-model phantom-bank solver-table clean
 
 help:
 	@echo "make demo           builds specs/demo.yaml into out/demo and shows how to look at it"
@@ -66,6 +66,13 @@ phantom-model: $(VENV)/.run
 # The bank that the demo draws from: invented patients that no model was trained on.
 phantom-bank: $(VENV)/.run
 	$(BIN)/synthfactory phantom bank specs/phantom-bank.parquet --cohort bank
+
+# Quality of each solver against network calls, on the built-in model: written beside it, where `steps: auto` reads it.
+solver-table: $(VENV)/.run
+	test -f out/solvers/bank.parquet || \
+		$(BIN)/synthfactory phantom bank out/solvers/bank.parquet --cohort heldout --per-class 420
+	$(BIN)/synthfactory calibrate specs/solvers.yaml --tiles 100 --seeds 5 --steps 5 --steps 10 --steps 20 \
+		-o synthfactory/model/weights/phantom/calibration.json
 
 clean:
 	rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache

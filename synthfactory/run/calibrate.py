@@ -28,6 +28,7 @@ from synthfactory.spec.sampler import Guidance, Sampler
 
 PROBE_ROWS = 2000  # of each class, at most
 BOOTSTRAPS = 1000
+PIECE_BATCHES = 4  # drawn and kept at a time: what an interruption may cost
 SEED = 1  # of noises, choices and bootstraps: a calibration can be repeated
 
 GRID = {
@@ -100,26 +101,38 @@ def drawn_embeddings(
     """Embeddings float32 (N, E) of the tiles drawn for the pairs; read from `kept` where they were drawn before."""
     digest = hashlib.sha256(pairs.conditions.tobytes() + json.dumps([name, pairs.keys, batch_size]).encode())
     digest.update(sampler.model_dump_json().encode())
-    path = f"calibration/{digest.hexdigest()[:32]}.npy"
+    step = PIECE_BATCHES * batch_size
+    parts = []
+    for start in range(0, len(pairs.keys), step):
+        path = f"calibration/{digest.hexdigest()[:32]}-{start:06d}.npy"
+        part = _kept(kept, path, pairs.conditions[start : start + step].shape)
+        if part is None:
+            part = _drawn(engine, pairs, sampler, batch_size, range(start, min(start + step, len(pairs.keys))))
+            buffer = io.BytesIO()
+            np.save(buffer, part)
+            kept.put(path, buffer.getvalue())
+        parts.append(part)
+        tick(len(part))
+    return np.concatenate(parts)
+
+
+def _kept(kept: Store, path: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """What was drawn before; None where it was not, or is cut off."""
     try:
         found = np.load(io.BytesIO(kept.read(path)), allow_pickle=False)
-        if found.shape == pairs.conditions.shape and found.dtype == np.float32:
-            tick(len(found))
-            return np.asarray(found)
     except (FileNotFoundError, ValueError, EOFError):
-        pass  # not drawn yet, or cut off
+        return None
+    return np.asarray(found) if found.shape == shape and found.dtype == np.float32 else None
+
+
+def _drawn(engine: AnyEngine, pairs: Pairs, sampler: Sampler, batch_size: int, rows: range) -> np.ndarray:
     parts = []
-    for start in range(0, len(pairs.keys), batch_size):
-        part = slice(start, start + batch_size)
+    for start in rows[::batch_size]:
+        part = slice(start, min(start + batch_size, rows.stop))
         embeddings = engine.begin(pairs.conditions[part], pairs.keys[part], sampler, embed=True).wait()[1]
         assert embeddings is not None
         parts.append(np.array(embeddings, np.float32))
-        tick(len(embeddings))
-    whole = np.concatenate(parts)
-    buffer = io.BytesIO()
-    np.save(buffer, whole)
-    kept.put(path, buffer.getvalue())
-    return whole
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
