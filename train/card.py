@@ -60,6 +60,15 @@ def _training(model: ModelFolder) -> list[str]:
         f"| {part} | {run['steps']:,} | {run['batch']} | {run['precision']} | {run['seed']} | {hours.get(part, 'not recorded')} |"
         for part, run in training["runs"].items()
     )
+    base = training.get("base")
+    if base:
+        lines += [
+            "",
+            f"Goes on from {base['id']}, revision {base['revision']} (`{base['sha256'][:12]}`); learnt: {training['learns']}.",
+        ]
+    made = training.get("synthetic_tiles", 0)
+    if made:
+        lines += ["", f"{made:,} of the tiles were synthetic."]
     return [*lines, ""]
 
 

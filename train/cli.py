@@ -73,18 +73,19 @@ def run(
 @click.argument("out")
 @click.option("--id", "model_id", required=True, help="Name of the model, as published sets will state it.")
 @click.option("--revision", default="1", show_default=True, help="Version of the weights.")
-@click.option("--licence", default="Apache-2.0", show_default=True, help="Terms that travel with every artefact.")
+@click.option("--licence", help="Terms that travel with every artefact (default: the base model's, else not stated).")
 @click.option(
     "--domain", help="What the model draws, where that is not what its labels say; plans and cards repeat it."
 )
 @click.option("--ema", type=click.FloatRange(0, 1), help="Decay of the average to write (default: the config's first).")
 def export(
-    run_folder: str, out: str, model_id: str, revision: str, licence: str, domain: str | None, ema: float | None
+    run_folder: str, out: str, model_id: str, revision: str, licence: str | None, domain: str | None, ema: float | None
 ) -> None:
-    """Write the averaged weights of a diffusion RUN, with its encoder and VAE, as the model folder OUT."""
+    """Write the averaged weights of a diffusion or finetune RUN, with encoder and VAE, as the model folder OUT."""
+    from synthfactory.model.licence import licence_of
     from train.export import export as write
 
-    terms = {"name": licence, "sharing": "allowed" if licence == "Apache-2.0" else "local"}
+    terms = None if licence is None else licence_of("", licence)
     folder = write(
         Path(run_folder), Path(out), model_id=model_id, revision=revision, licence=terms, domain=domain, decay=ema
     )

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.faults import checked
+from synthfactory.spec.model import Model
 from synthfactory.spec.plain_yaml import Kind, parse_text, read_text
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
@@ -144,16 +145,44 @@ class DiffusionLosses(FrozenModel):
     time: Literal["uniform", "logit_normal"] = "logit_normal"
 
 
+class LoRA(FrozenModel):
+    """Low-rank adapters instead of the weights themselves (arXiv 2106.09685); merged at export."""
+
+    rank: int = Field(default=8, ge=1, le=1024)
+    scale: float = Field(default=8.0, gt=0, description="the adapter counts scale / rank")
+    targets: list[str] = Field(
+        default=["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], min_length=1, description="ends of layer names"
+    )
+
+
+class Finetune(FrozenModel):
+    """What of the base model learns: the weights whose names fit, or adapters."""
+
+    parts: list[str] = Field(
+        default=["*"],
+        min_length=1,
+        description="names of weights with * and ?",
+        examples=[["blocks.*.attn.*", "y_embedder.*"]],
+    )
+    lora: LoRA | None = None
+
+
 class TrainConfig(FrozenModel):
     """One run. `network` is the ViTConfig, VAEConfig or SiTConfig of the mode; `init` names runs or folders it builds on."""
 
-    mode: Literal["encoder", "vae", "diffusion"] = Field(examples=["diffusion"])
+    mode: Literal["encoder", "vae", "diffusion", "finetune"] = Field(examples=["diffusion"])
     data: Data
-    network: dict[str, Any]
+    network: dict[str, Any] = Field(default={}, description="sizes; of a base model they are its own")
     optimiser: Optimiser
     encoder: EncoderLosses = EncoderLosses()
     vae: VAELosses = VAELosses()
     diffusion: DiffusionLosses = DiffusionLosses()
+    finetune: Finetune = Finetune()
+    base: Model | None = Field(
+        default=None,
+        description="finetune: the model to go on from, written as a spec's `model:`",
+        examples=["phantom"],
+    )
     encoder_run: str | None = Field(default=None, description="diffusion: run whose averaged encoder conditions")
     vae_run: str | None = Field(default=None, description="diffusion: run whose averaged VAE gives the latents")
     seed: int = Field(default=0, ge=0)
@@ -169,7 +198,7 @@ class TrainConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _needs(self) -> TrainConfig:
-        if self.mode == "diffusion" and self.data.stain_jitter:
+        if self.mode in ("diffusion", "finetune") and self.data.stain_jitter:
             raise Problems(
                 [
                     (
@@ -184,6 +213,11 @@ class TrainConfig(FrozenModel):
                 raise Problems(
                     [(name, "is missing; mode diffusion builds on a run folder of that mode") for name in missing]
                 )
+        if self.mode == "finetune" and (self.base is None or self.network):
+            problem = ("base", "is missing; name the model to go on from, for example base: phantom")
+            raise Problems([problem if self.base is None else ("network", "is the base model's own; leave it out")])
+        if self.mode != "finetune" and not self.network:
+            raise Problems([("network", "is missing; see train/configs for each mode's sizes")])
         return self
 
 

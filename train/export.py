@@ -1,22 +1,28 @@
-"""Three finished runs -> one model folder that a spec can name: safetensors by hash, config.json, a card without figures yet."""
+"""Finished runs -> one model folder that a spec can name: safetensors by hash, config.json, a card without figures yet."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from synthfactory.embeddings.bank import MPP
 from synthfactory.model.config_check import FORMAT
-from synthfactory.model.folder import FIGURES
+from synthfactory.model.find import find_model
+from synthfactory.model.folder import FIGURES, ModelFolder
+from synthfactory.model.licence import NOT_STATED
 from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.card import write_card
-from train.config import load_config
+from train.config import TrainConfig, load_config
+from train.lora import merged
 
 HEADS = ("class_head.", "attribute_head.", "grid_head.")
 
@@ -31,40 +37,80 @@ def _seconds(run: Path) -> float:
     return float(json.loads(lines[-1])["seconds"])
 
 
-def _write(path: Path, state: dict[str, Tensor]) -> str:
-    halved = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in sorted(state.items())}
-    save_file(halved, path)
+def _write(path: Path, state: dict[str, Tensor], dtype: torch.dtype = torch.float16) -> str:
+    cast = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in sorted(state.items())}
+    save_file(cast, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def export(
-    sit_run: Path,
+    run: Path,
     out: Path,
     *,
     model_id: str,
     revision: str,
-    licence: dict[str, Any],
+    licence: dict[str, Any] | None = None,
     domain: str | None = None,
     decay: float | None = None,
 ) -> Path:
-    """Writes the averaged weights of a diffusion run and of the encoder and VAE it was trained with, as float16, to `out`.
+    """Writes the averaged weights of a diffusion or finetune run, with encoder and VAE, as the model folder `out`.
 
-    `domain` says what the model draws, where that is not what its labels say; plans and cards repeat it. `decay` picks one of several
-    averages of the diffusion run; None takes the first of its config.
+    `licence` {name, sharing} travels with every artefact; None: those of the base model, else not stated and local. `domain` says what
+    the model draws, where that is not what its labels say; plans and cards repeat it. `decay` picks one of several averages; None takes
+    the first of the config.
 
-    Raises InputError where a run has no checkpoint or is of another mode, and where encoder or VAE moved on since.
+    InputError where a run has no checkpoint or is of another mode, where encoder, VAE or base moved on since, and where the base
+    model's terms are not to be changed.
     """
-    config = load_config(f"{sit_run}/config.yaml")
-    if config.mode != "diffusion" or config.encoder_run is None or config.vae_run is None:
-        raise InputError(f"{sit_run}: is a run of mode {config.mode}; export names a run of mode diffusion")
+    config = load_config(f"{run}/config.yaml")
+    if config.mode not in ("diffusion", "finetune"):
+        raise InputError(f"{run}: is a run of mode {config.mode}; export names a run of mode diffusion or finetune")
+    extra = json.loads((run / "extra.json").read_text())
+    step, sit = _average(run, None if decay == config.optimiser.ema[0] else decay)
+    made = _of_runs if config.mode == "diffusion" else _of_base
+    description, hours = made(config, extra, step, sit, out)
+    terms = description.get("licence", {"name": NOT_STATED, "sharing": "local"}) if licence is None else licence
+    stated = description.get("licence")
+    if stated and stated.get("sharing") != "allowed" and dict(terms) != dict(stated):
+        raise InputError(
+            f"{run}: goes on from a model under {stated.get('name')}, whose terms stay; leave the licence out"
+        )
+    description |= {"format": FORMAT, "id": model_id, "revision": revision, "licence": terms}
+    description["encoder"].setdefault("id", f"{model_id}-encoder")
+    description["training"] |= {
+        "tiles": extra["tiles"],
+        "synthetic_tiles": extra["synthetic_tiles"],
+        "classes": extra["classes"],
+        "data_sha256": extra["data_sha256"],
+        "torch": torch.__version__,
+    }
+    if domain:
+        description["domain"] = domain
+    (out / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+    hours["sit"] = _hours(run)
+    (out / FIGURES).write_text(json.dumps({"training_hours": hours}, indent=1) + "\n")
+    write_card(out)
+    return out
+
+
+def _ran(config: TrainConfig, step: int) -> dict[str, Any]:
+    return {"steps": step, "batch": config.optimiser.batch, "precision": config.precision, "seed": config.seed}
+
+
+def _hours(run: Path) -> float:
+    return round(_seconds(run) / 3600, 2)
+
+
+def _of_runs(
+    config: TrainConfig, extra: dict[str, Any], step: int, sit: dict[str, Tensor], out: Path
+) -> tuple[dict[str, Any], dict[str, float]]:
+    assert config.encoder_run and config.vae_run
     encoder_run, vae_run = Path(config.encoder_run), Path(config.vae_run)
-    extra = json.loads((sit_run / "extra.json").read_text())
-    sit_step, sit = _average(sit_run, None if decay == config.optimiser.ema[0] else decay)
     encoder_step, encoder = _average(encoder_run)
     vae_step, vae = _average(vae_run)
     if (encoder_step, vae_step) != (extra["encoder_step"], extra["vae_step"]):
         raise InputError(
-            f"{sit_run}: was trained on encoder step {extra['encoder_step']} and VAE step {extra['vae_step']}"
+            f"the run was trained on encoder step {extra['encoder_step']} and VAE step {extra['vae_step']}; they have moved on since"
         )
     out.mkdir(parents=True, exist_ok=True)
     vit = {name.removeprefix("vit."): value for name, value in encoder.items() if not name.startswith(HEADS)}
@@ -74,38 +120,46 @@ def export(
         "encoder.safetensors": _write(out / "encoder.safetensors", vit),
     }
     encoder_config, vae_config = load_config(f"{encoder_run}/config.yaml"), load_config(f"{vae_run}/config.yaml")
-    runs = {
-        name: {"steps": step, "batch": used.optimiser.batch, "precision": used.precision, "seed": used.seed}
-        for name, step, used in (
-            ("encoder", encoder_step, encoder_config),
-            ("vae", vae_step, vae_config),
-            ("sit", sit_step, config),
-        )
-    }
-    description: dict[str, Any] = {
-        "format": FORMAT,
-        "id": model_id,
-        "revision": revision,
-        "tile_size_px": int(config.network["latent_size"]) * 8,
-        "resolution_mpp": 0.5,
+    described = {
+        "tile_size_px": int(extra["network"].get("latent_size", 28)) * 8,
+        "resolution_mpp": MPP,
         "sit": extra["network"],
         "vae": vae_config.network,
-        "encoder": {"id": f"{model_id}-encoder", **encoder_config.network},
+        "encoder": dict(encoder_config.network),
         "files": files,
-        "licence": licence,
         "training": {
-            "tiles": extra["tiles"],
-            "classes": extra["classes"],
-            "data_sha256": extra["data_sha256"],
-            "runs": runs,
-            "torch": torch.__version__,
+            "runs": {
+                "encoder": _ran(encoder_config, encoder_step),
+                "vae": _ran(vae_config, vae_step),
+                "sit": _ran(config, step),
+            }
         },
     }
-    if domain:
-        description["domain"] = domain
-    (out / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
-    runs_by_part = {"encoder": encoder_run, "vae": vae_run, "sit": sit_run}
-    hours = {name: round(_seconds(run) / 3600, 2) for name, run in runs_by_part.items()}
-    (out / FIGURES).write_text(json.dumps({"training_hours": hours}, indent=1) + "\n")
-    write_card(out)
-    return out
+    return described, {"encoder": _hours(encoder_run), "vae": _hours(vae_run)}
+
+
+def _of_base(
+    config: TrainConfig, extra: dict[str, Any], step: int, sit: dict[str, Tensor], out: Path
+) -> tuple[dict[str, Any], dict[str, float]]:
+    assert config.base is not None
+    base = find_model(config.base)
+    if not isinstance(base, ModelFolder) or base.sha256 != extra["base"]["sha256"]:
+        raise InputError(
+            f"{config.base.name}: is another model than the run went on from ({extra['base']['sha256'][:12]})"
+        )
+    base.check_files()
+    if config.finetune.lora is not None:
+        sit = merged(sit, config.finetune.lora.scale)
+    with safe_open(base.path / "sit.safetensors", framework="pt") as weights:
+        kinds = {weights.get_tensor(name).dtype for name in weights.keys()}  # noqa: SIM118 - not a mapping
+    dtype = torch.float32 if torch.float32 in kinds else torch.float16
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"sit.safetensors": _write(out / "sit.safetensors", sit, dtype)}
+    for name in base.config["files"]:
+        if name != "sit.safetensors":
+            shutil.copyfile(base.path / name, out / name)
+            files[name] = base.config["files"][name]
+    kept = ("tile_size_px", "resolution_mpp", "sit", "vae", "encoder", "licence", "domain", "imported")
+    described = {key: base.config[key] for key in kept if key in base.config}
+    training = {"runs": {"sit": _ran(config, step)}, "base": extra["base"], "learns": extra["learns"]}
+    return {**described, "files": files, "training": training}, {}

@@ -21,9 +21,10 @@ from train import checkpoint
 from train.config import Optimiser, TrainConfig, config_text
 from train.ema import Ema
 from train.loader import Batch, Loader
+from train.place import Step
 from train.sampler import Order
 from train.split import Split, split
-from train.step import Step, step_for
+from train.step import step_for
 from train.team import Team
 from train.watch import DivergedError, Watch
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.loader import Batch, Share
-from train.step import Figures, Place, Step
+from train.place import Figures, Place, Step
 
 DTYPES = {"float64": torch.float64}  # of weights; all else is float32, and bfloat16 under autocast
 

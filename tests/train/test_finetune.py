@@ -1,0 +1,165 @@
+"""Fine-tuning: what is to learn learns and nothing else does, adapters are merged, terms stay, and the export is the next spec's model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import run
+from safetensors.torch import load_file
+from tinymodel import make_bank_file, make_tiny_model
+from training import plain, write_tar, write_yaml
+
+from synthfactory.model.folder import open_model
+from synthfactory.model.weights import load_model
+from synthfactory.spec.errors import InputError
+from train import checkpoint
+from train.config import load_config
+from train.export import export
+from train.loop import train
+from train.lora import LoRALinear, adapt, merged
+
+SIDE = 32
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    write_tar(tmp_path / "tars" / "0.tar", range(12), plain, side=lambda n: SIDE)
+    return make_tiny_model(tmp_path / "base")
+
+
+def config(tmp_path: Path, model: Path, **changes: Any) -> str:
+    values = {
+        "mode": "finetune", "base": str(model), "data": {"shards": str(tmp_path / "tars")}, "threads": 1, "checkpoint_every": 2,
+        "optimiser": {"steps": 4, "batch": 4, "rate": 1e-2, "warmup": 1, "ema": 0.0}, **changes,
+    }  # fmt: skip
+    return str(write_yaml(tmp_path / "finetune.yaml", values))
+
+
+def changed(tmp_path: Path, base: Path, **changes: Any) -> set[str]:
+    """Names of the SiT's tensors that another model than the base has after training."""
+    train(load_config(config(tmp_path, base, **changes)), tmp_path / "run", tmp_path / "cache")
+    out = export(tmp_path / "run", tmp_path / "tuned", model_id="tuned", revision="1")
+    before, after = load_model(open_model(str(base))), load_model(open_model(str(out)))
+    one, other = before.sit.state_dict(), after.sit.state_dict()
+    assert one.keys() == other.keys()
+    for part in ("vae", "encoder"):
+        assert (base / f"{part}.safetensors").read_bytes() == (out / f"{part}.safetensors").read_bytes()
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def test_all_weights_learn_by_default_and_statistics_stay(tmp_path: Path, base: Path) -> None:
+    found = changed(tmp_path, base)
+    assert {"x_embedder.proj.weight", "final_layer.linear.weight", "y_embedder.proj.weight"} <= found
+    assert not [name for name in found if name.startswith(("bn.", "pos_embed"))]
+
+
+def test_named_parts_learn_alone(tmp_path: Path, base: Path) -> None:
+    found = changed(tmp_path, base, finetune={"parts": ["blocks.*.attn.*", "y_embedder.null"]})
+    assert found
+    assert all(name == "y_embedder.null" or ".attn." in name for name in found)
+
+
+def test_adapters_are_merged_and_only_their_layers_change(tmp_path: Path, base: Path) -> None:
+    found = changed(tmp_path, base, finetune={"lora": {"rank": 2, "targets": ["attn.qkv", "mlp.fc1"]}})
+    assert found
+    assert all(name.endswith(("attn.qkv.weight", "mlp.fc1.weight")) for name in found)
+    state = load_file(checkpoint.average_file(tmp_path / "run")[1])
+    assert any(name.endswith(".lora_a") for name in state)
+
+
+def test_a_merged_network_does_what_the_adapted_one_did() -> None:
+    torch.manual_seed(0)
+    plain_net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.SiLU(), torch.nn.Linear(8, 3)).double()
+    adapted = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.SiLU(), torch.nn.Linear(8, 3)).double()
+    adapted.load_state_dict(plain_net.state_dict())
+    x = torch.randn(5, 6).double()
+    assert adapt(adapted, ["0", "2"], 2, 4.0, torch.Generator().manual_seed(1)) == 2
+    adapted.double()
+    assert torch.equal(adapted(x), plain_net(x))  # at first it does what it did
+    for layer in adapted:
+        if isinstance(layer, LoRALinear):
+            layer.lora_b.data.normal_()
+    wanted = adapted(x)
+    assert not torch.allclose(wanted, plain_net(x))
+    plain_net.load_state_dict(merged(adapted.state_dict(), 4.0))
+    assert torch.allclose(plain_net(x), wanted, atol=1e-12)
+    assert sum(p.requires_grad for p in adapted.parameters()) == 4
+
+
+def test_a_cut_off_run_with_adapters_ends_with_the_same_weights(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = load_config(config(tmp_path, base, finetune={"lora": {"rank": 2}}))
+    train(checked, tmp_path / "whole", tmp_path / "cache")
+    real = checkpoint.save
+
+    def dies(*arguments: Any, **named: Any) -> Any:
+        real(*arguments, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.loop.checkpoint.save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(checked, tmp_path / "cut", tmp_path / "cache")
+    monkeypatch.setattr("train.loop.checkpoint.save", real)
+    assert train(checked, tmp_path / "cut", tmp_path / "cache") == 2
+    one, other = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_export_is_the_next_specs_model_and_says_where_it_comes_from(tmp_path: Path, base: Path) -> None:
+    train(load_config(config(tmp_path, base)), tmp_path / "run", tmp_path / "cache")
+    out = export(tmp_path / "run", tmp_path / "tuned", model_id="tuned", revision="2")
+    folder = open_model(str(out))
+    assert folder.config["training"]["base"]["sha256"] == open_model(str(base)).sha256
+    assert folder.licence == open_model(str(base)).licence
+    card = (out / "README.md").read_text()
+    assert "Goes on from" in card
+    bank = make_bank_file(tmp_path / "bank.parquet", out, classes={"one": 3})
+    spec = {
+        "name": "next", "model": str(out), "classes": {"one": 4}, "embeddings": {"bank": str(bank)}, "seed": 1,
+        "sampler": {"steps": 2}, "output": {"path": str(tmp_path / "out")}, "lineage": str(tmp_path / "lineage"),
+    }  # fmt: skip
+    assert run("build", write_yaml(tmp_path / "spec.yaml", spec), "--local").code == 0
+    assert run("verify", tmp_path / "out").code == 0
+
+
+def test_terms_that_allow_no_sharing_stay(tmp_path: Path, base: Path) -> None:
+    values = json.loads((base / "config.json").read_text())
+    values["licence"] = {"name": "CC-BY-NC-ND-4.0", "sharing": "local"}
+    (base / "config.json").write_text(json.dumps(values))
+    train(load_config(config(tmp_path, base)), tmp_path / "run", tmp_path / "cache")
+    with pytest.raises(InputError, match=r"under CC-BY-NC-ND-4\.0, whose terms stay"):
+        export(
+            tmp_path / "run", tmp_path / "x", model_id="m", revision="1", licence={"name": "MIT", "sharing": "allowed"}
+        )
+    out = export(tmp_path / "run", tmp_path / "tuned", model_id="m", revision="1")
+    assert open_model(str(out)).licence["sharing"] == "local"
+    (base / "config.json").write_text(json.dumps({**values, "id": "other"}))
+    with pytest.raises(InputError, match="is another model than the run went on from"):
+        export(tmp_path / "run", tmp_path / "y", model_id="m", revision="1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": None}, "base: is missing; name the model to go on from"),
+        ({"network": {"width": 4}}, "network: is the base model's own"),
+        ({"base": "nowhere"}, "base: "),
+        ({"finetune": {"parts": ["nothing.*"]}}, r"finetune\.parts: no weight's name fits nothing\.\*"),
+        ({"finetune": {"lora": {"targets": ["nothing"]}}}, r"finetune\.lora\.targets: no linear layer"),
+        ({"finetune": {"lora": {"rank": 0}}}, r"finetune\.lora\.rank: 0 is too small"),
+        ({"data": {"shards": "other"}}, r"base: .* draws tiles of 32 px; those of data\.shards have 24 px"),
+        ({"data": {"shards": "tars", "stain_jitter": 0.1}}, r"data\.stain_jitter: goes with modes encoder and vae"),
+    ],
+)
+def test_what_cannot_be_fine_tuned(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "other" / "0.tar", range(3), plain)
+    with pytest.raises(InputError, match=message):
+        train(load_config(config(tmp_path, base, **change)), tmp_path / "run", tmp_path / "cache")
