@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,16 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _flat_optimiser(optimiser: optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _flat(optimisers: Mapping[str, optim.Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Their state as PHASE/NUMBER.FIELD -> tensor or number."""
     tensors, scalars = {}, {}
-    for number, values in optimiser.state_dict()["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{number}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                scalars[f"{number}.{name}"] = value
+    for phase, optimiser in optimisers.items():
+        for number, values in optimiser.state_dict()["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{phase}/{number}.{name}"] = value.detach().cpu().contiguous()
+                else:
+                    scalars[f"{phase}/{number}.{name}"] = value
     return tensors, scalars
 
 
@@ -59,7 +61,7 @@ def save(
     step: int,
     module: nn.Module,
     averages: Sequence[Ema],
-    optimiser: optim.Optimizer,
+    optimisers: Mapping[str, optim.Optimizer],
     *,
     keep: Keep = Keep(),
     also: dict[str, Any] | None = None,
@@ -73,7 +75,7 @@ def save(
     final, temporary = folder / f"{step:06d}", folder / f".tmp-{secrets.token_hex(6)}"
     try:
         temporary.mkdir()
-        _write(temporary, step, module, averages, optimiser, also or {})
+        _write(temporary, step, module, averages, optimisers, also or {})
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -95,10 +97,10 @@ def _write(
     step: int,
     module: nn.Module,
     averages: Sequence[Ema],
-    optimiser: optim.Optimizer,
+    optimisers: Mapping[str, optim.Optimizer],
     also: dict[str, Any],
 ) -> None:
-    tensors, scalars = _flat_optimiser(optimiser)
+    tensors, scalars = _flat(optimisers)
     save_file(
         {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / "weights.safetensors"
     )
@@ -118,7 +120,7 @@ def steps(run: Path) -> list[int]:
 
 
 def restore(
-    run: Path, module: nn.Module, averages: Sequence[Ema], optimiser: optim.Optimizer
+    run: Path, module: nn.Module, averages: Sequence[Ema], optimisers: Mapping[str, optim.Optimizer]
 ) -> tuple[int, dict[str, Any]]:
     """Loads the last checkpoint into the given objects, in place; returns its step and what the loop gave to keep, or (0, {})."""
     found = steps(run)
@@ -130,13 +132,15 @@ def restore(
         for name, value in load_file(folder / average_name(ema.decay, number == 0)).items():
             ema.state[name].copy_(value)
     state = json.loads((folder / "state.json").read_text())
-    entries: dict[int, dict[str, Any]] = {}
+    entries: dict[str, dict[int, dict[str, Any]]] = {phase: {} for phase in optimisers}
     flat = {**state["optimiser"], **load_file(folder / "optimiser.safetensors")}
     for name, value in flat.items():
-        number_of, _, field = name.partition(".")
-        entries.setdefault(int(number_of), {})[field] = value
-    whole = optimiser.state_dict()
-    optimiser.load_state_dict({"state": entries, "param_groups": whole["param_groups"]})
+        phase, _, rest = name.rpartition("/")
+        number_of, _, field = rest.partition(".")
+        entries[phase].setdefault(int(number_of), {})[field] = value
+    for phase, optimiser in optimisers.items():
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": entries[phase], "param_groups": groups})
     return int(state["step"]), dict(state.get("also", {}))
 
 

@@ -145,6 +145,19 @@ class DiffusionLosses(FrozenModel):
     time: Literal["uniform", "logit_normal"] = "logit_normal"
 
 
+class RepaELosses(FrozenModel):
+    """Autoencoder and discriminator of end-to-end training (REPA-E, arXiv 2504.10483); the SiT's are those of `diffusion`."""
+
+    l1: float = 1.0
+    perceptual: float = Field(default=1.0, description="cosine of the encoder's patch tokens")
+    kl: float = 1e-6
+    gan: float = Field(default=0.1, ge=0)
+    lecam: float = Field(default=0.001, ge=0, description="not stated in the paper; taken from LeCAM's range")
+    alignment: float = 1.5
+    discriminator_width: int = Field(default=64, ge=8, multiple_of=8)
+    discriminator_layers: int = Field(default=3, ge=1, le=6)
+
+
 class LoRA(FrozenModel):
     """Low-rank adapters instead of the weights themselves (arXiv 2106.09685); merged at export."""
 
@@ -170,13 +183,14 @@ class Finetune(FrozenModel):
 class TrainConfig(FrozenModel):
     """One run. `network` is the ViTConfig, VAEConfig or SiTConfig of the mode; `init` names runs or folders it builds on."""
 
-    mode: Literal["encoder", "vae", "diffusion", "finetune"] = Field(examples=["diffusion"])
+    mode: Literal["encoder", "vae", "diffusion", "finetune", "repa-e"] = Field(examples=["diffusion"])
     data: Data
     network: dict[str, Any] = Field(default={}, description="sizes; of a base model they are its own")
     optimiser: Optimiser
     encoder: EncoderLosses = EncoderLosses()
     vae: VAELosses = VAELosses()
     diffusion: DiffusionLosses = DiffusionLosses()
+    repa_e: RepaELosses = RepaELosses()
     finetune: Finetune = Finetune()
     base: Model | None = Field(
         default=None,
@@ -199,25 +213,19 @@ class TrainConfig(FrozenModel):
     @model_validator(mode="after")
     def _needs(self) -> TrainConfig:
         if self.mode in ("diffusion", "finetune") and self.data.stain_jitter:
-            raise Problems(
-                [
-                    (
-                        "data.stain_jitter",
-                        "goes with modes encoder and vae; latents are made once, of the tiles as they are",
-                    )
-                ]
-            )
-        if self.mode == "diffusion":
-            missing = [name for name in ("encoder_run", "vae_run") if getattr(self, name) is None]
-            if missing:
-                raise Problems(
-                    [(name, "is missing; mode diffusion builds on a run folder of that mode") for name in missing]
-                )
-        if self.mode == "finetune" and (self.base is None or self.network):
-            problem = ("base", "is missing; name the model to go on from, for example base: phantom")
-            raise Problems([problem if self.base is None else ("network", "is the base model's own; leave it out")])
-        if self.mode != "finetune" and not self.network:
+            what = "goes with modes encoder, vae and repa-e; here latents are made once, of the tiles as they are"
+            raise Problems([("data.stain_jitter", what)])
+        based = self.mode == "finetune" or (self.mode == "repa-e" and self.base is not None)
+        if based and self.base is None:
+            raise Problems([("base", "is missing; name the model to go on from, for example base: phantom")])
+        if based and self.network:
+            raise Problems([("network", "is the base model's own; leave it out")])
+        if not based and not self.network:
             raise Problems([("network", "is missing; see train/configs for each mode's sizes")])
+        runs = ("encoder_run", "vae_run") if self.mode in ("diffusion", "repa-e") and not based else ()
+        missing = [name for name in runs if getattr(self, name) is None]
+        if missing:
+            raise Problems([(name, f"is missing; mode {self.mode} builds on a run of that mode") for name in missing])
         return self
 
 

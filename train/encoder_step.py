@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from synthfactory.model.vit import images_to_tensor, vit_from_dict
 from train.config import TrainConfig
 from train.loader import Batch, Loader
-from train.place import Figures, Place, wide
+from train.place import Figures, Phase, Place, single, wide
 from train.streams import normal, torch_generator, uniform
 from train.symmetry import transformed_grid
 
@@ -47,6 +47,10 @@ class EncoderStep:
         self.attribute_mean, self.attribute_std = _standard(index.attributes, (0,))
         if index.grid_channels:
             self.grid_mean, self.grid_std = _standard(index.grid, (0, 1, 2))
+
+    @property
+    def phases(self) -> list[Phase]:
+        return single(self.module, self.loss)
 
     def extra(self) -> dict[str, Any]:
         return {}

@@ -53,7 +53,7 @@ def export(
     domain: str | None = None,
     decay: float | None = None,
 ) -> Path:
-    """Writes the averaged weights of a diffusion or finetune run, with encoder and VAE, as the model folder `out`.
+    """Writes the averaged weights of a diffusion, finetune or repa-e run, with encoder and VAE, as the model folder `out`.
 
     `licence` {name, sharing} travels with every artefact; None: those of the base model, else not stated and local. `domain` says what
     the model draws, where that is not what its labels say; plans and cards repeat it. `decay` picks one of several averages; None takes
@@ -63,12 +63,15 @@ def export(
     model's terms are not to be changed.
     """
     config = load_config(f"{run}/config.yaml")
-    if config.mode not in ("diffusion", "finetune"):
-        raise InputError(f"{run}: is a run of mode {config.mode}; export names a run of mode diffusion or finetune")
+    if config.mode not in ("diffusion", "finetune", "repa-e"):
+        raise InputError(
+            f"{run}: is a run of mode {config.mode}; export names a run of mode diffusion, finetune or repa-e"
+        )
     extra = json.loads((run / "extra.json").read_text())
-    step, sit = _average(run, None if decay == config.optimiser.ema[0] else decay)
-    made = _of_runs if config.mode == "diffusion" else _of_base
-    description, hours = made(config, extra, step, sit, out)
+    step, state = _average(run, None if decay == config.optimiser.ema[0] else decay)
+    made = _of_runs if config.base is None else _of_base
+    sit, vae = _divided(state) if config.mode == "repa-e" else (state, None)
+    description, hours = made(config, extra, step, sit, vae, out)
     terms = description.get("licence", {"name": NOT_STATED, "sharing": "local"}) if licence is None else licence
     stated = description.get("licence")
     if stated and stated.get("sharing") != "allowed" and dict(terms) != dict(stated):
@@ -93,6 +96,15 @@ def export(
     return out
 
 
+def _divided(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """SiT and VAE of a run that trained both."""
+    sit, vae = (
+        {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
+        for part in ("sit.", "vae.")
+    )
+    return sit, vae
+
+
 def _ran(config: TrainConfig, step: int) -> dict[str, Any]:
     return {"steps": step, "batch": config.optimiser.batch, "precision": config.precision, "seed": config.seed}
 
@@ -102,7 +114,12 @@ def _hours(run: Path) -> float:
 
 
 def _of_runs(
-    config: TrainConfig, extra: dict[str, Any], step: int, sit: dict[str, Tensor], out: Path
+    config: TrainConfig,
+    extra: dict[str, Any],
+    step: int,
+    sit: dict[str, Tensor],
+    own_vae: dict[str, Tensor] | None,
+    out: Path,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     assert config.encoder_run and config.vae_run
     encoder_run, vae_run = Path(config.encoder_run), Path(config.vae_run)
@@ -116,7 +133,7 @@ def _of_runs(
     vit = {name.removeprefix("vit."): value for name, value in encoder.items() if not name.startswith(HEADS)}
     files = {
         "sit.safetensors": _write(out / "sit.safetensors", sit),
-        "vae.safetensors": _write(out / "vae.safetensors", vae),
+        "vae.safetensors": _write(out / "vae.safetensors", vae if own_vae is None else own_vae),
         "encoder.safetensors": _write(out / "encoder.safetensors", vit),
     }
     encoder_config, vae_config = load_config(f"{encoder_run}/config.yaml"), load_config(f"{vae_run}/config.yaml")
@@ -139,7 +156,12 @@ def _of_runs(
 
 
 def _of_base(
-    config: TrainConfig, extra: dict[str, Any], step: int, sit: dict[str, Tensor], out: Path
+    config: TrainConfig,
+    extra: dict[str, Any],
+    step: int,
+    sit: dict[str, Tensor],
+    own_vae: dict[str, Tensor] | None,
+    out: Path,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     assert config.base is not None
     base = find_model(config.base)
@@ -155,8 +177,10 @@ def _of_base(
     dtype = torch.float32 if torch.float32 in kinds else torch.float16
     out.mkdir(parents=True, exist_ok=True)
     files = {"sit.safetensors": _write(out / "sit.safetensors", sit, dtype)}
+    if own_vae is not None:
+        files["vae.safetensors"] = _write(out / "vae.safetensors", own_vae, dtype)
     for name in base.config["files"]:
-        if name != "sit.safetensors":
+        if name not in files:
             shutil.copyfile(base.path / name, out / name)
             files[name] = base.config["files"][name]
     kept = ("tile_size_px", "resolution_mpp", "sit", "vae", "encoder", "licence", "domain", "imported")

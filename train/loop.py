@@ -21,7 +21,7 @@ from train import checkpoint
 from train.config import Optimiser, TrainConfig, config_text
 from train.ema import Ema
 from train.loader import Batch, Loader
-from train.place import Step
+from train.place import Loss, Phase, Step
 from train.sampler import Order
 from train.split import Split, split
 from train.step import step_for
@@ -99,14 +99,22 @@ class _Run:
     def __init__(self, config: TrainConfig, run: Path, cache: Path, divided: Split, loader: Loader, team: Team) -> None:
         self.config, self.run, self.divided, self.loader, self.team = config, run, divided, loader, team
         with team.first():
-            self.work: Step = step_for(config, loader, cache, team.place(config.precision))
-        self.loss = team.wrapped(self.work, find_unused=config.mode == "encoder")
+            self.work: Step = step_for(config, loader, cache, team)
         plan = config.optimiser
-        self.trained = [parameter for parameter in self.work.module.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.trained, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
+        self.phases = self.work.phases
+        self.losses = []
+        for phase in self.phases:
+            self._turn_on(phase)
+            find = config.mode == "encoder"  # a head may have nothing to learn
+            self.losses.append(team.wrapped(self.work.module, phase.loss, find_unused=find))
+        self.optimisers = {
+            phase.name: torch.optim.AdamW(phase.weights, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
+            for phase in self.phases
+        }
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
-        self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimiser)
-        self.watch = Watch(**also.get("watch", {}))
+        self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
+        kept = also.get("watch", {})
+        self.watches = {phase.name: Watch(**kept.get(phase.name, {})) for phase in self.phases}
         self.log = run / "metrics.jsonl"
         self.seconds_before = 0.0
         if team.leads:
@@ -139,8 +147,9 @@ class _Run:
         began = time.monotonic()
         module.train()
         for step in bar:
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate_at(plan, step)
+            for optimiser in self.optimisers.values():
+                for group in optimiser.param_groups:
+                    group["lr"] = rate_at(plan, step)
             loss, figures = self._step(step)
             last = step + 1 == plan.steps
             look = self.config.data.validation
@@ -159,25 +168,49 @@ class _Run:
         return max(0, plan.steps - self.first)
 
     def _step(self, step: int) -> tuple[float, dict[str, float]]:
-        """One optimiser step; the batch in `accumulate` parts. Returns the loss and figures, means over the batch."""
-        plan = self.config.optimiser
-        batch = self.loader.batch(step)
-        self.optimiser.zero_grad(set_to_none=True)
+        """All updates of a step, on one batch. Returns the last one's loss, and figures of all: means over the whole batch."""
+        pieces = _parts(self.loader.batch(step), self.config.optimiser.accumulate)
+        loss, figures = 0.0, dict[str, float]()
+        for phase, run in zip(self.phases, self.losses, strict=True):
+            loss, found = self._update(step, phase, run, pieces)
+            before = f"{phase.name}_" if phase.name else ""
+            figures |= {f"{before}{name}": value for name, value in found.items()}
+        for ema in self.averages:
+            ema.update(self.work.module, step)
+        return loss, figures
+
+    def _turn_on(self, phase: Phase) -> None:
+        """Gradients for the phase's weights alone; they still flow through all others."""
+        if len(self.phases) > 1:
+            mine = {id(weight) for weight in phase.weights}
+            for other in self.phases:
+                for weight in other.weights:
+                    weight.requires_grad_(id(weight) in mine)
+
+    def _update(self, step: int, phase: Phase, run: Loss, pieces: list[Batch]) -> tuple[float, dict[str, float]]:
+        self._turn_on(phase)
+        self.optimisers[phase.name].zero_grad(set_to_none=True)
         total, parts = 0.0, []
-        pieces = _parts(batch, plan.accumulate)
         for number, piece in enumerate(pieces, start=1):
-            alone = self.team.unsynchronised(self.loss) if number < len(pieces) else contextlib.nullcontext()
+            alone = self.team.unsynchronised(run) if number < len(pieces) else contextlib.nullcontext()
             with alone:
                 with self._autocast():
-                    loss, figures = self.loss(piece)
-                total += loss.item() / plan.accumulate
-                (loss / plan.accumulate).backward()  # type: ignore[no-untyped-call]
+                    loss, figures = run(piece)
+                total += loss.item() / len(pieces)
+                (loss / len(pieces)).backward()  # type: ignore[no-untyped-call]
             parts.append(figures)
         names = list(parts[0])
         means = [sum(figures[name] for figures in parts) / len(parts) for name in names]
         whole, *means = self.team.mean([total, *means])
+        self._look(step, phase, whole)
+        found = dict(zip(names, means, strict=True))
+        found["gradient_norm"] = float(nn.utils.clip_grad_norm_(phase.weights, self.config.optimiser.clip))
+        self.optimisers[phase.name].step()
+        return whole, found
+
+    def _look(self, step: int, phase: Phase, loss: float) -> None:
         try:
-            self.watch.look(step, whole)
+            self.watches[phase.name].look(step, loss)
         except DivergedError as error:
             good = checkpoint.steps(self.run)
             where = (
@@ -186,12 +219,6 @@ class _Run:
                 else "there is no checkpoint"
             )
             raise DivergedError(f"{error}; {where}; lower optimiser.rate, or look at the tiles of this step") from None
-        found = dict(zip(names, means, strict=True))
-        found["gradient_norm"] = float(nn.utils.clip_grad_norm_(self.trained, plan.clip))
-        self.optimiser.step()
-        for ema in self.averages:
-            ema.update(self.work.module, step)
-        return whole, found
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -212,7 +239,7 @@ class _Run:
             module.eval()
             for number in range(max(1, look.tiles // each)):
                 with self._autocast():
-                    losses.append(self.work.loss(loader.batch(number))[0])
+                    losses.append(self.phases[-1].loss(loader.batch(number))[0])
         module.train()
         return float(torch.stack(losses).mean())
 
@@ -222,9 +249,9 @@ class _Run:
 
     def _save(self, step: int) -> None:
         keep = checkpoint.Keep(self.config.keep_last, self.config.keep_every)
-        also = {"watch": self.watch.to_json()}
+        also = {"watch": {name: watch.to_json() for name, watch in self.watches.items()}}
         try:
-            checkpoint.save(self.run, step, self.work.module, self.averages, self.optimiser, keep=keep, also=also)
+            checkpoint.save(self.run, step, self.work.module, self.averages, self.optimisers, keep=keep, also=also)
         except OSError as error:
             good = checkpoint.steps(self.run)
             raise InputError(

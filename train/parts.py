@@ -38,7 +38,7 @@ class Parts:
 
 def parts_of(config: TrainConfig, loader: Loader) -> Parts:
     """As the config's mode says. InputError where runs or model are not there, or do not fit the tiles."""
-    return _of_runs(config, loader) if config.mode == "diffusion" else _of_base(config, loader)
+    return _of_runs(config, loader) if config.base is None else _of_base(config, loader)
 
 
 def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
@@ -100,6 +100,8 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
         for name, weight in sit.named_parameters():
             weight.requires_grad_(name in chosen)
         learns = f"{len(chosen)} of {len(names)} tensors"
+    if config.mode == "repa-e" and sit.config.projection_depth is None:
+        raise InputError(f"base: {folder.id} has no projector, so nothing can be aligned through it; use mode finetune")
     extra = {
         "base": {"id": folder.id, "revision": folder.revision, "sha256": folder.sha256},
         "learns": learns,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -30,12 +31,31 @@ def wide(found: Tensor) -> Tensor:
     return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
 
 
+Loss = Callable[[Batch], tuple[Tensor, Figures]]
+
+
+class Phase(NamedTuple):
+    """One update of a step: the weights that move, and the loss that moves them."""
+
+    name: str
+    weights: list[nn.Parameter]
+    loss: Loss
+
+
 class Step(Protocol):
-    """What the loop needs of a mode."""
+    """What the loop needs of a mode: the module that is kept and averaged, and the updates of a step in order. The last one's loss is
+    what validation looks at.
+    """
 
     @property
     def module(self) -> nn.Module: ...
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Figures]: ...
+    @property
+    def phases(self) -> list[Phase]: ...
 
     def extra(self) -> dict[str, Any]: ...
+
+
+def single(module: nn.Module, loss: Loss) -> list[Phase]:
+    """The one update of a mode that has only one: of every weight that is to learn."""
+    return [Phase("", [weight for weight in module.parameters() if weight.requires_grad], loss)]

@@ -19,9 +19,11 @@ from train.config import TrainConfig
 from train.encoder_step import EncoderStep
 from train.loader import Batch, Loader
 from train.parts import Parts, parts_of
-from train.place import Figures, Place, Step, wide
+from train.place import Figures, Phase, Place, Step, single, wide
+from train.repa_e import RepaEStep
 from train.streams import normal, uniform
 from train.symmetry import transformed
+from train.team import Team
 from train.vae_step import VAEStep
 
 
@@ -39,6 +41,10 @@ class DiffusionStep:
         self.sit.to(place.device, place.dtype)
         self.module: nn.Module = self.sit
         self._extra = parts.extra
+
+    @property
+    def phases(self) -> list[Phase]:
+        return single(self.module, self.loss)
 
     def extra(self) -> dict[str, Any]:
         return self._extra
@@ -100,10 +106,13 @@ class DiffusionStep:
         return flow + weights.alignment * against, figures
 
 
-def step_for(config: TrainConfig, loader: Loader, cache: Path, place: Place) -> Step:
-    """The step object of the config's mode, its module at `place`."""
+def step_for(config: TrainConfig, loader: Loader, cache: Path, team: Team) -> Step:
+    """The step object of the config's mode, on the team's device."""
+    place = team.place(config.precision)
     if config.mode == "encoder":
         return EncoderStep(config, loader, place)
     if config.mode == "vae":
         return VAEStep(config, loader, place)
+    if config.mode == "repa-e":
+        return RepaEStep(config, loader, team)
     return DiffusionStep(config, loader, cache, place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,18 +12,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.loader import Batch, Share
-from train.place import Figures, Place, Step
+from train.place import Figures, Loss, Place
 
 DTYPES = {"float64": torch.float64}  # of weights; all else is float32, and bfloat16 under autocast
 
 
 class _Forward(nn.Module):
-    """A step's loss as a module's forward, which is what DistributedDataParallel hooks into."""
+    """A loss as a module's forward, which is what DistributedDataParallel hooks into."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.inner = step.module
-        self._loss = [step.loss]
+        self.inner = module
+        self._loss = [loss]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Figures]:
         return self._loss[0](batch)
@@ -51,19 +51,17 @@ class Team:
         """Where weights lie, and in which format."""
         return Place(self.device, DTYPES.get(precision, torch.float32))
 
-    def wrapped(self, step: Step, *, find_unused: bool) -> Callable[[Batch], tuple[Tensor, Figures]]:
-        """The step's loss, whose gradients are averaged over the processes where there are several."""
+    def wrapped(self, module: nn.Module, loss: Loss, *, find_unused: bool) -> Loss:
+        """The loss, whose gradients are averaged over the processes where there are several: of the weights that require one now."""
         if self.world == 1:
-            return step.loss
+            return loss
         ids: dict[str, Any] = {"device_ids": [self.device]} if self.device.type == "cuda" else {}
-        whole: Callable[[Batch], tuple[Tensor, Figures]] = nn.parallel.DistributedDataParallel(
-            _Forward(step), broadcast_buffers=False, find_unused_parameters=find_unused, **ids
+        whole: Loss = nn.parallel.DistributedDataParallel(
+            _Forward(module, loss), broadcast_buffers=False, find_unused_parameters=find_unused, **ids
         )
         return whole
 
-    def unsynchronised(
-        self, loss: Callable[[Batch], tuple[Tensor, Figures]]
-    ) -> contextlib.AbstractContextManager[None]:
+    def unsynchronised(self, loss: Loss) -> contextlib.AbstractContextManager[None]:
         """Inside, gradients stay this process's own: for all but the last part of an accumulated batch."""
         found: contextlib.AbstractContextManager[None] = getattr(loss, "no_sync", contextlib.nullcontext)()
         return found
@@ -75,6 +73,13 @@ class Team:
         found = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(found)
         return [float(value) / self.world for value in found.tolist()]
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over the processes, of a tensor that no gradient flows through."""
+        found = values.detach().clone()
+        if self.world > 1:
+            dist.all_reduce(found)
+        return found
 
     def barrier(self) -> None:
         """Waits for all."""

@@ -13,7 +13,7 @@ from synthfactory.spec.errors import InputError
 from train import losses
 from train.config import TrainConfig
 from train.loader import Batch, Loader
-from train.place import Figures, Place, wide
+from train.place import Figures, Phase, Place, single, wide
 from train.streams import normal, stream, uniform
 from train.symmetry import turned
 
@@ -30,6 +30,10 @@ class VAEStep:
             self.vae = vae_from_dict(config.network)
         self.vae.to(place.device, place.dtype)
         self.module: nn.Module = self.vae
+
+    @property
+    def phases(self) -> list[Phase]:
+        return single(self.module, self.loss)
 
     def extra(self) -> dict[str, Any]:
         return {}

@@ -27,6 +27,27 @@ def by_ray(config: str, run: Path, cache: Path, workers: int = 2) -> subprocess.
 
 
 @pytest.mark.slow
+def test_two_workers_follow_one_end_to_end(tmp_path: Path) -> None:
+    """repa-e: three updates a step, statistics of latents and the pull of the discriminator over both workers."""
+    write_shard(tmp_path / "shards")
+    cache = tmp_path / "cache"
+    train(load_config(write_config(tmp_path)), tmp_path / "encoder", cache)
+    train(load_config(write_config(tmp_path, mode="vae", network=VAE, vae={"crop": 64})), tmp_path / "vae", cache)
+    config = write_config(
+        tmp_path, mode="repa-e", network=SIT, precision="float64", encoder_run=str(tmp_path / "encoder"),
+        vae_run=str(tmp_path / "vae"), optimiser={"steps": 6, "batch": 4, "rate": 1e-3, "warmup": 2}, checkpoint_every=6,
+        repa_e={"discriminator_width": 8, "discriminator_layers": 2},
+    )  # fmt: skip
+    train(load_config(config), tmp_path / "one", cache)
+    ended = by_ray(config, tmp_path / "two", cache)
+    assert ended.returncode == 0, ended.stderr
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "000006" / "weights.safetensors") for name in ("one", "two")
+    )
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-8
+
+
+@pytest.mark.slow
 def test_two_workers_follow_one(tmp_path: Path) -> None:
     """float64, 50 steps, half the batch each: weights within 1e-8."""
     write_shard(tmp_path / "shards")

@@ -153,7 +153,10 @@ def test_terms_that_allow_no_sharing_stay(tmp_path: Path, base: Path) -> None:
         ({"finetune": {"lora": {"targets": ["nothing"]}}}, r"finetune\.lora\.targets: no linear layer"),
         ({"finetune": {"lora": {"rank": 0}}}, r"finetune\.lora\.rank: 0 is too small"),
         ({"data": {"shards": "other"}}, r"base: .* draws tiles of 32 px; those of data\.shards have 24 px"),
-        ({"data": {"shards": "tars", "stain_jitter": 0.1}}, r"data\.stain_jitter: goes with modes encoder and vae"),
+        (
+            {"data": {"shards": "tars", "stain_jitter": 0.1}},
+            r"data\.stain_jitter: goes with modes encoder, vae and repa-e",
+        ),
     ],
 )
 def test_what_cannot_be_fine_tuned(

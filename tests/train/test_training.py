@@ -131,7 +131,7 @@ def test_another_config_into_the_same_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "gan"}, "mode: 'gan' is not 'encoder', 'vae', 'diffusion' or 'finetune'"),
+        ({"mode": "gan"}, "mode: 'gan' is not 'encoder', 'vae', 'diffusion', 'finetune' or 'repa-e'"),
         ({"mode": "diffusion"}, "encoder_run: is missing; mode diffusion builds on"),
         ({"stpes": 3}, "stpes: unknown field"),
         ({"optimiser": {"steps": 0, "batch": 1, "rate": 1e-3}}, "optimiser.steps"),
