@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
 
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import cache_folder
 
 # Read when torch is loaded: threads that wait by spinning slow a step fourfold where another process shares the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,6 +21,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 @click.version_option(package_name="synthfactory")
 def cli() -> None:
     """Train the models that synthfactory runs, from WebDataset shards."""
+
+
+def _overrides(settings: tuple[str, ...]) -> dict[str, Any]:
+    found = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting}: write it as PATH=VALUE, for example optimiser.steps=200")
+        found[path] = yaml.safe_load(value)
+    return found
 
 
 @cli.command()
@@ -46,13 +58,7 @@ def run(
 
     if address and not workers:
         raise click.UsageError("--address needs --workers: say how many share every batch")
-    overrides = {}
-    for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals:
-            raise InputError(f"--set {setting}: write it as PATH=VALUE, for example optimiser.steps=200")
-        overrides[path] = yaml.safe_load(value)
-    checked = load_config(config, overrides)
+    checked = load_config(config, _overrides(settings))
     folder = Path(run_folder)
     cache_folder = Path(cache) if cache else folder.parent / "cache"
 
@@ -66,6 +72,20 @@ def run(
     else:
         done = train(checked, folder, cache_folder, say)
     click.echo(f"{folder}: {checked.optimiser.steps} steps done ({done} of them now)")
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--cache", default=None, help="Folder for the listing of tiles (default: this machine's cache).")
+@click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override one field of the config.")
+def plan(config: str, cache: str | None, settings: tuple[str, ...]) -> None:
+    """Print what CONFIG.yaml would do: tiles, patients, passes, parameters, memory. Nothing is trained."""
+    from train.config import load_config
+    from train.plan import plan as lines
+
+    folder = Path(cache) if cache else cache_folder() / "train"
+    for line in lines(load_config(config, _overrides(settings)), folder):
+        click.echo(line)
 
 
 @cli.command()

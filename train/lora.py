@@ -17,7 +17,7 @@ from synthfactory.spec.errors import InputError
 class LoRALinear(nn.Linear):
     """A linear layer whose own weight is fixed and whose adapter learns; at first it does what the layer did."""
 
-    def __init__(self, layer: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> None:
+    def __init__(self, layer: nn.Linear, rank: int, scale: float, generator: torch.Generator | None) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
         self.load_state_dict(layer.state_dict())
         self.requires_grad_(False)
@@ -30,7 +30,7 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + self.factor * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
 
-def adapt(module: nn.Module, targets: Sequence[str], rank: int, scale: float, generator: torch.Generator) -> int:
+def adapt(module: nn.Module, targets: Sequence[str], rank: int, scale: float, generator: torch.Generator | None) -> int:
     """Fixes every weight of the module and puts adapters into its linear layers whose names end in one of `targets`.
 
     Returns how many there are; InputError where there are none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -85,21 +86,12 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
             f"base: {folder.id} draws tiles of {folder.tile_size_px} px; those of data.shards have {loader.size_px} px"
         )
     sit, plan = model.sit.cpu(), config.finetune
-    sit.requires_grad_(True)
-    sit.pos_embed.requires_grad_(False)
     if plan.lora is not None:
         adapted = adapt(sit, plan.lora.targets, plan.lora.rank, plan.lora.scale, torch_generator(config.seed, "lora"))
         learns = f"adapters of rank {plan.lora.rank} in {adapted} layers"
     else:
-        names = [name for name, weight in sit.named_parameters() if weight.requires_grad]
-        chosen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in plan.parts)}
-        if not chosen:
-            raise InputError(
-                f"finetune.parts: no weight's name fits {', '.join(plan.parts)}; for example blocks.*.attn.*, or '*'"
-            )
-        for name, weight in sit.named_parameters():
-            weight.requires_grad_(name in chosen)
-        learns = f"{len(chosen)} of {len(names)} tensors"
+        chosen, names = chosen_weights(sit, plan.parts)
+        learns = f"{chosen} of {names} tensors"
     if config.mode == "repa-e" and sit.config.projection_depth is None:
         raise InputError(f"base: {folder.id} has no projector, so nothing can be aligned through it; use mode finetune")
     extra = {
@@ -109,3 +101,16 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
     return Parts(
         sit, model.vae.cpu(), model.encoder.cpu(), str(folder.config["files"]["vae.safetensors"]), False, extra
     )
+
+
+def chosen_weights(sit: SiT, patterns: Sequence[str]) -> tuple[int, int]:
+    """Lets the weights whose names fit learn, and no others; returns (how many learn, of how many). InputError where none fits."""
+    names = [name for name, _ in sit.named_parameters() if name != "pos_embed"]
+    chosen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    if not chosen:
+        raise InputError(
+            f"finetune.parts: no weight's name fits {', '.join(patterns)}; for example blocks.*.attn.*, or '*'"
+        )
+    for name, weight in sit.named_parameters():
+        weight.requires_grad_(name in chosen)
+    return len(chosen), len(names)

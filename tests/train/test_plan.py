@@ -1,0 +1,61 @@
+"""plan: what a run would do, and that nothing is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tinymodel import make_tiny_model
+from training import plain, write_tar, write_yaml
+
+from synthfactory.model.vit import vit_from_dict
+from synthfactory.spec.errors import InputError
+from train.cli import cli
+from train.config import load_config
+from train.plan import plan
+
+VIT = {
+    "image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2, "mlp_hidden": 64, "registers": 0, "layer_scale": None,
+}  # fmt: skip
+
+
+def config(tmp_path: Path, **changes: Any) -> Path:
+    write_tar(tmp_path / "tars" / "0.tar", range(24), plain)
+    values = {
+        "mode": "encoder", "network": VIT, "data": {"shards": str(tmp_path / "tars"), "validation": {"share": 0.25}},
+        "optimiser": {"steps": 10, "batch": 9, "rate": 1e-3, "ema": [0.9, 0.99]}, **changes,
+    }  # fmt: skip
+    return write_yaml(tmp_path / "config.yaml", values)
+
+
+def test_tiles_passes_parameters_and_memory_are_printed(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    ended = CliRunner().invoke(cli, ["plan", str(path), "--cache", str(tmp_path / "cache")])
+    assert ended.exit_code == 0, ended.output
+    lines = ended.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["class", "tiles", "synthetic", "patients", "unknown", "validation"]
+    assert lines[1].split() == ["a", "6", "0", "3", "0", "2"]
+    assert "10 of 9 tiles: 90, 5 passes (natural)" in ended.output
+    count = sum(weight.numel() for weight in vit_from_dict(VIT).parameters())
+    assert f"encoder     {count / 1e6:.2f}M parameters, {count / 1e6:.2f}M of them learn" in ended.output
+    assert f"memory      {4 * count * (1 + 3 + 2) / 1e6:,.0f} MB" in ended.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.yaml", "tars"]
+
+
+def test_a_base_is_measured_by_what_learns_of_it(tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    changes = {"mode": "finetune", "network": {}, "base": str(base)}
+    whole = plan(load_config(str(config(tmp_path, **changes))), tmp_path / "cache")
+    some = plan(load_config(str(config(tmp_path, **changes, finetune={"lora": {"rank": 1}}))), tmp_path / "cache")
+    one, other = (next(line for line in lines if line.startswith("sit")) for lines in (whole, some))
+    assert float(one.split()[3].rstrip("M")) > float(other.split()[3].rstrip("M"))
+    assert any(line.startswith("vae") and "0.00M of them learn" in line for line in whole)
+
+
+def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:
+    path = config(tmp_path, mode="diffusion", encoder_run=str(tmp_path / "no"), vae_run=str(tmp_path / "no"))
+    with pytest.raises(InputError, match=r"encoder_run: .*no: is no run folder yet"):
+        plan(load_config(str(path)), tmp_path / "cache")

@@ -1,0 +1,124 @@
+"""What a run would do, before it begins: tiles, patients, passes, parameters and the memory that they take. Nothing is trained or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from synthfactory.model.find import find_model
+from synthfactory.model.folder import ModelFolder
+from synthfactory.model.sit import sit_from_dict
+from synthfactory.model.vae import vae_from_dict
+from synthfactory.model.vit import parameter_count, vit_from_dict
+from synthfactory.spec.errors import InputError
+from train.config import TrainConfig
+from train.lora import adapt
+from train.parts import chosen_weights
+from train.sampler import Order
+from train.split import Split, split
+
+MB = 1e6
+
+
+def plan(config: TrainConfig, cache: Path) -> list[str]:
+    """Lines of at most 80 columns, but for long names. InputError for whatever `run` would refuse of data, base and sizes."""
+    divided = split(config.data, cache)
+    return [*_data(divided), "", *_work(config, divided), "", *_networks(config), *_warnings(divided)]
+
+
+def _data(divided: Split) -> Iterator[str]:
+    index, longest = divided.index, max(len(name) for name in divided.index.classes)
+    yield f"{'class':<{max(longest, 5)}} {'tiles':>9} {'synthetic':>9} {'patients':>8} {'unknown':>9} {'validation':>10}"
+    for number, name in enumerate(index.classes):
+        rows = divided.train[index.labels[divided.train] == number]
+        known = index.patients[rows]
+        held = int((index.labels[divided.validation] == number).sum())
+        unknown = int(((known < 0) & ~index.synthetic[rows]).sum())
+        yield (
+            f"{name:<{max(longest, 5)}} {len(rows):>9,} {int(index.synthetic[rows].sum()):>9,} {len(np.unique(known[known >= 0])):>8,} "
+            f"{unknown:>9,} {held:>10,}"
+        )
+
+
+def _work(config: TrainConfig, divided: Split) -> Iterator[str]:
+    plan, index = config.optimiser, divided.index
+    labels = index.labels[divided.train]
+    order = Order(config.seed, divided.train, labels, divided.weights(config.data), config.data.sampling)
+    passes = plan.steps * plan.batch / order.pass_length
+    yield f"mode        {config.mode}, {config.precision}"
+    yield f"steps       {plan.steps:,} of {plan.batch} tiles: {plan.steps * plan.batch:,}, {passes:.3g} passes ({config.data.sampling})"
+    parts = f" in {plan.accumulate} parts" if plan.accumulate > 1 else ""
+    yield f"rate        {plan.rate:g}, {plan.schedule}, {plan.warmup:,} steps of warm-up; batches{parts or ' whole'}"
+    yield f"averages    {', '.join(f'{decay:g}' for decay in plan.ema)}"
+    yield f"checkpoints every {config.checkpoint_every:,} steps; the last {config.keep_last} stay" + (
+        f", and every {config.keep_every:,}th step's" if config.keep_every else ""
+    )
+
+
+def _networks(config: TrainConfig) -> Iterator[str]:
+    """Parameters, and what weights, gradients, optimiser and averages take: activations come on top, and grow with the batch."""
+    parts = dict(_parts(config))
+    size = 8 if config.precision == "float64" else 4
+    total = 0
+    for name, (module, learns) in parts.items():
+        count, learnt = (
+            parameter_count(module),
+            sum(w.numel() for w in module.parameters() if w.requires_grad) if learns else 0,
+        )
+        total += size * (count + 3 * learnt + (len(config.optimiser.ema) * count if learns else 0))
+        yield f"{name:<11} {count / MB:.2f}M parameters, {learnt / MB:.2f}M of them learn"
+    yield f"memory      {total / MB:,.0f} MB for weights, gradients, optimiser, averages; activations not counted"
+
+
+def _parts(config: TrainConfig) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
+    with torch.device("meta"):
+        if config.mode == "encoder":
+            yield "encoder", (vit_from_dict(config.network), True)
+            return
+        if config.mode == "vae":
+            yield "vae", (vae_from_dict(config.network), True)
+            return
+        sizes = _of_base(config) if config.base is not None else _of_runs(config)
+        sit = sit_from_dict(sizes["sit"])
+        if config.mode == "finetune" and config.finetune.lora is not None:
+            adapt(sit, config.finetune.lora.targets, config.finetune.lora.rank, config.finetune.lora.scale, None)
+        elif config.base is not None:
+            chosen_weights(sit, config.finetune.parts)
+        yield "sit", (sit, True)
+        yield "vae", (vae_from_dict(sizes["vae"]), config.mode == "repa-e")
+        if sizes["encoder"]:
+            yield "encoder", (vit_from_dict(sizes["encoder"]), False)
+
+
+def _of_base(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    assert config.base is not None
+    folder = find_model(config.base)
+    if not isinstance(folder, ModelFolder):
+        raise InputError(
+            f"base: {config.base.name}: is run by its own pipeline; convert a copy with `synthfactory model import`"
+        )
+    found = {part: {k: v for k, v in folder.config[part].items() if k != "id"} for part in ("sit", "vae", "encoder")}
+    return found if folder.has_encoder else {**found, "encoder": {}}
+
+
+def _of_runs(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for part, run in (("encoder", config.encoder_run), ("vae", config.vae_run)):
+        path = Path(str(run)) / "config.yaml"
+        if not path.exists():
+            raise InputError(f"{part}_run: {run}: is no run folder yet; train it first, or name another")
+        found[part] = yaml.safe_load(path.read_text())["network"]
+    width = found["encoder"]["width"]
+    sit = {**config.network, "condition_width": width, "projection_width": width}
+    return {**found, "sit": sit}
+
+
+def _warnings(divided: Split) -> Iterator[str]:
+    for text in divided.warnings:
+        yield f"warning: {text}"
