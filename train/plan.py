@@ -73,7 +73,7 @@ def _networks(config: TrainConfig) -> Iterator[str]:
         )
         total += size * (count + 3 * learnt + (len(config.optimiser.ema) * count if learns else 0))
         yield f"{name:<11} {count / MB:.2f}M parameters, {learnt / MB:.2f}M of them learn"
-    yield f"memory      {total / MB:,.0f} MB for weights, gradients, optimiser, averages; activations not counted"
+    yield f"memory      {total / MB:,.0f} MB: weights, gradients, optimiser, averages; no activations"
 
 
 def _parts(config: TrainConfig) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
