@@ -52,6 +52,7 @@ test-all: lint
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/throughput.py
 	$(BIN)/python tests/benchmarks/sampling.py
+	$(BIN)/python tests/benchmarks/loader.py
 
 # The built-in model from nothing: tiles, encoder and autoencoder side by side, diffusion, export, figures. Resumes where it stopped.
 phantom-model: $(VENV)/.run

@@ -158,7 +158,8 @@ class _Run:
                     figures["validation_loss"] = self._validated()
                 self.team.barrier()
             if self.team.leads and ((step + 1) % self.config.log_every == 0 or last or "validation_loss" in figures):
-                seconds = self.seconds_before + time.monotonic() - began
+                spent = time.monotonic() - began
+                seconds, figures["waiting"] = self.seconds_before + spent, self.loader.waited_sec / max(spent, 1e-9)
                 self._note({"step": step + 1, "loss": loss, "rate": rate_at(plan, step), "seconds": seconds, **figures})
                 bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
             if (step + 1) % self.config.checkpoint_every == 0 or last:

@@ -57,6 +57,19 @@ def test_the_benchmark_gives_every_figure(tmp_path: Path) -> None:
     assert plan["1e9"]["wall"] < 5
 
 
+def test_the_loaders_benchmark_gives_every_figure(tmp_path: Path) -> None:
+    command = [sys.executable, Path(SCRIPT).with_name("loader.py"), "--tiles", 40, "--workers", 1, "--repeats", 1]
+    ended = subprocess.run(
+        [*map(str, command), "--json", str(tmp_path / "f.json")], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert min(found["tiles_per_second"].values()) > 0
+    assert found["ratio"] == pytest.approx(found["tiles_per_second"]["ours"] / found["tiles_per_second"]["webdataset"])
+    assert found["reached"] == (found["ratio"] >= found["goal"] == 1.0)
+    assert "goal at least 1" in ended.stdout
+
+
 def test_what_is_wrong_with_the_model_is_one_message(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--model", str(tmp_path / "absent")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
