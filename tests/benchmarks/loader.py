@@ -1,4 +1,4 @@
-"""Speed of the training loader beside plain webdataset, in one run: python tests/benchmarks/loader.py [--tiles N] [--workers W] [--json FILE]
+"""Speed of the training loader beside plain webdataset, in one run: python tests/benchmarks/loader.py [--tiles N] [--workers W]
 
 Both read the same tars and decode each tile by the same function, shuffled: webdataset through torch's DataLoader with W processes,
 ours with W threads (one order for any number of workers, exact position, eight symmetries on or off). Printed: tiles/s of each, the
@@ -60,7 +60,7 @@ def _decoded(sample: dict[str, Any]) -> np.ndarray:
 def by_webdataset(tars: list[str], workers: int) -> int:
     """One pass; returns the tiles."""
     data = webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000).map(_decoded)
-    loader = DataLoader(data, batch_size=BATCH, num_workers=min(workers, len(tars)))
+    loader = DataLoader(data, batch_size=BATCH, num_workers=min(workers, len(tars)), collate_fn=np.stack)
     return sum(len(batch) for batch in loader)
 
 
