@@ -158,6 +158,15 @@ class RepaELosses(FrozenModel):
     discriminator_layers: int = Field(default=3, ge=1, le=6)
 
 
+class Samples(FrozenModel):
+    """Sheets of drawn tiles while a model that draws is trained: RUN/samples/STEP.png."""
+
+    every: int = Field(default=1000, ge=1, description="steps between two sheets")
+    tiles: int = Field(default=4, ge=1, le=32, description="tiles of each class")
+    steps: int = Field(default=10, ge=1, le=1000, description="Heun steps")
+    scale: float = Field(default=1.5, ge=1, le=100, description="guidance")
+
+
 class LoRA(FrozenModel):
     """Low-rank adapters instead of the weights themselves (arXiv 2106.09685); merged at export."""
 
@@ -191,6 +200,7 @@ class TrainConfig(FrozenModel):
     vae: VAELosses = VAELosses()
     diffusion: DiffusionLosses = DiffusionLosses()
     repa_e: RepaELosses = RepaELosses()
+    samples: Samples | None = Field(default=Samples(), description="null: none")
     finetune: Finetune = Finetune()
     base: Model | None = Field(
         default=None,

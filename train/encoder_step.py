@@ -55,6 +55,9 @@ class EncoderStep:
     def extra(self) -> dict[str, Any]:
         return {}
 
+    def drawing(self, state: dict[str, Tensor]) -> None:
+        return None
+
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         index, weights = self.index, self.weights
         tokens = self.module.vit(self._photometric(self.place.bring(images_to_tensor(batch.images)), batch))

@@ -23,12 +23,20 @@ from train.ema import Ema
 from train.loader import Batch, Loader
 from train.place import Loss, Phase, Step
 from train.sampler import Order
+from train.samples import Sheets
 from train.split import Split, split
 from train.step import step_for
 from train.team import Team
 from train.watch import DivergedError, Watch
 
-FREE = ("threads", "log_every", "checkpoint_every", "keep_last", "keep_every")  # may change while a run goes on
+FREE = (
+    "threads",
+    "samples",
+    "log_every",
+    "checkpoint_every",
+    "keep_last",
+    "keep_every",
+)  # may change while a run goes on
 
 
 def rate_at(optimiser: Optimiser, step: int) -> float:
@@ -116,6 +124,10 @@ class _Run:
         kept = also.get("watch", {})
         self.watches = {phase.name: Watch(**kept.get(phase.name, {})) for phase in self.phases}
         self.log = run / "metrics.jsonl"
+        shown = self.divided.validation if len(self.divided.validation) else self.divided.train
+        wanted = config.samples
+        self.every = wanted.every if wanted else 1
+        self.sheets = Sheets(wanted, loader, shown) if wanted and team.leads else None
         self.seconds_before = 0.0
         if team.leads:
             self.seconds_before = _shortened(self.log, self.first)
@@ -162,6 +174,8 @@ class _Run:
                 seconds, figures["waiting"] = self.seconds_before + spent, self.loader.waited_sec / max(spent, 1e-9)
                 self._note({"step": step + 1, "loss": loss, "rate": rate_at(plan, step), "seconds": seconds, **figures})
                 bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
+            if self.sheets is not None and (step + 1) % self.every == 0:
+                self._draw(step + 1)
             if (step + 1) % self.config.checkpoint_every == 0 or last:
                 if self.team.leads:
                     self._save(step + 1)
@@ -243,6 +257,11 @@ class _Run:
                     losses.append(self.phases[-1].loss(loader.batch(number))[0])
         module.train()
         return float(torch.stack(losses).mean())
+
+    def _draw(self, step: int) -> None:
+        model = self.work.drawing(self.averages[0].state)
+        if model is not None and self.sheets is not None:
+            self.sheets.write(model, self.run / "samples" / f"{step:06d}.png")
 
     def _note(self, line: dict[str, float]) -> None:
         with open(self.log, "a") as log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +10,21 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import torch
 
 from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import SiT, sit_from_dict
 from synthfactory.model.vae import VAE, vae_from_dict
 from synthfactory.model.vit import ViT
-from synthfactory.model.weights import default_device, load_model
+from synthfactory.model.weights import LoadedModel, default_device, load_model
 from synthfactory.spec.errors import InputError
 from train.checkpoint import average_file, load_average
 from train.config import TrainConfig, load_config
 from train.encoder_step import EncoderModule
 from train.loader import Loader
 from train.lora import adapt
+from train.place import Place
 from train.streams import torch_generator
 
 
@@ -114,3 +117,10 @@ def chosen_weights(sit: SiT, patterns: Sequence[str]) -> tuple[int, int]:
     for name, weight in sit.named_parameters():
         weight.requires_grad_(name in chosen)
     return len(chosen), len(names)
+
+
+def drawing_model(sit: SiT, vae: VAE, encoder: ViT, size_px: int, place: Place) -> LoadedModel:
+    """Networks of a run as a model that draws, float32 in eval mode; `sit` and `vae` are the caller's to give away."""
+    ready = [module.to(place.device).float().eval().requires_grad_(False) for module in (sit, vae)]
+    copied = copy.deepcopy(encoder).float() if place.dtype != torch.float32 else encoder
+    return LoadedModel(ready[0], ready[1], copied, size_px, place.device)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthfactory.model.weights import LoadedModel
 from train.loader import Batch
 
 Figures = dict[str, float]
@@ -54,6 +55,9 @@ class Step(Protocol):
     def phases(self) -> list[Phase]: ...
 
     def extra(self) -> dict[str, Any]: ...
+
+    def drawing(self, state: dict[str, Tensor]) -> LoadedModel | None:
+        """A model of its own that draws with the weights `state` of the module; None for modes that draw nothing."""
 
 
 def single(module: nn.Module, loss: Loss) -> list[Phase]:

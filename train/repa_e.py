@@ -11,6 +11,7 @@ The perceptual loss compares the encoder's patch tokens (cosine) of a tile and o
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 from synthfactory.model.interpolant import noised, velocity_target
 from synthfactory.model.sit import SiT
 from synthfactory.model.vae import VAE, pixels_from_uint8
+from synthfactory.model.weights import LoadedModel
 from train import losses
 from train.config import TrainConfig
 from train.discriminator import PatchDiscriminator, adaptive_weight, generator_loss
 from train.loader import Batch, Loader
-from train.parts import parts_of
+from train.parts import drawing_model, parts_of
 from train.place import Figures, Phase, wide
 from train.streams import normal, torch_generator, uniform
 from train.team import Team
@@ -54,6 +56,7 @@ class RepaEStep:
 
     def __init__(self, config: TrainConfig, loader: Loader, team: Team) -> None:
         self.config, self.team, self.place = config, team, team.place(config.precision)
+        self.size_px = loader.size_px
         parts = parts_of(config, loader)
         self.encoder = parts.encoder.to(self.place.device, self.place.dtype)
         discriminator = PatchDiscriminator(config.repa_e.discriminator_width, config.repa_e.discriminator_layers)
@@ -68,6 +71,11 @@ class RepaEStep:
 
     def extra(self) -> dict[str, Any]:
         return self._extra
+
+    def drawing(self, state: dict[str, Tensor]) -> LoadedModel:
+        module = copy.deepcopy(self.module)
+        module.load_state_dict(state)
+        return drawing_model(module.sit, module.vae, self.encoder, self.size_px, self.place)
 
     @property
     def phases(self) -> list[Phase]:

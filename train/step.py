@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from synthfactory.model.interpolant import noised, velocity_target
 from synthfactory.model.vae import pixels_from_uint8
 from synthfactory.model.vit import images_to_tensor
+from synthfactory.model.weights import LoadedModel
 from train import losses
 from train.config import TrainConfig
 from train.encoder_step import EncoderStep
 from train.loader import Batch, Loader
-from train.parts import Parts, parts_of
+from train.parts import Parts, drawing_model, parts_of
 from train.place import Figures, Phase, Place, Step, single, wide
 from train.repa_e import RepaEStep
 from train.streams import normal, uniform
@@ -34,6 +36,7 @@ class DiffusionStep:
         self.config, self.index, self.weights, self.place = config, loader.index, config.diffusion, place
         parts = parts_of(config, loader)
         self.encoder = parts.encoder.to(place.device, place.dtype)
+        self.vae, self.size_px = parts.vae, loader.size_px
         self.latents = self._latents(parts, loader, cache)
         self.sit = parts.sit
         if parts.fresh:
@@ -48,6 +51,11 @@ class DiffusionStep:
 
     def extra(self) -> dict[str, Any]:
         return self._extra
+
+    def drawing(self, state: dict[str, Tensor]) -> LoadedModel:
+        sit = copy.deepcopy(self.sit)
+        sit.load_state_dict(state)
+        return drawing_model(sit, copy.deepcopy(self.vae), self.encoder, self.size_px, self.place)
 
     def _measure(self) -> None:
         """Mean and variance of each latent channel, of the first tiles' posteriors, into the SiT's BatchNorm."""

@@ -38,6 +38,9 @@ class VAEStep:
     def extra(self) -> dict[str, Any]:
         return {}
 
+    def drawing(self, state: dict[str, Tensor]) -> None:
+        return None
+
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         seed, weights, positions = self.config.seed, self.weights, batch.positions.tolist()
         crop, room = weights.crop, batch.images.shape[1] - weights.crop + 1

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from running import run
 from safetensors.torch import load_file
 from tinymodel import make_bank_file, make_tiny_model
@@ -125,6 +127,20 @@ def test_the_export_is_the_next_specs_model_and_says_where_it_comes_from(tmp_pat
     }  # fmt: skip
     assert run("build", write_yaml(tmp_path / "spec.yaml", spec), "--local").code == 0
     assert run("verify", tmp_path / "out").code == 0
+
+
+def test_sheets_are_drawn_on_the_way_and_change_nothing(tmp_path: Path, base: Path) -> None:
+    samples = {"every": 2, "tiles": 2, "steps": 2}
+    for name, wanted in (("with", samples), ("without", None)):
+        train(load_config(config(tmp_path, base, samples=wanted)), tmp_path / name, tmp_path / "cache")
+    sheets = sorted((tmp_path / "with" / "samples").iterdir())
+    assert [path.name for path in sheets] == ["000002.png", "000004.png"]
+    one, other = (np.asarray(Image.open(path)) for path in sheets)
+    assert one.shape == other.shape
+    assert not np.array_equal(one, other)
+    assert not (tmp_path / "without" / "samples").exists()
+    first, second = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("with", "without"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_terms_that_allow_no_sharing_stay(tmp_path: Path, base: Path) -> None:

@@ -46,7 +46,8 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(begun: Path, **changes: Any) -> str:
     values = {
         "mode": "repa-e", "network": SIT, "encoder_run": str(begun / "encoder"), "vae_run": str(begun / "vae"), "repa_e": SMALL,
-        "optimiser": {"steps": 4, "batch": 4, "rate": 1e-3, "warmup": 1}, **changes,
+        "optimiser": {"steps": 4, "batch": 4, "rate": 1e-3, "warmup": 1},
+        "samples": {"every": 3, "tiles": 1, "steps": 1}, **changes,
     }  # fmt: skip
     return write_config(begun, **values)
 
@@ -162,6 +163,7 @@ def test_a_cut_off_run_ends_with_the_same_weights_and_draws(
     assert {"vae_l1", "vae_perceptual", "vae_alignment", "discriminator_loss", "sit_flow", "validation_loss"} <= lines[
         -1
     ].keys()
+    assert [path.name for path in (tmp_path / "cut" / "samples").iterdir()] == ["000003.png"]
     out = export(tmp_path / "cut", tmp_path / "model", model_id="m", revision="1")
     model = load_model(open_model(str(out)))
     before = load_file(checkpoint.average_file(begun / "vae")[1])
