@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synthfactory.model.folder import FIGURES, ModelFolder, open_model
+from synthfactory.plan.calibration import DISTANCE_MARGIN, MARGIN, Interval, Row, Table, read_calibration
 
 SHEET = "contact-sheet.webp"
 
@@ -14,7 +15,9 @@ SHEET = "contact-sheet.webp"
 def write_card(folder: Path) -> None:
     """Writes FOLDER/README.md anew."""
     model = open_model(str(folder))
-    (folder / "README.md").write_text("\n".join([*_head(model), *_training(model), *_figures(model), ""]))
+    (folder / "README.md").write_text(
+        "\n".join([*_head(model), *_training(model), *_figures(model), *_solvers(model), ""])
+    )
 
 
 def add_figures(folder: Path, figures: dict[str, Any]) -> None:
@@ -110,3 +113,46 @@ def _figures(model: ModelFolder) -> list[str]:
         "",
         "Not measured: Frechet or kernel distances, diversity, memorisation of training tiles, anything on a GPU.",
     ]
+
+
+def _solvers(model: ModelFolder) -> list[str]:
+    """Quality against network calls, where `synthfactory calibrate` has written a table beside the model."""
+    found = read_calibration(model.sha256, str(model.path))
+    if found is None:
+        return []
+    lines = ["", "## Solvers", "", f"By `{found.command}`.", ""]
+    for table in found.tables:
+        lines += _solver_table(table)
+    return [
+        *lines,
+        "Class agreement: share of tiles in whose embedding a linear probe, trained on the conditions' bank, finds the condition's class. "
+        "Cosine: of the tile's embedding to its condition. Kernel distance: of the tiles' embeddings to the conditions (KID's kernel, "
+        f"standardised). No worse: by the bad end of the paired 95 % interval, class and cosine less than {MARGIN} below the reference, "
+        f"and the distance less than {DISTANCE_MARGIN:.0%} of the reference's above it. The encoder is the one that conditions the model.",
+    ]
+
+
+def _solver_table(table: Table) -> list[str]:
+    guidance = table.guidance
+    ranked = sorted(table.rows, key=lambda row: (row.kernel_distance, row.calls_per_tile))
+    return [
+        f"Guidance {guidance.scale:g} from t = {guidance.low:g} to {guidance.high:g}, its calls counted; {table.reference.tiles:,} tiles "
+        "a setting, the same conditions and noises in all. Ranked by kernel distance; brackets hold 95 % intervals.",
+        "",
+        "| solver | steps | calls | kernel distance | class agreement | cosine | no worse |",
+        "|---|---:|---:|---|---|---|---|",
+        _solver_row(table.reference, "reference"),
+        *(_solver_row(row, "yes" if table.no_worse(row) else "no") for row in ranked),
+        "",
+    ]
+
+
+def _solver_row(row: Row, verdict: str) -> str:
+    def shown(value: float, interval: Interval) -> str:
+        return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+    return (
+        f"| {row.sampler.solver} | {row.sampler.steps} | {row.calls_per_tile:,} "
+        f"| {shown(row.kernel_distance, row.kernel_distance_95)} "
+        f"| {shown(row.class_agreement, row.class_agreement_95)} | {row.cosine:.3f} | {verdict} |"
+    )

@@ -11,11 +11,12 @@ from test_training import write_config, write_shard
 
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
+from synthfactory.plan.calibration import Calibration, Row, Table, encoded
 from synthfactory.sample.engine import Engine
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.sampler import Sampler
+from synthfactory.spec.sampler import Guidance, Sampler
 from train import checkpoint
-from train.card import add_figures
+from train.card import add_figures, write_card
 from train.config import load_config
 from train.export import export
 from train.loop import train
@@ -82,6 +83,36 @@ def test_the_card_says_what_is_not_measured(runs: Path, tmp_path: Path) -> None:
     assert open_model(str(out)).sha256 == before  # figures are no part of the identity
     assert open_model(str(out)).seconds_per_call == 0.01
     assert open_model(str(out)).figures["training_hours"].keys() == {"encoder", "vae", "sit"}
+
+
+def test_the_card_holds_the_table_of_solvers_where_there_is_one(runs: Path, tmp_path: Path) -> None:
+    out = export(runs / "sit", tmp_path / "model", model_id="m", revision="1", licence=TERMS)
+    assert "## Solvers" not in (out / "README.md").read_text()
+
+    def row(solver: str, steps: int, distance: float) -> Row:
+        near = (distance - 0.001, distance + 0.001)
+        return Row(
+            sampler=Sampler(method="sde" if solver == "euler_maruyama" else "ode", solver=solver, steps=steps),
+            calls_per_tile=steps, tiles=500, class_agreement=0.9, class_agreement_95=(0.88, 0.92), cosine=0.8, cosine_95=(0.79, 0.81),
+            kernel_distance=distance, kernel_distance_95=near, kernel_distance_off_95=(distance - 0.3, distance - 0.28),
+        )  # fmt: skip
+
+    table = Table(
+        guidance=Guidance(), reference=row("euler_maruyama", 250, 0.3), rows=[row("heun", 5, 0.5), row("ab2", 20, 0.29)]
+    )
+    found = Calibration(
+        model_sha256=open_model(str(out)).sha256, encoder_sha256="", command="calibrate it", tables=[table]
+    )
+    (out / "calibration.json").write_bytes(encoded(found))
+    write_card(out)
+    lines = [
+        line.split("|")[1:-1]
+        for line in (out / "README.md").read_text().split("## Solvers")[1].splitlines()
+        if "|" in line
+    ]
+    assert [(cells[0].strip(), cells[-1].strip()) for cells in lines[2:]] == [
+        ("euler_maruyama", "reference"), ("ab2", "yes"), ("heun", "no"),
+    ]  # fmt: skip
 
 
 def test_only_a_diffusion_run_is_exported_and_only_on_what_it_was_trained_with(runs: Path, tmp_path: Path) -> None:
