@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import click
 
@@ -68,11 +69,22 @@ for command in (
     cli.add_command(command)
 
 
+def _check_environment() -> None:
+    """InputError where HF_ENDPOINT is no address: the Hub's own package would end in a traceback as it is loaded."""
+    try:
+        urlsplit(os.environ.get("HF_ENDPOINT", ""))
+    except ValueError as error:
+        raise InputError(
+            f"HF_ENDPOINT: is no address ({error}); correct it, or take it out of the environment"
+        ) from None
+
+
 def main() -> NoReturn:
     """Entry point. What the user can mend is one message and status 2, never a traceback."""
     # Batch systems send it: it ends as Ctrl-C does, and leases are released.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _check_environment()
         code = cli.main(prog_name="synthfactory", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:

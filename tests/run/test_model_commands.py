@@ -167,3 +167,8 @@ def test_parity_of_models_that_cannot_be_compared(tmp_path: Path, monkeypatch: p
         assert ended.code == 2
         assert f"Invalid value for '{option[0]}'" in ended.err
         assert "Traceback" not in ended.err
+
+
+def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://[bad")
+    check_refusal(run("model", "show", "phantom"), "HF_ENDPOINT: is no address")
