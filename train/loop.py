@@ -157,6 +157,10 @@ class _Run:
             disable=not self.team.leads,
         )
         began = time.monotonic()
+        if self.config.data.validation is not None and self.first == 0:  # what everything later is compared with
+            if self.team.leads:
+                self._note({"step": 0, "seconds": 0.0, "validation_loss": self._validated()})
+            self.team.barrier()
         module.train()
         for step in bar:
             for optimiser in self.optimisers.values():
