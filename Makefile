@@ -60,7 +60,7 @@ phantom-model: $(VENV)/.run
 	$(BIN)/synthfactory-train run train/configs/phantom-encoder.yaml --run $(MODEL)/encoder & first=$$!; \
 	$(BIN)/synthfactory-train run train/configs/phantom-vae.yaml --run $(MODEL)/vae && wait $$first
 	$(BIN)/synthfactory-train run train/configs/phantom-sit.yaml --run $(MODEL)/sit
-	$(BIN)/synthfactory-train export $(MODEL)/sit $(MODEL)/export --id phantom --revision 1 --licence Apache-2.0 \
+	$(BIN)/synthfactory-train export $(MODEL)/sit $(MODEL)/export --id phantom --revision 2 --licence Apache-2.0 \
 		--domain "invented, procedural tissue, whatever its labels are called"
 	$(BIN)/synthfactory-train measure $(MODEL)/export --cache $(MODEL)/judge
 
