@@ -69,15 +69,10 @@ def export(
         )
     extra = json.loads((run / "extra.json").read_text())
     step, state = _average(run, None if decay == config.optimiser.ema[0] else decay)
+    terms = _terms(config, licence)
     made = _of_runs if config.base is None else _of_base
     sit, vae = _divided(state) if config.mode == "repa-e" else (state, None)
     description, hours = made(config, extra, step, sit, vae, out)
-    terms = description.get("licence", {"name": NOT_STATED, "sharing": "local"}) if licence is None else licence
-    stated = description.get("licence")
-    if stated and stated.get("sharing") != "allowed" and dict(terms) != dict(stated):
-        raise InputError(
-            f"{run}: goes on from a model under {stated.get('name')}, whose terms stay; leave the licence out"
-        )
     description |= {"format": FORMAT, "id": model_id, "revision": revision, "licence": terms}
     description["encoder"].setdefault("id", f"{model_id}-encoder")
     description["training"] |= {
@@ -94,6 +89,18 @@ def export(
     (out / FIGURES).write_text(json.dumps({"training_hours": hours}, indent=1) + "\n")
     write_card(out)
     return out
+
+
+def _terms(config: TrainConfig, licence: dict[str, Any] | None) -> dict[str, Any]:
+    """What the export states. InputError, before anything is written, where the base model's terms would be changed."""
+    if config.base is None:
+        return {"name": NOT_STATED, "sharing": "local"} if licence is None else licence
+    stated = find_model(config.base).licence
+    if licence is not None and stated.get("sharing") != "allowed" and licence != stated:
+        raise InputError(
+            f"base: {config.base.name} is under {stated.get('name')}, whose terms stay; leave the licence out"
+        )
+    return dict(stated) if licence is None else licence
 
 
 def _divided(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -183,7 +190,7 @@ def _of_base(
         if name not in files:
             shutil.copyfile(base.path / name, out / name)
             files[name] = base.config["files"][name]
-    kept = ("tile_size_px", "resolution_mpp", "sit", "vae", "encoder", "licence", "domain", "imported")
+    kept = ("tile_size_px", "resolution_mpp", "sit", "vae", "encoder", "domain", "imported")
     described = {key: base.config[key] for key in kept if key in base.config}
     training = {"runs": {"sit": _ran(config, step)}, "base": extra["base"], "learns": extra["learns"]}
     return {**described, "files": files, "training": training}, {}

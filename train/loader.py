@@ -34,7 +34,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every batch is this worker's: `rank` of `world`, in `accumulate` parts."""
+    """Which part of every batch is this worker's: `rank` of `world`."""
 
     rank: int = 0
     world: int = 1

@@ -86,7 +86,7 @@ def _parts(config: TrainConfig) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
             return
         sizes = _of_base(config) if config.base is not None else _of_runs(config)
         sit = sit_from_dict(sizes["sit"])
-        if config.mode == "finetune" and config.finetune.lora is not None:
+        if config.base is not None and config.finetune.lora is not None:
             adapt(sit, config.finetune.lora.targets, config.finetune.lora.rank, config.finetune.lora.scale, None)
         elif config.base is not None:
             chosen_weights(sit, config.finetune.parts)

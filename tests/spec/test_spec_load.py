@@ -198,3 +198,16 @@ def test_room_works_without_torch_and_ray() -> None:
         "assert load_spec(sys.argv[1]).name == 'demo'\n"
     )
     subprocess.run([sys.executable, "-c", program, str(SPECS[[p.stem for p in SPECS].index("demo")])], check=True)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml: no such file; name a spec such as specs/demo\.yaml"):
+        load_spec(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="is a folder; name a spec"):
+        load_spec(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs an endless file")
+def test_an_endless_file_is_not_read_to_its_end() -> None:
+    with pytest.raises(InputError, match="is too large"):
+        load_spec("/dev/zero")

@@ -390,16 +390,3 @@ def test_no_more_than_ten_faults_are_listed_and_the_rest_counted(tmp_path: Path)
     check_form(message)
     assert len(message.splitlines()) == 11
     assert message.endswith("\nand 15 more")
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.yaml: no such file; name a spec such as specs/demo\.yaml"):
-        load_spec(tmp_path / "none.yaml")
-    with pytest.raises(InputError, match="is a folder; name a spec"):
-        load_spec(tmp_path)
-
-
-@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs an endless file")
-def test_an_endless_file_is_not_read_to_its_end() -> None:
-    with pytest.raises(InputError, match="is too large"):
-        load_spec("/dev/zero")

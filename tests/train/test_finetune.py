@@ -153,6 +153,7 @@ def test_terms_that_allow_no_sharing_stay(tmp_path: Path, base: Path) -> None:
         export(
             tmp_path / "run", tmp_path / "x", model_id="m", revision="1", licence={"name": "MIT", "sharing": "allowed"}
         )
+    assert not (tmp_path / "x").exists()
     out = export(tmp_path / "run", tmp_path / "tuned", model_id="m", revision="1")
     assert open_model(str(out)).licence["sharing"] == "local"
     (base / "config.json").write_text(json.dumps({**values, "id": "other"}))
