@@ -63,15 +63,21 @@ def _training(model: ModelFolder) -> list[str]:
         f"| {part} | {run['steps']:,} | {run['batch']} | {run['precision']} | {run['seed']} | {hours.get(part, 'not recorded')} |"
         for part, run in training["runs"].items()
     )
-    base = training.get("base")
-    if base:
-        lines += [
-            "",
-            f"Goes on from {base['id']}, revision {base['revision']} (`{base['sha256'][:12]}`); learnt: {training['learns']}.",
-        ]
     made = training.get("synthetic_tiles", 0)
     if made:
         lines += ["", f"{made:,} of the tiles were synthetic."]
+    learns, base = training.get("learns"), training.get("base")
+    while base:
+        before = base.get("training") or {}
+        runs = ", ".join(
+            f"{part} {run['steps']:,} steps of {run['batch']}" for part, run in before.get("runs", {}).items()
+        )
+        lines += [
+            "",
+            f"Goes on from {base['id']}, revision {base['revision']} (`{base['sha256'][:12]}`{f'; {runs}' if runs else ''}); "
+            f"learnt: {learns}.",
+        ]
+        learns, base = before.get("learns"), before.get("base")
     return [*lines, ""]
 
 

@@ -98,16 +98,34 @@ def plan(config: str, cache: str | None, settings: tuple[str, ...]) -> None:
     "--domain", help="What the model draws, where that is not what its labels say; plans and cards repeat it."
 )
 @click.option("--ema", type=click.FloatRange(0, 1), help="Decay of the average to write (default: the config's first).")
+@click.option("--repa-e", "repa_e", is_flag=True, help="Write OUT/repa-e.pt as well: REPA-E's names, tensors alone.")
 def export(
-    run_folder: str, out: str, model_id: str, revision: str, licence: str | None, domain: str | None, ema: float | None
+    run_folder: str,
+    out: str,
+    model_id: str,
+    revision: str,
+    licence: str | None,
+    domain: str | None,
+    ema: float | None,
+    repa_e: bool,
 ) -> None:
-    """Write the averaged weights of a diffusion or finetune RUN, with encoder and VAE, as the model folder OUT."""
+    """Write the averaged weights of RUN as the model folder OUT, with the networks that it builds on.
+
+    RUN is of mode diffusion, finetune or repa-e, or of mode vae with a base.
+    """
     from synthfactory.model.licence import licence_of
     from train.export import export as write
 
     terms = None if licence is None else licence_of("", licence)
     folder = write(
-        Path(run_folder), Path(out), model_id=model_id, revision=revision, licence=terms, domain=domain, decay=ema
+        Path(run_folder),
+        Path(out),
+        model_id=model_id,
+        revision=revision,
+        licence=terms,
+        domain=domain,
+        decay=ema,
+        repa_e=repa_e,
     )
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     click.echo(f"{folder}: {total / 1e6:.1f} MB; name it as `model:` in a spec")

@@ -125,8 +125,19 @@ class EncoderLosses(FrozenModel):
     )
 
 
-class VAELosses(FrozenModel):
-    """Reconstruction in value and gradient at two scales, a weak KL, and equivariance of latents (EQ-VAE, 2502.09509)."""
+class Adversarial(FrozenModel):
+    """A patch discriminator that the autoencoder is to deceive."""
+
+    lecam: float = Field(default=0.001, ge=0, description="not stated by REPA-E; taken from LeCAM's range")
+    discriminator_width: int = Field(default=64, ge=8, multiple_of=8)
+    discriminator_layers: int = Field(default=3, ge=1, le=6)
+
+
+class VAELosses(Adversarial):
+    """Reconstruction in value and gradient at two scales, a weak KL, and equivariance of latents (EQ-VAE, 2502.09509).
+
+    Perceptual and adversarial losses sharpen what these leave smooth.
+    """
 
     crop: int = 112
     l1: float = 1.0
@@ -134,6 +145,16 @@ class VAELosses(FrozenModel):
     gradient: float = 0.5
     kl: float = 1e-3
     equivariance: float = Field(default=0.5, description="share of batches decoded from transformed latents")
+    perceptual: float | None = Field(
+        default=None, ge=0, description="null: 1 where `base` or `encoder_run` gives an encoder, else none"
+    )
+    features: Literal["encoder", "lpips"] = Field(
+        default="encoder", description="what the perceptual loss compares; lpips needs the extra of that name"
+    )
+    gan: float = Field(default=0.0, ge=0, description="adversarial loss, as a share of the reconstruction's pull")
+    gan_from: int = Field(
+        default=0, ge=0, description="steps before it, in which only the discriminator learns from it"
+    )
 
 
 class DiffusionLosses(FrozenModel):
@@ -145,17 +166,14 @@ class DiffusionLosses(FrozenModel):
     time: Literal["uniform", "logit_normal"] = "logit_normal"
 
 
-class RepaELosses(FrozenModel):
+class RepaELosses(Adversarial):
     """Autoencoder and discriminator of end-to-end training (REPA-E, arXiv 2504.10483); the SiT's are those of `diffusion`."""
 
     l1: float = 1.0
     perceptual: float = Field(default=1.0, description="cosine of the encoder's patch tokens")
     kl: float = 1e-6
     gan: float = Field(default=0.1, ge=0)
-    lecam: float = Field(default=0.001, ge=0, description="not stated in the paper; taken from LeCAM's range")
     alignment: float = 1.5
-    discriminator_width: int = Field(default=64, ge=8, multiple_of=8)
-    discriminator_layers: int = Field(default=3, ge=1, le=6)
 
 
 class Samples(FrozenModel):
@@ -204,15 +222,27 @@ class TrainConfig(FrozenModel):
     finetune: Finetune = Finetune()
     base: Model | None = Field(
         default=None,
-        description="finetune: the model to go on from, written as a spec's `model:`",
+        description="finetune, repa-e, vae: the model to go on from, written as a spec's `model:`",
         examples=["phantom"],
     )
-    encoder_run: str | None = Field(default=None, description="diffusion: run whose averaged encoder conditions")
+    encoder_run: str | None = Field(
+        default=None, description="diffusion: run whose averaged encoder conditions; vae: whose features are compared"
+    )
     vae_run: str | None = Field(default=None, description="diffusion: run whose averaged VAE gives the latents")
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32",
         description="bfloat16: matrix products under autocast, weights and optimiser stay float32; float64: for checks",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="the SiT's activations are computed again in the backward pass: less memory, a third slower",
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile of the networks that learn: minutes first, then faster on GPUs"
+    )
+    tensorboard: bool = Field(
+        default=False, description="metrics into RUN/tensorboard as well; needs the extra of that name"
     )
     threads: int = Field(default=2, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
@@ -225,13 +255,25 @@ class TrainConfig(FrozenModel):
         if self.mode in ("diffusion", "finetune") and self.data.stain_jitter:
             what = "goes with modes encoder, vae and repa-e; here latents are made once, of the tiles as they are"
             raise Problems([("data.stain_jitter", what)])
-        based = self.mode == "finetune" or (self.mode == "repa-e" and self.base is not None)
+        based = self.mode == "finetune" or (self.mode in ("repa-e", "vae") and self.base is not None)
         if based and self.base is None:
             raise Problems([("base", "is missing; name the model to go on from, for example base: phantom")])
         if based and self.network:
             raise Problems([("network", "is the base model's own; leave it out")])
         if not based and not self.network:
             raise Problems([("network", "is missing; see train/configs for each mode's sizes")])
+        if self.recompute and self.mode in ("encoder", "vae"):
+            raise Problems([("recompute", "goes with modes that train a SiT: diffusion, finetune, repa-e")])
+        if self.mode == "vae" and self.finetune.lora is not None:
+            raise Problems([("finetune.lora", "is for networks that draw; mode vae takes finetune.parts")])
+        if (
+            self.mode == "vae"
+            and self.vae.perceptual
+            and self.vae.features == "encoder"
+            and not (based or self.encoder_run)
+        ):
+            what = "compares features of an encoder; name one by encoder_run or base, or write features: lpips"
+            raise Problems([("vae.perceptual", what)])
         runs = ("encoder_run", "vae_run") if self.mode in ("diffusion", "repa-e") and not based else ()
         missing = [name for name in runs if getattr(self, name) is None]
         if missing:

@@ -23,6 +23,8 @@ from train import checkpoint
 from train.card import write_card
 from train.config import TrainConfig, load_config
 from train.lora import merged
+from train.parts import vae_state
+from train.repa_e_names import check_form, write_repa_e
 
 HEADS = ("class_head.", "attribute_head.", "grid_head.")
 
@@ -52,27 +54,31 @@ def export(
     licence: dict[str, Any] | None = None,
     domain: str | None = None,
     decay: float | None = None,
+    repa_e: bool = False,
 ) -> Path:
-    """Writes the averaged weights of a diffusion, finetune or repa-e run, with encoder and VAE, as the model folder `out`.
+    """Writes the averaged weights of a diffusion, finetune or repa-e run, with encoder and VAE, as the model folder `out`; of a run of
+    mode vae that went on from a base, the base with this autoencoder.
 
     `licence` {name, sharing} travels with every artefact; None: those of the base model, else not stated and local. `domain` says what
     the model draws, where that is not what its labels say; plans and cards repeat it. `decay` picks one of several averages; None takes
-    the first of the config.
+    the first of the config. With `repa_e` the networks lie in OUT/repa-e.pt as well, under REPA-E's names.
 
     InputError where a run has no checkpoint or is of another mode, where encoder, VAE or base moved on since, and where the base
     model's terms are not to be changed.
     """
     config = load_config(f"{run}/config.yaml")
-    if config.mode not in ("diffusion", "finetune", "repa-e"):
+    if config.mode not in ("diffusion", "finetune", "repa-e") and not (config.mode == "vae" and config.base):
         raise InputError(
-            f"{run}: is a run of mode {config.mode}; export names a run of mode diffusion, finetune or repa-e"
+            f"{run}: is a run of mode {config.mode}; export names one of mode diffusion, finetune or repa-e, or of mode vae with a base"
         )
     extra = json.loads((run / "extra.json").read_text())
     step, state = _average(run, None if decay == config.optimiser.ema[0] else decay)
     terms = _terms(config, licence)
+    if repa_e:
+        check_form(_vae_sizes(config))
     made = _of_runs if config.base is None else _of_base
-    sit, vae = _divided(state) if config.mode == "repa-e" else (state, None)
-    description, hours = made(config, extra, step, sit, vae, out)
+    own = _own(config, state)
+    description, hours = made(config, extra, step, own, out)
     description |= {"format": FORMAT, "id": model_id, "revision": revision, "licence": terms}
     description["encoder"].setdefault("id", f"{model_id}-encoder")
     description["training"] |= {
@@ -84,8 +90,10 @@ def export(
     }
     if domain:
         description["domain"] = domain
+    if repa_e:
+        write_repa_e(out, description["vae"])
     (out / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
-    hours["sit"] = _hours(run)
+    hours["vae" if config.mode == "vae" else "sit"] = _hours(run)
     (out / FIGURES).write_text(json.dumps({"training_hours": hours}, indent=1) + "\n")
     write_card(out)
     return out
@@ -103,13 +111,23 @@ def _terms(config: TrainConfig, licence: dict[str, Any] | None) -> dict[str, Any
     return dict(stated) if licence is None else licence
 
 
-def _divided(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """SiT and VAE of a run that trained both."""
-    sit, vae = (
-        {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
-        for part in ("sit.", "vae.")
-    )
-    return sit, vae
+def _vae_sizes(config: TrainConfig) -> dict[str, Any]:
+    if config.base is None:
+        return load_config(f"{config.vae_run}/config.yaml").network
+    base = find_model(config.base)
+    return dict(base.config["vae"]) if isinstance(base, ModelFolder) else {}
+
+
+def _own(config: TrainConfig, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The run's averaged weights by network: what it trained, and nothing else."""
+    if config.mode == "vae":
+        return {"vae": vae_state(state)}
+    if config.mode != "repa-e":
+        return {"sit": state}
+    return {
+        part: {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+        for part in ("sit", "vae")
+    }
 
 
 def _ran(config: TrainConfig, step: int) -> dict[str, Any]:
@@ -124,8 +142,7 @@ def _of_runs(
     config: TrainConfig,
     extra: dict[str, Any],
     step: int,
-    sit: dict[str, Tensor],
-    own_vae: dict[str, Tensor] | None,
+    own: dict[str, dict[str, Tensor]],
     out: Path,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     assert config.encoder_run and config.vae_run
@@ -139,8 +156,8 @@ def _of_runs(
     out.mkdir(parents=True, exist_ok=True)
     vit = {name.removeprefix("vit."): value for name, value in encoder.items() if not name.startswith(HEADS)}
     files = {
-        "sit.safetensors": _write(out / "sit.safetensors", sit),
-        "vae.safetensors": _write(out / "vae.safetensors", vae if own_vae is None else own_vae),
+        "sit.safetensors": _write(out / "sit.safetensors", own["sit"]),
+        "vae.safetensors": _write(out / "vae.safetensors", own.get("vae", vae_state(vae))),
         "encoder.safetensors": _write(out / "encoder.safetensors", vit),
     }
     encoder_config, vae_config = load_config(f"{encoder_run}/config.yaml"), load_config(f"{vae_run}/config.yaml")
@@ -166,8 +183,7 @@ def _of_base(
     config: TrainConfig,
     extra: dict[str, Any],
     step: int,
-    sit: dict[str, Tensor],
-    own_vae: dict[str, Tensor] | None,
+    own: dict[str, dict[str, Tensor]],
     out: Path,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     assert config.base is not None
@@ -178,19 +194,24 @@ def _of_base(
         )
     base.check_files()
     if config.finetune.lora is not None:
-        sit = merged(sit, config.finetune.lora.scale)
-    with safe_open(base.path / "sit.safetensors", framework="pt") as weights:
-        kinds = {weights.get_tensor(name).dtype for name in weights.keys()}  # noqa: SIM118 - not a mapping
-    dtype = torch.float32 if torch.float32 in kinds else torch.float16
+        own = {**own, "sit": merged(own["sit"], config.finetune.lora.scale)}
     out.mkdir(parents=True, exist_ok=True)
-    files = {"sit.safetensors": _write(out / "sit.safetensors", sit, dtype)}
-    if own_vae is not None:
-        files["vae.safetensors"] = _write(out / "vae.safetensors", own_vae, dtype)
+    files = {}
+    for part, state in own.items():
+        name = f"{part}.safetensors"
+        with safe_open(base.path / name, framework="pt") as weights:
+            kinds = {weights.get_tensor(key).dtype for key in weights.keys()}  # noqa: SIM118 - not a mapping
+        files[name] = _write(out / name, state, torch.float32 if torch.float32 in kinds else torch.float16)
     for name in base.config["files"]:
         if name not in files:
             shutil.copyfile(base.path / name, out / name)
             files[name] = base.config["files"][name]
     kept = ("tile_size_px", "resolution_mpp", "sit", "vae", "encoder", "domain", "imported")
     described = {key: base.config[key] for key in kept if key in base.config}
-    training = {"runs": {"sit": _ran(config, step)}, "base": extra["base"], "learns": extra["learns"]}
+    before = {**extra["base"], "training": base.config.get("training")}  # the whole line of ancestors
+    training = {
+        "runs": {"vae" if config.mode == "vae" else "sit": _ran(config, step)},
+        "base": before,
+        "learns": extra["learns"],
+    }
     return {**described, "files": files, "training": training}, {}

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from synthfactory.spec.errors import InputError
 from train import checkpoint
-from train.config import Optimiser, TrainConfig, config_text
+from train.config import Optimiser, TrainConfig, config_text, load_config
 from train.ema import Ema
 from train.loader import Batch, Loader
+from train.metrics import Metrics
 from train.place import Loss, Phase, Step
 from train.sampler import Order
 from train.samples import Sheets
+from train.speed import prepare
 from train.split import Split, split
 from train.step import step_for
 from train.team import Team
@@ -31,6 +32,7 @@ from train.watch import DivergedError, Watch
 
 FREE = (
     "threads",
+    "tensorboard",
     "samples",
     "log_every",
     "checkpoint_every",
@@ -57,8 +59,8 @@ def claim(config: TrainConfig, run: Path) -> None:
     if not path.exists():
         path.write_text(text)
         return
-    before, now = yaml.safe_load(path.read_text()), yaml.safe_load(text)
-    changed = sorted(key for key in now if now[key] != before.get(key) and key not in FREE)
+    before, now = load_config(str(path)).model_dump(), config.model_dump()
+    changed = sorted(key for key in now if now[key] != before[key] and key not in FREE)
     if changed:
         raise InputError(f"{run}: was begun with another config ({', '.join(changed)} differ); use another run folder")
 
@@ -108,6 +110,7 @@ class _Run:
         self.config, self.run, self.divided, self.loader, self.team = config, run, divided, loader, team
         with team.first():
             self.work: Step = step_for(config, loader, cache, team)
+        prepare(config, self.work.module)
         plan = config.optimiser
         self.phases = self.work.phases
         self.losses = []
@@ -123,14 +126,12 @@ class _Run:
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
         kept = also.get("watch", {})
         self.watches = {phase.name: Watch(**kept.get(phase.name, {})) for phase in self.phases}
-        self.log = run / "metrics.jsonl"
         shown = self.divided.validation if len(self.divided.validation) else self.divided.train
         wanted = config.samples
         self.every = wanted.every if wanted else 1
         self.sheets = Sheets(wanted, loader, shown) if wanted and team.leads else None
-        self.seconds_before = 0.0
+        self.metrics = Metrics(run, self.first, board=config.tensorboard) if team.leads else None
         if team.leads:
-            self.seconds_before = _shortened(self.log, self.first)
             (run / "extra.json").write_text(json.dumps(self._extra(), indent=1))
 
     def _extra(self) -> dict[str, Any]:
@@ -158,8 +159,8 @@ class _Run:
         )
         began = time.monotonic()
         if self.config.data.validation is not None and self.first == 0:  # what everything later is compared with
-            if self.team.leads:
-                self._note({"step": 0, "seconds": 0.0, "validation_loss": self._validated()})
+            if self.metrics is not None:
+                self.metrics.note({"step": 0, "seconds": 0.0, "validation_loss": self._validated()})
             self.team.barrier()
         module.train()
         for step in bar:
@@ -173,10 +174,13 @@ class _Run:
                 if self.team.leads:
                     figures["validation_loss"] = self._validated()
                 self.team.barrier()
-            if self.team.leads and ((step + 1) % self.config.log_every == 0 or last or "validation_loss" in figures):
+            due = (step + 1) % self.config.log_every == 0 or last or "validation_loss" in figures
+            if self.metrics is not None and due:
                 spent = time.monotonic() - began
-                seconds, figures["waiting"] = self.seconds_before + spent, self.loader.waited_sec / max(spent, 1e-9)
-                self._note({"step": step + 1, "loss": loss, "rate": rate_at(plan, step), "seconds": seconds, **figures})
+                seconds = self.metrics.seconds_before + spent
+                figures["waiting"] = self.loader.waited_sec / max(spent, 1e-9)
+                line = {"step": step + 1, "loss": loss, "rate": rate_at(plan, step), "seconds": seconds, **figures}
+                self.metrics.note(line)
                 bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
             if self.sheets is not None and (step + 1) % self.every == 0:
                 self._draw(step + 1)
@@ -184,6 +188,8 @@ class _Run:
                 if self.team.leads:
                     self._save(step + 1)
                 self.team.barrier()
+        if self.metrics is not None:
+            self.metrics.close()
         return max(0, plan.steps - self.first)
 
     def _step(self, step: int) -> tuple[float, dict[str, float]]:
@@ -247,6 +253,7 @@ class _Run:
         """Mean loss of the averaged weights on validation tiles: always the same tiles, noise and times."""
         look, module = self.config.data.validation, self.work.module
         assert look is not None
+        phase = [phase for phase in self.phases if phase.validates][-1]
         rows = self.divided.validation
         order = Order(0, rows, self.divided.index.labels[rows], np.ones(len(rows)))
         each = min(self.config.optimiser.batch, look.tiles)
@@ -258,7 +265,7 @@ class _Run:
             module.eval()
             for number in range(max(1, look.tiles // each)):
                 with self._autocast():
-                    losses.append(self.phases[-1].loss(loader.batch(number))[0])
+                    losses.append(phase.loss(loader.batch(number))[0])
         module.train()
         return float(torch.stack(losses).mean())
 
@@ -266,10 +273,6 @@ class _Run:
         model = self.work.drawing(self.averages[0].state)
         if model is not None and self.sheets is not None:
             self.sheets.write(model, self.run / "samples" / f"{step:06d}.png")
-
-    def _note(self, line: dict[str, float]) -> None:
-        with open(self.log, "a") as log:
-            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
 
     def _save(self, step: int) -> None:
         keep = checkpoint.Keep(self.config.keep_last, self.config.keep_every)
@@ -292,21 +295,3 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
         Batch(batch.step, batch.positions[cut], batch.rows[cut], batch.symmetries[cut], batch.images[cut])
         for cut in cuts
     ]
-
-
-def _shortened(log: Path, step: int) -> float:
-    """Takes lines of steps after the checkpoint out of the log: they are done again. Returns the seconds that the rest took."""
-    if not log.exists():
-        return 0.0
-    lines = []
-    for text in log.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:  # cut off
-            continue
-        if line["step"] <= step:
-            lines.append(text)
-    temporary = log.with_name(".tmp-metrics")
-    temporary.write_text("".join(f"{text}\n" for text in lines))
-    temporary.replace(log)
-    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0

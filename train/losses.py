@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +37,12 @@ def alignment(projection_BNP: Tensor, tokens_BTP: Tensor) -> Tensor:
         grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
         tokens_BTP = grid.flatten(2).transpose(1, 2)
     return -F.cosine_similarity(projection_BNP, tokens_BTP, dim=-1).mean()
+
+
+def unlike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """1 - cosine of features (B, T, D), averaged over tokens, then over the layers given (0 = alike)."""
+    pairs = zip(found, wanted, strict=True)
+    return torch.stack([1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in pairs]).mean()
 
 
 def logit_normal(normal_B: Tensor) -> Tensor:

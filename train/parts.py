@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
@@ -48,14 +50,15 @@ def parts_of(config: TrainConfig, loader: Loader) -> Parts:
 def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     assert config.encoder_run and config.vae_run
     index = loader.index
-    encoder_config = load_config(f"{config.encoder_run}/config.yaml")
-    trained = EncoderModule(
-        encoder_config.network, len(index.classes), index.attributes.shape[1], len(index.grid_channels)
-    )
-    encoder_step = load_average(config.encoder_run, trained)
-    encoder = trained.vit.eval().requires_grad_(False)
-    vae = vae_from_dict(load_config(f"{config.vae_run}/config.yaml").network)
-    vae_step = load_average(config.vae_run, vae)
+    encoder_step, encoder = _encoder_of_run(config.encoder_run, loader)
+    vae_config = load_config(f"{config.vae_run}/config.yaml")
+    if vae_config.base is not None:
+        raise InputError(
+            f"vae_run: {config.vae_run}: goes on from a model; export it, and name the export as base with mode finetune or repa-e"
+        )
+    vae = vae_from_dict(vae_config.network)
+    vae_step, path = average_file(config.vae_run)
+    vae.load_state_dict(vae_state(load_file(path)))
     embeddings = encoder.embed(loader.images(np.arange(min(512, len(index)))))
     network = {
         **config.network,
@@ -66,12 +69,54 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     }
     sit = sit_from_dict(network)
     sit.initialise(torch_generator(config.seed, "sit"))
-    digest = hashlib.sha256(average_file(config.vae_run)[1].read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     extra = {"network": network, "encoder_step": encoder_step, "vae_step": vae_step}
     return Parts(sit, vae.eval().requires_grad_(False), encoder, digest, True, extra)
 
 
-def _of_base(config: TrainConfig, loader: Loader) -> Parts:
+def _encoder_of_run(run: str, loader: Loader) -> tuple[int, ViT]:
+    """(step, averaged encoder) of a run on the same tiles."""
+    index = loader.index
+    network = load_config(f"{run}/config.yaml").network
+    trained = EncoderModule(network, len(index.classes), index.attributes.shape[1], len(index.grid_channels))
+    step = load_average(run, trained)
+    return step, trained.vit.eval().requires_grad_(False)
+
+
+def vae_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The autoencoder's weights of a run that may have kept a discriminator beside it."""
+    own = {name.removeprefix("vae."): value for name, value in state.items() if name.startswith("vae.")}
+    return own or state
+
+
+@dataclass(frozen=True)
+class VAEParts:
+    """An autoencoder to train, and the fixed encoder whose features are compared, where there is one."""
+
+    vae: VAE
+    encoder: ViT | None
+    extra: dict[str, Any]
+
+
+def vae_parts(config: TrainConfig, loader: Loader) -> VAEParts:
+    """For mode vae: a new one of the config's sizes, or the base model's, of which `finetune.parts` learns."""
+    if config.base is not None:
+        folder, model = _base(config, loader)
+        vae = model.vae.cpu().train()
+        chosen, names = chosen_weights(vae, config.finetune.parts)
+        extra = {"base": _named(folder), "learns": f"{chosen} of {names} tensors of the autoencoder"}
+        return VAEParts(vae, None if model.encoder is None else model.encoder.cpu(), extra)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        vae = vae_from_dict(config.network)
+    encoder = None
+    if config.encoder_run and config.vae.features == "encoder" and config.vae.perceptual != 0:
+        encoder = _encoder_of_run(config.encoder_run, loader)[1]
+    return VAEParts(vae, encoder, {})
+
+
+def _base(config: TrainConfig, loader: Loader) -> tuple[ModelFolder, LoadedModel]:
+    """The model to go on from. InputError where it cannot be trained, or draws tiles of another size."""
     assert config.base is not None
     try:
         folder = find_model(config.base)
@@ -83,11 +128,20 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
         model = load_model(folder, apart, default_device())
     except InputError as error:
         raise InputError(f"base: {str(error).removeprefix('model: ')}") from None
-    assert model.encoder is not None
     if folder.tile_size_px != loader.size_px:
         raise InputError(
             f"base: {folder.id} draws tiles of {folder.tile_size_px} px; those of data.shards have {loader.size_px} px"
         )
+    return folder, model
+
+
+def _named(folder: ModelFolder) -> dict[str, str]:
+    return {"id": folder.id, "revision": folder.revision, "sha256": folder.sha256}
+
+
+def _of_base(config: TrainConfig, loader: Loader) -> Parts:
+    folder, model = _base(config, loader)
+    assert model.encoder is not None
     sit, plan = model.sit.cpu(), config.finetune
     if plan.lora is not None:
         adapted = adapt(sit, plan.lora.targets, plan.lora.rank, plan.lora.scale, torch_generator(config.seed, "lora"))
@@ -97,24 +151,21 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
         learns = f"{chosen} of {names} tensors"
     if config.mode == "repa-e" and sit.config.projection_depth is None:
         raise InputError(f"base: {folder.id} has no projector, so nothing can be aligned through it; use mode finetune")
-    extra = {
-        "base": {"id": folder.id, "revision": folder.revision, "sha256": folder.sha256},
-        "learns": learns,
-    }
+    extra = {"base": _named(folder), "learns": learns}
     return Parts(
         sit, model.vae.cpu(), model.encoder.cpu(), str(folder.config["files"]["vae.safetensors"]), False, extra
     )
 
 
-def chosen_weights(sit: SiT, patterns: Sequence[str]) -> tuple[int, int]:
+def chosen_weights(network: nn.Module, patterns: Sequence[str]) -> tuple[int, int]:
     """Lets the weights whose names fit learn, and no others; returns (how many learn, of how many). InputError where none fits."""
-    names = [name for name, _ in sit.named_parameters() if name != "pos_embed"]
+    names = [name for name, _ in network.named_parameters() if name != "pos_embed"]
     chosen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if not chosen:
         raise InputError(
-            f"finetune.parts: no weight's name fits {', '.join(patterns)}; for example blocks.*.attn.*, or '*'"
+            f"finetune.parts: no weight's name fits {', '.join(patterns)}; for example '{names[0]}', or '*'"
         )
-    for name, weight in sit.named_parameters():
+    for name, weight in network.named_parameters():
         weight.requires_grad_(name in chosen)
     return len(chosen), len(names)
 

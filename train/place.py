@@ -41,12 +41,11 @@ class Phase(NamedTuple):
     name: str
     weights: list[nn.Parameter]
     loss: Loss
+    validates: bool = True  # whether validation may look at this loss; it takes the last that it may
 
 
 class Step(Protocol):
-    """What the loop needs of a mode: the module that is kept and averaged, and the updates of a step in order. The last one's loss is
-    what validation looks at.
-    """
+    """What the loop needs of a mode: the module that is kept and averaged, and the updates of a step in order."""
 
     @property
     def module(self) -> nn.Module: ...

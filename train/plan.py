@@ -82,7 +82,10 @@ def _parts(config: TrainConfig) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
             yield "encoder", (vit_from_dict(config.network), True)
             return
         if config.mode == "vae":
-            yield "vae", (vae_from_dict(config.network), True)
+            vae = vae_from_dict(config.network if config.base is None else _of_base(config)["vae"])
+            if config.base is not None:
+                chosen_weights(vae, config.finetune.parts)
+            yield "vae", (vae, True)
             return
         sizes = _of_base(config) if config.base is not None else _of_runs(config)
         sit = sit_from_dict(sizes["sit"])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from synthfactory.model.interpolant import noised, velocity_target
 from synthfactory.model.vae import pixels_from_uint8
@@ -73,7 +74,7 @@ class DiffusionStep:
             vae = parts.vae.to(self.place.device)
             found = []
             with torch.no_grad():
-                for start in range(0, len(self.index), 16):
+                for start in tqdm(range(0, len(self.index), 16), desc="latents", mininterval=5.0, leave=False):
                     images = torch.from_numpy(loader.images(np.arange(start, min(start + 16, len(self.index)))))
                     mean, log_variance = vae.encode(pixels_from_uint8(images).to(self.place.device))
                     found.append(torch.stack([mean, (0.5 * log_variance).exp()], dim=1).half().cpu().numpy())
@@ -120,7 +121,7 @@ def step_for(config: TrainConfig, loader: Loader, cache: Path, team: Team) -> St
     if config.mode == "encoder":
         return EncoderStep(config, loader, place)
     if config.mode == "vae":
-        return VAEStep(config, loader, place)
+        return VAEStep(config, loader, team)
     if config.mode == "repa-e":
         return RepaEStep(config, loader, team)
     return DiffusionStep(config, loader, cache, place)

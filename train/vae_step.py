@@ -1,4 +1,7 @@
-"""A step of mode vae: a crop, encoded and decoded. Randomness is keyed by position in the run, or by step where all tiles share it."""
+"""A step of mode vae: a crop, encoded and decoded. Randomness is keyed by position in the run, or by step where all tiles share it.
+
+Two updates where there is a discriminator: the autoencoder's, then the discriminator's on the same crops.
+"""
 
 from __future__ import annotations
 
@@ -8,58 +11,118 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synthfactory.model.vae import pixels_from_uint8, vae_from_dict
+from synthfactory.model.vae import VAE, pixels_from_uint8
 from synthfactory.spec.errors import InputError
 from train import losses
 from train.config import TrainConfig
+from train.discriminator import PatchDiscriminator, adaptive_weight, generator_loss
 from train.loader import Batch, Loader
+from train.parts import vae_parts
+from train.perceptual import Features, features_of
 from train.place import Figures, Phase, Place, single, wide
-from train.streams import normal, stream, uniform
+from train.streams import normal, stream, torch_generator, uniform
 from train.symmetry import turned
+from train.team import Team
+
+
+class VAEModule(nn.Module):
+    """What is kept and averaged where there is a discriminator."""
+
+    def __init__(self, vae: VAE, discriminator: PatchDiscriminator) -> None:
+        super().__init__()
+        self.vae, self.discriminator = vae, discriminator
 
 
 class VAEStep:
     """Autoencoder on random crops; in a share of the batches the latents are turned before decoding (EQ-VAE)."""
 
-    def __init__(self, config: TrainConfig, loader: Loader, place: Place) -> None:
-        self.config, self.weights, self.place = config, config.vae, place
+    def __init__(self, config: TrainConfig, loader: Loader, team: Team) -> None:
+        self.config, self.weights, self.team = config, config.vae, team
+        self.place: Place = team.place(config.precision)
         if config.vae.crop > loader.size_px:
             raise InputError(f"vae.crop: {config.vae.crop} px of tiles of {loader.size_px} px; at most that many")
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            self.vae = vae_from_dict(config.network)
-        self.vae.to(place.device, place.dtype)
+        parts = vae_parts(config, loader)
+        self.vae, self._extra = parts.vae.to(self.place.device, self.place.dtype), parts.extra
+        self.features: Features | None = features_of(config.vae, parts.encoder, self.place)
         self.module: nn.Module = self.vae
+        self.discriminator: PatchDiscriminator | None = None
+        if config.vae.gan:
+            self.discriminator = PatchDiscriminator(config.vae.discriminator_width, config.vae.discriminator_layers)
+            self.discriminator.initialise(torch_generator(config.seed, "discriminator"))
+            self.module = VAEModule(self.vae, self.discriminator).to(self.place.device, self.place.dtype)
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # crops and reconstructions, by the first position of a part
 
     @property
     def phases(self) -> list[Phase]:
-        return single(self.module, self.loss)
+        if self.discriminator is None:
+            return single(self.module, self.loss)
+        learns = [weight for weight in self.vae.parameters() if weight.requires_grad]
+        judging = list(self.discriminator.parameters())
+        return [
+            Phase("vae", learns, self.loss),
+            Phase("discriminator", judging, self.discriminator_loss, validates=False),
+        ]
 
     def extra(self) -> dict[str, Any]:
-        return {}
+        return self._extra
 
     def drawing(self, state: dict[str, Tensor]) -> None:
         return None
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        seed, weights, positions = self.config.seed, self.weights, batch.positions.tolist()
-        crop, room = weights.crop, batch.images.shape[1] - weights.crop + 1
-        corners = (uniform(seed, "crop", positions, (2,)) * room).astype(int)
+    def _crops(self, batch: Batch) -> Tensor:
+        crop, room = self.weights.crop, batch.images.shape[1] - self.weights.crop + 1
+        corners = (uniform(self.config.seed, "crop", batch.positions.tolist(), (2,)) * room).astype(int)
         crops = [image[y : y + crop, x : x + crop] for image, (y, x) in zip(batch.images, corners, strict=True)]
         pixels = self.place.bring(pixels_from_uint8(torch.from_numpy(np.stack(crops))))
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def _rebuilt(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(pixels, reconstruction, mean, log-variance) of a batch's crops, turned or not."""
+        seed, pixels = self.config.seed, self._crops(batch)
         mean, log_variance = (wide(moment) for moment in self.vae.encode(pixels))
-        noise = self.place.bring(normal(seed, "posterior", positions, mean.shape[1:]))
+        noise = self.place.bring(normal(seed, "posterior", batch.positions.tolist(), mean.shape[1:]))
         latents = mean + noise * (0.5 * log_variance).exp()
         random = stream(seed, "turn", batch.step)  # of the step: the same for every worker
-        turn = int(random.integers(1, 8)) if random.random() < weights.equivariance else 0
+        turn = int(random.integers(1, 8)) if random.random() < self.weights.equivariance else 0
         if turn:
             pixels, latents = turned(pixels, turn), turned(latents, turn)
-        decoded = wide(self.vae.decode(latents))
+        return pixels, wide(self.vae.decode(latents)), mean, log_variance
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """Of the autoencoder. Where no gradient is asked for (in validation), the discriminator has no say."""
+        weights = self.weights
+        pixels, decoded, mean, log_variance = self._rebuilt(batch)
         l1 = (decoded - pixels).abs().mean()
         l2 = (decoded - pixels).square().mean()
         edges = losses.gradient_l1(decoded, pixels)
         kl = losses.kl_to_unit(mean, log_variance)
-        total = weights.l1 * l1 + weights.l2 * l2 + weights.gradient * edges + weights.kl * kl
+        rebuilt = weights.l1 * l1 + weights.l2 * l2 + weights.gradient * edges
         psnr = (10 * torch.log10(4.0 / l2.detach())).item()
-        return total, {"l1": l1.item(), "edges": edges.item(), "kl": kl.item(), "psnr_db": psnr}
+        figures = {"l1": l1.item(), "edges": edges.item(), "kl": kl.item(), "psnr_db": psnr}
+        if self.features is not None:
+            perceptual = self.features(decoded, pixels)
+            rebuilt = rebuilt + self.features.weight * perceptual
+            figures["perceptual"] = perceptual.item()
+        total = rebuilt + weights.kl * kl
+        if self.discriminator is None or not torch.is_grad_enabled():
+            return total, figures
+        self._seen[int(batch.positions[0])] = pixels, decoded.detach()
+        figures["adversarial"] = figures["pull"] = 0.0
+        last = self.vae.kl.decoder.conv_out.weight
+        if batch.step >= weights.gan_from and last.requires_grad:
+            adversarial = generator_loss(wide(self.discriminator(decoded)))
+            pull = adaptive_weight(rebuilt, adversarial, last, self._mean)
+            total = total + weights.gan * pull * adversarial
+            figures |= {"adversarial": adversarial.item(), "pull": float(pull)}
+        return total, figures
+
+    def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """Of the second update, on what the first has seen and made."""
+        assert self.discriminator is not None
+        pixels, decoded = self._seen.pop(int(batch.positions[0]))
+        real, fake = wide(self.discriminator(pixels)), wide(self.discriminator(decoded))
+        loss = self.discriminator.loss(real, fake, self.weights.lecam, self._mean)
+        return loss, {"loss": loss.item(), "real": real.mean().item(), "fake": fake.mean().item()}
+
+    def _mean(self, value: Tensor) -> Tensor:
+        return self.team.summed(value) / self.team.world

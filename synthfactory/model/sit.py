@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class SiTConfig(BaseModel):
@@ -191,6 +192,7 @@ class SiT(nn.Module):
         self.final_layer = FinalLayer(config)
         # Affine-free BatchNorm: only its running statistics are used, to normalise latents (REPA-E, eps 1e-4).
         self.bn = nn.BatchNorm2d(config.latent_channels, eps=config.latent_norm_eps, affine=False)
+        self.recompute = False  # in training: blocks are computed twice, so that their activations need not be kept
 
     def initialise(self, generator: torch.Generator) -> None:
         """DiT's initial weights, drawn from `generator` alone: Xavier, 0.02 for embedders, zero for gates and output."""
@@ -237,8 +239,9 @@ class SiT(nn.Module):
         """As `forward`, from the sum c of embedded time and condition: samplers embed each of the two once."""
         x = self.x_embedder(x_BCHW) + self.pos_embed
         projection = None
+        again = self.recompute and self.training and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, c_BD)
+            x = checkpoint(block, x, c_BD, use_reentrant=False) if again else block(x, c_BD)
             if project and number == self.config.projection_depth:
                 projection = self.projectors[0](x)
         return self._unpatchify(self.final_layer(x, c_BD)), projection

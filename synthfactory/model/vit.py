@@ -145,12 +145,29 @@ class ViT(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """float (B, 3, H, W) in [0, 1] -> normalised tokens (B, T, D): class, registers, patches in row order."""
-        x = self.patch_embed((pixels_B3HW - self._mean) / self._std) + self.pos_embed
-        batch = x.shape[0]
-        x = torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), x], dim=1)
+        x = self._embedded_patches(pixels_B3HW, self.pos_embed)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _embedded_patches(self, pixels_B3HW: Tensor, positions: Tensor) -> Tensor:
+        x = self.patch_embed((pixels_B3HW - self._mean) / self._std) + positions
+        batch = x.shape[0]
+        return torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), x], dim=1)
+
+    def layers(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        """float (B, 3, S, S) in [0, 1] -> patch tokens (B, (S / patch)^2, D) after every block, for losses on features.
+
+        S is a multiple of the patch size, at most the image size: a crop takes the positions of the upper left corner.
+        """
+        side = pixels_B3HW.shape[-1] // self.config.patch_size
+        corner = self.pos_embed.reshape(1, self.grid, self.grid, -1)[:, :side, :side].flatten(1, 2)
+        x = self._embedded_patches(pixels_B3HW, corner)
+        found = []
+        for block in self.blocks:
+            x = block(x)
+            found.append(self.patch_tokens(x))
+        return found
 
     def class_token(self, tokens_BTD: Tensor) -> Tensor:
         """The raw class token (B, D)."""

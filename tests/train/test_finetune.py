@@ -14,7 +14,7 @@ from PIL import Image
 from running import run
 from safetensors.torch import load_file
 from tinymodel import make_bank_file, make_tiny_model
-from training import plain, write_tar, write_yaml
+from training import cut_off, plain, same_averages, write_tar, write_yaml
 
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
@@ -98,19 +98,9 @@ def test_a_cut_off_run_with_adapters_ends_with_the_same_weights(
 ) -> None:
     checked = load_config(config(tmp_path, base, finetune={"lora": {"rank": 2}}))
     train(checked, tmp_path / "whole", tmp_path / "cache")
-    real = checkpoint.save
-
-    def dies(*arguments: Any, **named: Any) -> Any:
-        real(*arguments, **named)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("train.loop.checkpoint.save", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(checked, tmp_path / "cut", tmp_path / "cache")
-    monkeypatch.setattr("train.loop.checkpoint.save", real)
+    cut_off(monkeypatch, checked, tmp_path / "cut", tmp_path / "cache")
     assert train(checked, tmp_path / "cut", tmp_path / "cache") == 2
-    one, other = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("whole", "cut"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert same_averages(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_the_export_is_the_next_specs_model_and_says_where_it_comes_from(tmp_path: Path, base: Path) -> None:
@@ -140,8 +130,7 @@ def test_sheets_are_drawn_on_the_way_and_change_nothing(tmp_path: Path, base: Pa
     assert one.shape == other.shape
     assert not np.array_equal(one, other)
     assert not (tmp_path / "without" / "samples").exists()
-    first, second = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("with", "without"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same_averages(tmp_path / "with", tmp_path / "without")
 
 
 def test_terms_that_allow_no_sharing_stay(tmp_path: Path, base: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training import write_config, write_shard
+from training import cut_off, same_averages
 
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
@@ -146,19 +147,9 @@ def test_a_cut_off_run_ends_with_the_same_weights_and_draws(
         config(begun, data={"shards": str(begun / "shards"), "validation": {"share": 0.25, "every": 2, "tiles": 3}})
     )
     train(checked, tmp_path / "whole", begun / "cache")
-    real = checkpoint.save
-
-    def dies(*arguments: Any, **named: Any) -> Any:
-        real(*arguments, **named)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("train.loop.checkpoint.save", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(checked, tmp_path / "cut", begun / "cache")
-    monkeypatch.setattr("train.loop.checkpoint.save", real)
+    cut_off(monkeypatch, checked, tmp_path / "cut", begun / "cache")
     assert train(checked, tmp_path / "cut", begun / "cache") == 2
-    one, other = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("whole", "cut"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert same_averages(tmp_path / "whole", tmp_path / "cut")
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert {"vae_l1", "vae_perceptual", "vae_alignment", "discriminator_loss", "sit_flow", "validation_loss"} <= lines[
         -1

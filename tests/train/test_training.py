@@ -14,7 +14,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file
+from training import cut_off, same_averages
 
 from synthfactory.spec.errors import InputError
 from train.cli import cli
@@ -65,10 +65,6 @@ def write_config(tmp_path: Path, **changes) -> str:
     return str(path)
 
 
-def averages(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(sorted((run / "checkpoints").iterdir())[-1] / "average.safetensors")
-
-
 @pytest.mark.parametrize("mode", ["encoder", "vae", "diffusion"])
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path, mode, monkeypatch):
     write_shard(tmp_path / "shards")
@@ -92,24 +88,9 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path, mode, monke
     config = load_config(write_config(tmp_path, mode=mode, **changes))
     train(config, tmp_path / "whole", tmp_path / "cache")
 
-    from train import checkpoint
-
-    real, saves = checkpoint.save, []
-
-    def dies_after_second_save(*arguments, **named):
-        saves.append(real(*arguments, **named))
-        if len(saves) == 2:
-            raise KeyboardInterrupt
-        return saves[-1]
-
-    monkeypatch.setattr("train.loop.checkpoint.save", dies_after_second_save)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "cut", tmp_path / "cache")
-    monkeypatch.setattr("train.loop.checkpoint.save", real)
+    cut_off(monkeypatch, config, tmp_path / "cut", tmp_path / "cache", after=2)
     assert train(config, tmp_path / "cut", tmp_path / "cache") == 2
-    whole, cut = averages(tmp_path / "whole"), averages(tmp_path / "cut")
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert same_averages(tmp_path / "whole", tmp_path / "cut")
     assert train(config, tmp_path / "cut", tmp_path / "cache") == 0
 
 

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
+
+from train import checkpoint
+from train.config import TrainConfig
+from train.loop import train
 
 SIDE = 24
 
@@ -44,3 +51,25 @@ def plain(number: int) -> dict[str, Any]:
 def write_yaml(path: Path, values: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, run: Path, cache: Path, after: int = 1) -> None:
+    """Trains until `after` checkpoints have been written, and stops there as an interruption would."""
+    real, saves = checkpoint.save, []
+
+    def dies(*arguments: Any, **named: Any) -> Any:
+        saves.append(real(*arguments, **named))
+        if len(saves) == after:
+            raise KeyboardInterrupt
+        return saves[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("train.loop.checkpoint.save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run, cache)
+
+
+def same_averages(one: Path, other: Path) -> bool:
+    """Whether two runs ended with the same averaged weights, bit for bit."""
+    first, second = (load_file(checkpoint.average_file(run)[1]) for run in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

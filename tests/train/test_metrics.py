@@ -1,0 +1,44 @@
+"""Figures of a run: JSON lines, and TensorBoard where it is wanted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_training import write_config, write_shard
+from training import cut_off
+
+from synthfactory.spec.errors import InputError
+from train.config import load_config
+from train.loop import train
+
+STEPS = {"steps": 6, "batch": 4, "rate": 1e-3, "warmup": 2}
+
+
+def test_tensorboard_shows_what_the_log_says_once_also_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "shards")
+    config = load_config(write_config(tmp_path, optimiser=STEPS, tensorboard=True, log_every=1, checkpoint_every=2))
+    cut_off(monkeypatch, config, tmp_path / "run", tmp_path / "cache", after=2)
+    train(config, tmp_path / "run", tmp_path / "cache")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    shown.Reload()
+    assert {"loss", "rate", "accuracy", "waiting"} <= set(shown.Tags()["scalars"])
+    points = shown.Scalars("loss")
+    assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]
+    assert [point.value for point in points] == pytest.approx([line["loss"] for line in lines], rel=1e-5)
+
+
+def test_without_tensorboard_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(tmp_path / "shards")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    config = load_config(write_config(tmp_path, optimiser=STEPS, tensorboard=True))
+    with pytest.raises(InputError, match=r"tensorboard: cannot be imported .*synthfactory\[tensorboard\]"):
+        train(config, tmp_path / "run", tmp_path / "cache")

@@ -1,0 +1,74 @@
+"""What trades time for memory, or minutes at the start for speed, must not change what is learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tinymodel import make_tiny_model
+from training import plain, same_averages, write_tar, write_yaml
+
+from synthfactory.model.sit import SiT, SiTConfig
+from synthfactory.spec.errors import InputError
+from train import checkpoint
+from train.config import TrainConfig, load_config
+from train.loop import train
+
+
+def config(tmp_path: Path, **changes: Any) -> TrainConfig:
+    if not (tmp_path / "base").exists():
+        write_tar(tmp_path / "tars" / "0.tar", range(12), plain, side=lambda n: 32)
+        make_tiny_model(tmp_path / "base")
+    values = {
+        "mode": "finetune", "base": str(tmp_path / "base"), "data": {"shards": str(tmp_path / "tars")}, "threads": 1,
+        "checkpoint_every": 2, "samples": None,
+        "optimiser": {"steps": 4, "batch": 4, "rate": 1e-3, "warmup": 1, "ema": 0.0}, **changes,
+    }  # fmt: skip
+    return load_config(str(write_yaml(tmp_path / "config.yaml", values)))
+
+
+def kept_bytes(sit: SiT) -> int:
+    """Bytes that the forward pass keeps for the backward pass."""
+    total = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        total += tensor.nbytes
+        return tensor
+
+    x, t, condition = torch.randn(4, 4, 16, 16), torch.rand(4), torch.randn(4, 8)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        sit(x, t, condition)[0].square().mean().backward()
+    return total
+
+
+def test_recomputed_activations_are_not_kept() -> None:
+    sit = SiT(SiTConfig(latent_size=16, width=32, depth=6, heads=2, condition_width=8)).train()
+    whole = kept_bytes(sit)
+    sit.recompute = True
+    assert kept_bytes(sit) < whole / 3
+    sit.eval()
+    assert kept_bytes(sit) == whole
+
+
+def test_recomputing_learns_the_same(tmp_path: Path) -> None:
+    for name, recompute in (("plain", False), ("again", True)):
+        train(config(tmp_path, recompute=recompute), tmp_path / name, tmp_path / "cache")
+    assert same_averages(tmp_path / "plain", tmp_path / "again")
+    with pytest.raises(InputError, match="recompute: goes with modes that train a SiT"):
+        config(tmp_path, mode="vae", recompute=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"mode": "vae", "vae": {"crop": 16}}], ids=["sit", "vae"])
+def test_compiled_networks_learn_the_same_up_to_rounding(tmp_path: Path, changes: dict[str, Any]) -> None:
+    samples = {"every": 2, "tiles": 1, "steps": 1}
+    for name, compiled in (("plain", False), ("compiled", True)):
+        train(config(tmp_path, compile=compiled, samples=samples, **changes), tmp_path / name, tmp_path / "cache")
+    one, other = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("plain", "compiled"))
+    assert one.keys() == other.keys()
+    assert all(np.allclose(one[name], other[name], atol=2e-4) for name in one)

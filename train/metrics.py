@@ -1,0 +1,62 @@
+"""RUN/metrics.jsonl, one line per look, and the same for TensorBoard where it is wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from synthfactory.spec.errors import InputError
+
+
+class Metrics:
+    """The log of one call, which goes on after step `first`: lines of later steps are taken out, for those are done again."""
+
+    def __init__(self, run: Path, first: int, *, board: bool = False) -> None:
+        self._path = run / "metrics.jsonl"
+        self.seconds_before = _shortened(self._path, first)
+        self._board = _writer(run / "tensorboard", first) if board else None
+
+    def note(self, line: dict[str, float]) -> None:
+        """Appends a line with `step` and figures."""
+        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()}
+        with open(self._path, "a") as log:
+            log.write(json.dumps(rounded) + "\n")
+        if self._board is not None:
+            for name, value in rounded.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, int(line["step"]))
+            self._board.flush()
+
+    def close(self) -> None:
+        """Ends TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _writer(folder: Path, first: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            f"tensorboard: cannot be imported ({error}); pip install 'synthfactory[tensorboard]', or write tensorboard: false"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=first + 1 if first else None)
+
+
+def _shortened(log: Path, step: int) -> float:
+    """Takes lines of steps after the checkpoint out of the log. Returns the seconds that the rest took."""
+    if not log.exists():
+        return 0.0
+    lines = []
+    for text in log.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # cut off
+            continue
+        if line["step"] <= step:
+            lines.append(text)
+    temporary = log.with_name(".tmp-metrics")
+    temporary.write_text("".join(f"{text}\n" for text in lines))
+    temporary.replace(log)
+    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0

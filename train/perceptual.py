@@ -1,0 +1,61 @@
+"""Perceptual losses: a tile and its reconstruction are compared by what a fixed network sees in them, not pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthfactory.model.vit import ViT
+from synthfactory.spec.errors import InputError
+from train import losses
+from train.config import VAELosses
+from train.place import Place, wide
+
+
+class Features:
+    """`weight` times this is added to the reconstruction: float (B, 3, S, S) in [-1, 1], found and wanted -> a number, 0 where alike."""
+
+    def __init__(self, weight: float, compare: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.weight, self._compare = weight, compare
+
+    def __call__(self, found: Tensor, wanted: Tensor) -> Tensor:
+        return self._compare(found, wanted)
+
+
+def features_of(wanted: VAELosses, encoder: ViT | None, place: Place) -> Features | None:
+    """As the config says; None where nothing is to be compared. InputError where lpips is asked for and not installed, or where the
+    crop is no multiple of the encoder's patch.
+    """
+    if wanted.features == "lpips":
+        return Features(1.0 if wanted.perceptual is None else wanted.perceptual, _lpips(place))
+    if encoder is None or wanted.perceptual == 0:
+        return None
+    patch, largest = encoder.config.patch_size, encoder.config.image_size
+    if wanted.crop % patch or wanted.crop > largest:
+        raise InputError(
+            f"vae.crop: {wanted.crop} px cannot be compared by the encoder's features; choose a multiple of {patch} up to {largest}, "
+            "or write vae.perceptual: 0"
+        )
+    there = encoder.to(place.device, place.dtype)
+
+    def compare(found: Tensor, wanted: Tensor) -> Tensor:
+        with torch.no_grad():
+            aims = [wide(layer) for layer in there.layers((wanted + 1) / 2)]
+        return losses.unlike([wide(layer) for layer in there.layers((found + 1) / 2)], aims)
+
+    return Features(1.0 if wanted.perceptual is None else wanted.perceptual, compare)
+
+
+def _lpips(place: Place) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (arXiv 1801.03924) on VGG-16, of the package of that name."""
+    try:
+        import lpips
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"vae.features: lpips cannot be imported ({error}); pip install 'synthfactory[lpips]', or write features: encoder"
+        ) from None
+    network: Any = lpips.LPIPS(net="vgg", verbose=False).to(place.device, place.dtype).eval().requires_grad_(False)
+    return lambda found, wanted: wide(network(found, wanted)).mean()
