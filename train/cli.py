@@ -139,15 +139,20 @@ def export(
 @click.option("--scale", type=click.FloatRange(1), default=1.5, show_default=True, help="Guidance scale.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
 def measure(folder: str, cache: str, per_class: int, steps: int, scale: float, threads: int) -> None:
-    """Judge a model of phantom tissue by an independent classifier; write figures, contact sheet and card into FOLDER."""
-    from train.agreement import measure as judge
+    """Measure a model of phantom tissue against real tiles; write figures, contact sheet and card into FOLDER.
+
+    Class agreement, what a classifier learns from its tiles, distances, structures, diversity, speed.
+    """
+    from train.measure import measure as judge
 
     found = judge(Path(folder), Path(cache), per_class=per_class, steps=steps, scale=scale, threads=threads)
     agreement, timing = found["agreement"], found["timing"]
+    ratios = ", ".join(f"{probe['ratio']:.3f} ({name} space)" for name, probe in found["probes"].items())
     click.echo(
         f"agreement {agreement['agreement_of_generated']:.3f} against {agreement['judge_accuracy_on_real']:.3f} on reals: "
-        f"ratio {agreement['ratio']:.3f}; {timing['tiles_per_second']:.2f} tiles/s; see {folder}/README.md"
+        f"ratio {agreement['ratio']:.3f}; {timing['tiles_per_second']:.2f} tiles/s"
     )
+    click.echo(f"probe trained on drawn tiles over one trained on real tiles: {ratios}; see {folder}/README.md")
 
 
 def main() -> None:

@@ -82,8 +82,12 @@ class Data(FrozenModel):
 
 
 class Optimiser(FrozenModel):
-    """AdamW with warm-up, then a cosine or constant rate; by steps, never by the clock, so that runs repeat."""
+    """Warm-up, then a cosine or constant rate; by steps, never by the clock, so that runs repeat."""
 
+    kind: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: for the matrices inside blocks, and AdamW for the rest; a good fifth slower, learns in fewer steps",
+    )
     steps: int = Field(ge=1)
     batch: int = Field(ge=1, description="tiles of one step over all workers")
     accumulate: int = Field(default=1, ge=1, description="parts that a batch is cut into, where memory is short")

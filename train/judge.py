@@ -5,8 +5,6 @@ It shares nothing with the conditioning encoder: other patients, another archite
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,12 +27,16 @@ class Judge(nn.Module):
         self.norm = nn.LayerNorm(4 * width)
         self.head = nn.Linear(4 * width, classes)
 
-    def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        """float (B, 3, 224, 224) in [0, 1] -> logits (B, classes)."""
+    def features(self, pixels_B3HW: Tensor) -> Tensor:
+        """float (B, 3, 224, 224) in [0, 1] -> what the classes are read off, (B, 96)."""
         x = F.avg_pool2d(pixels_B3HW, 2) * 4 - 2
         for stage in self.stages:
             x = F.relu(stage(x))
-        return self.head(self.norm(x.mean((2, 3))))  # type: ignore[no-any-return]
+        return self.norm(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """float (B, 3, 224, 224) in [0, 1] -> logits (B, classes)."""
+        return self.head(self.features(pixels_B3HW))  # type: ignore[no-any-return]
 
 
 def _pixels(images: np.ndarray) -> Tensor:
@@ -71,9 +73,8 @@ def judged(judge: Judge, images: np.ndarray) -> np.ndarray:
     return np.asarray(torch.cat(found).numpy())
 
 
-def interval(hits: Sequence[bool]) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    n, z = len(hits), 1.959964
-    p = sum(hits) / n
-    centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+@torch.no_grad()
+def judge_features(judge: Judge, images: np.ndarray) -> np.ndarray:
+    """float32 (N, 96): a feature space that shares nothing with the conditioning encoder."""
+    found = [judge.features(_pixels(images[start : start + 64])) for start in range(0, len(images), 64)]
+    return np.asarray(torch.cat(found).numpy())

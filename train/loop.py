@@ -21,6 +21,7 @@ from train.config import Optimiser, TrainConfig, config_text, load_config
 from train.ema import Ema
 from train.loader import Batch, Loader
 from train.metrics import Metrics
+from train.muon import Muon
 from train.place import Loss, Phase, Step
 from train.sampler import Order
 from train.samples import Sheets
@@ -118,10 +119,7 @@ class _Run:
             self._turn_on(phase)
             find = config.mode == "encoder"  # a head may have nothing to learn
             self.losses.append(team.wrapped(self.work.module, phase.loss, find_unused=find))
-        self.optimisers = {
-            phase.name: torch.optim.AdamW(phase.weights, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
-            for phase in self.phases
-        }
+        self.optimisers = {phase.name: _optimiser(plan, self.work.module, phase) for phase in self.phases}
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
         kept = also.get("watch", {})
@@ -285,6 +283,14 @@ class _Run:
                 f"{self.run}/checkpoints: step {step} cannot be written: {error.strerror or error}; make room and run the same command: "
                 f"it goes on from step {good[-1] if good else 0}"
             ) from None
+
+
+def _optimiser(plan: Optimiser, module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+    if plan.kind == "adamw":
+        return torch.optim.AdamW(phase.weights, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
+    mine = {id(weight) for weight in phase.weights}
+    named = [(name, weight) for name, weight in module.named_parameters() if id(weight) in mine]
+    return Muon(named, plan.rate, plan.betas, plan.weight_decay)
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""A model folder's networks under REPA-E's names (github.com/End2End-Diffusion/REPA-E), as one checkpoint: {"ema": SiT, "vae": autoencoder}.
+"""A model folder's networks under REPA-E's names (arXiv 2504.10483), as one checkpoint: {"ema": SiT, "vae": autoencoder}.
 
 The SiT has them already, except that a linear layer (y_embedder.proj) and a null stand where REPA-E has a table of labels. The
 autoencoder's are those of the original SD-VAE. `synthfactory model import` reads the file back.

@@ -1,4 +1,4 @@
-"""Kernel distance of two sets of embeddings: the unbiased squared MMD with the cubic kernel of KID (arXiv 1801.01401).
+"""Distances of two sets of embeddings: the unbiased squared MMD with the cubic kernel of KID (arXiv 1801.01401), and Frechet's.
 
 k(x, y) = (x.y / d + 1)^3 on embeddings that are standardised by the real set, so that no coordinate dominates by its unit.
 """
@@ -51,3 +51,25 @@ class KernelDistance:
             (((w @ matrix) * w).sum(axis=1) - (w**2) @ np.diag(matrix)) / total for matrix in matrices
         )
         return np.asarray(real + drawn - 2.0 * cross)
+
+
+ROWS_PER_DIMENSION = 10  # fewer, and the Frechet distance says more about the number of rows than about the sets
+
+
+def frechet_distance(one_NE: np.ndarray, other_ME: np.ndarray) -> float:
+    """Frechet distance of the Gaussians fitted to two sets (FID's formula, arXiv 1706.08500); in squared units of the embeddings.
+
+    ValueError unless both have the same number of rows, at least ten for each coordinate: the estimate is biased by the number.
+    """
+    rows, width = one_NE.shape
+    if one_NE.shape != other_ME.shape or rows < ROWS_PER_DIMENSION * width:
+        raise ValueError(
+            f"a Frechet distance needs equal numbers of rows, at least {ROWS_PER_DIMENSION} for each of {width} coordinates; "
+            f"there are {rows} and {len(other_ME)}"
+        )
+    means = [values.mean(axis=0, dtype=np.float64) for values in (one_NE, other_ME)]
+    a, b = (np.atleast_2d(np.cov(values.astype(np.float64), rowvar=False)) for values in (one_NE, other_ME))
+    values, vectors = np.linalg.eigh(a)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    crossed = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ b @ root), 0.0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * crossed)

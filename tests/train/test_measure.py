@@ -1,0 +1,68 @@
+"""Measuring a model: figures, sheet and card, the same again from what was kept, and going on after an interruption."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from synthfactory.model.folder import open_model
+from synthfactory.sample.engine import Engine
+from train.cli import cli
+from train.measure import CHUNK
+
+
+@pytest.mark.slow
+def test_the_built_in_model_is_measured_and_the_command_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(open_model("phantom").path, tmp_path / "model")
+    drawn, real = [], Engine.draw
+
+    def draw(engine: Engine, conditions: np.ndarray, *rest: Any) -> np.ndarray:
+        drawn.append(len(conditions))
+        if sum(drawn) > CHUNK and len(drawn) < 5:
+            raise KeyboardInterrupt
+        return real(engine, conditions, *rest)
+
+    monkeypatch.setattr(Engine, "draw", draw)
+    monkeypatch.setattr("train.measure.EACH", 2)
+    command = [
+        "measure",
+        str(tmp_path / "model"),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--per-class",
+        "12",
+        "--steps",
+        "2",
+    ]
+    assert CliRunner().invoke(cli, command).exit_code != 0
+    before = sum(drawn[:-1])
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert before == CHUNK
+    assert sum(drawn) - drawn[3] == 72 + 48  # nothing was drawn twice
+    figures = open_model(str(tmp_path / "model")).figures
+    assert figures["agreement"]["ratio"] > 0.7
+    assert {"encoder", "judge"} == figures["probes"].keys() == figures["distances"].keys()
+    card = (tmp_path / "model" / "README.md").read_text()
+    for text in (
+        "| keratin | whorls |",
+        "| gland | gland rings |",
+        "| stroma | fibre coherence |",
+        "spread of 2 tiles",
+        "kernel, drawn",
+    ):
+        assert text in card
+    assert "too few tiles" in card  # for a Frechet distance
+    count = len(drawn)
+    again = CliRunner().invoke(cli, command)
+    assert again.exit_code == 0
+    assert len(drawn) == count
+    after = open_model(str(tmp_path / "model")).figures
+    assert after == figures

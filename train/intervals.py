@@ -1,0 +1,36 @@
+"""95 % intervals: of a share by Wilson, of anything else by a bootstrap over patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+DRAWS = 1000
+Interval = tuple[float, float]
+
+
+def wilson(hits: Sequence[bool]) -> Interval:
+    """Of a share of independent tiles."""
+    n, z = len(hits), 1.959964
+    p = sum(hits) / n
+    centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def patient_weights(patients_N: np.ndarray, random: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
+    """How often each row counts in each bootstrap draw, (draws, N): whole patients are drawn with replacement."""
+    _, of_row = np.unique(patients_N, return_inverse=True)
+    count = int(of_row.max()) + 1
+    return np.asarray(random.multinomial(count, np.full(count, 1 / count), size=draws)[:, of_row], np.float64)
+
+
+def bootstrap(weights_BN: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval:
+    """The middle 95 % of `statistic` (weights (B, N) -> (B,)) over the draws; draws without a value are left out."""
+    low, high = np.nanquantile(statistic(weights_BN), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def rounded(interval: Interval, digits: int = 4) -> list[float]:
+    """As figures.json holds it."""
+    return [round(value, digits) for value in interval]
