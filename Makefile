@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := out/phantom-model
 
-.PHONY: help demo test test-all lint format bench phantom-model phantom-bank solver-table clean
+.PHONY: help demo test test-all lint format bench phantom-model phantom-bank solver-table loop clean
 
 help:
 	@echo "make demo           builds specs/demo.yaml into out/demo and shows how to look at it"
 	@echo "make test           lint, types, import rules and the quick tests"
 	@echo "make test-all       the slow tests as well (kills, clusters, S3)"
 	@echo "make bench          speed and memory, printed"
+	@echo "make loop           builds a set, fine-tunes the model on it, builds with the result, compares the two"
 	@echo "make phantom-model  trains the built-in model anew (about 2 hours of 2 cores) into $(MODEL)"
 
 $(BIN)/python:
@@ -53,6 +54,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/throughput.py
 	$(BIN)/python tests/benchmarks/sampling.py
 	$(BIN)/python tests/benchmarks/loader.py
+	$(BIN)/python tests/benchmarks/training.py
 
 # The built-in model from nothing: tiles, encoder and autoencoder side by side, diffusion, export, figures. Resumes where it stopped.
 phantom-model: $(VENV)/.run
@@ -74,6 +76,15 @@ solver-table: $(VENV)/.run
 		$(BIN)/synthfactory phantom bank out/solvers/bank.parquet --cohort heldout --per-class 420
 	$(BIN)/synthfactory calibrate specs/solvers.yaml --tiles 100 --seeds 5 --steps 5 --steps 10 --steps 20 \
 		-o synthfactory/model/weights/phantom/calibration.json
+
+# Build, fine-tune on what was built, build with the export, and the figures of both models side by side.
+loop: $(VENV)/.run
+	$(BIN)/synthfactory build specs/loop.yaml
+	$(BIN)/synthfactory-train run train/configs/loop.yaml --run out/loop/run --cache out/loop/cache
+	test -f out/loop/model/config.json || $(BIN)/synthfactory-train export out/loop/run out/loop/model --id phantom-loop
+	$(BIN)/synthfactory build specs/loop-next.yaml
+	$(BIN)/synthfactory verify out/loop/next
+	$(BIN)/synthfactory-train compare phantom out/loop/model --cache out/loop/judge --per-class 24
 
 clean:
 	rm -rf out build dist .mypy_cache .ruff_cache .pytest_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +132,29 @@ def export(
     click.echo(f"{folder}: {total / 1e6:.1f} MB; name it as `model:` in a spec")
 
 
+def _measuring(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of what draws and judges."""
+    options = (
+        click.option("--cache", default="out/judge", show_default=True, help="Folder that keeps what was drawn."),
+        click.option(
+            "--per-class", type=click.IntRange(2), default=100, show_default=True, help="Tiles of each class."
+        ),
+        click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Heun steps."),
+        click.option("--scale", type=click.FloatRange(1), default=1.5, show_default=True, help="Guidance scale."),
+        click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("folder")
-@click.option("--cache", default="out/judge", show_default=True, help="Folder that keeps the judge's tiles.")
-@click.option("--per-class", type=click.IntRange(2), default=100, show_default=True, help="Tiles of each class.")
-@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Heun steps.")
-@click.option("--scale", type=click.FloatRange(1), default=1.5, show_default=True, help="Guidance scale.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
+@_measuring
 def measure(folder: str, cache: str, per_class: int, steps: int, scale: float, threads: int) -> None:
     """Measure a model of phantom tissue against real tiles; write figures, contact sheet and card into FOLDER.
 
-    Class agreement, what a classifier learns from its tiles, distances, structures, diversity, speed.
+    Class agreement, what a classifier learns from its tiles, distances, structures, diversity, speed. The same command resumes.
     """
     from train.measure import measure as judge
 
@@ -153,6 +166,25 @@ def measure(folder: str, cache: str, per_class: int, steps: int, scale: float, t
         f"ratio {agreement['ratio']:.3f}; {timing['tiles_per_second']:.2f} tiles/s"
     )
     click.echo(f"probe trained on drawn tiles over one trained on real tiles: {ratios}; see {folder}/README.md")
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@_measuring
+def compare(models: tuple[str, ...], cache: str, per_class: int, steps: int, scale: float, threads: int) -> None:
+    """Measure models of phantom tissue on the same conditions and noise, and print their figures side by side.
+
+    Models are written as a spec's `model:`. Nothing is written into them. The same command resumes.
+    """
+    from train.compare import table
+    from train.measure import figures_of
+
+    found = {
+        name: figures_of(name, Path(cache), per_class=per_class, steps=steps, scale=scale, threads=threads)[0]
+        for name in models
+    }
+    for line in table(found):
+        click.echo(line)
 
 
 def main() -> None:

@@ -209,6 +209,10 @@ class Finetune(FrozenModel):
         examples=[["blocks.*.attn.*", "y_embedder.*"]],
     )
     lora: LoRA | None = None
+    statistics: Literal["keep", "measure"] = Field(
+        default="keep",
+        description="measure: mean and variance of latents anew, on these tiles; after the base's autoencoder learnt to encode differently",
+    )
 
 
 class TrainConfig(FrozenModel):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from synthfactory.spec.errors import InputError
@@ -22,7 +22,7 @@ from train.ema import Ema
 from train.loader import Batch, Loader
 from train.metrics import Metrics
 from train.muon import Muon
-from train.place import Loss, Phase, Step
+from train.place import Figures, Loss, Phase, Step
 from train.sampler import Order
 from train.samples import Sheets
 from train.speed import prepare
@@ -158,7 +158,7 @@ class _Run:
         began = time.monotonic()
         if self.config.data.validation is not None and self.first == 0:  # what everything later is compared with
             if self.metrics is not None:
-                self.metrics.note({"step": 0, "seconds": 0.0, "validation_loss": self._validated()})
+                self.metrics.note({"step": 0, "seconds": 0.0, **self._validated()})
             self.team.barrier()
         module.train()
         for step in bar:
@@ -170,7 +170,7 @@ class _Run:
             look = self.config.data.validation
             if look is not None and ((step + 1) % look.every == 0 or last):
                 if self.team.leads:
-                    figures["validation_loss"] = self._validated()
+                    figures |= self._validated()
                 self.team.barrier()
             due = (step + 1) % self.config.log_every == 0 or last or "validation_loss" in figures
             if self.metrics is not None and due:
@@ -247,15 +247,15 @@ class _Run:
         return torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     @torch.no_grad()
-    def _validated(self) -> float:
-        """Mean loss of the averaged weights on validation tiles: always the same tiles, noise and times."""
+    def _validated(self) -> Figures:
+        """Mean loss and figures of the averaged weights on validation tiles: always the same tiles, noise and times."""
         look, module = self.config.data.validation, self.work.module
         assert look is not None
         phase = [phase for phase in self.phases if phase.validates][-1]
         rows = self.divided.validation
         order = Order(0, rows, self.divided.index.labels[rows], np.ones(len(rows)))
         each = min(self.config.optimiser.batch, look.tiles)
-        losses: list[Tensor] = []
+        found: list[Figures] = []
         with (
             Loader(self.divided.index, order, seed=0, batch=each, symmetries=False) as loader,
             self.averages[0].applied(module),
@@ -263,9 +263,10 @@ class _Run:
             module.eval()
             for number in range(max(1, look.tiles // each)):
                 with self._autocast():
-                    losses.append(phase.loss(loader.batch(number))[0])
+                    loss, figures = phase.loss(loader.batch(number))
+                found.append({"loss": loss.item(), **figures})
         module.train()
-        return float(torch.stack(losses).mean())
+        return {f"validation_{name}": sum(line[name] for line in found) / len(found) for name in found[0]}
 
     def _draw(self, step: int) -> None:
         model = self.work.drawing(self.averages[0].state)

@@ -39,19 +39,31 @@ ALIKE, EACH = 4, 6  # diversity: conditions of each class, tiles of each
 def measure(
     folder: Path, cache: Path, *, per_class: int, steps: int, scale: float, threads: int, sheet_columns: int = 6
 ) -> dict[str, Any]:
-    """Draws `per_class` tiles a class by Heun; renews figures, sheet and card in the model folder; returns the figures.
+    """`figures_of` the model folder, written into it with a sheet, and the card renewed; returns the figures."""
+    figures, conditions, drawn = figures_of(
+        str(folder), cache, per_class=per_class, steps=steps, scale=scale, threads=threads
+    )
+    _sheet(conditions, drawn, sheet_columns).save(folder / SHEET, quality=88)
+    add_figures(folder, figures)
+    return figures
 
-    `cache` keeps the judge's tiles and what was drawn: the same command goes on where it was stopped. About 10 minutes per 100 tiles of
-    each of six classes on 2 cores.
+
+def figures_of(
+    name: str, cache: Path, *, per_class: int, steps: int, scale: float, threads: int
+) -> tuple[dict[str, Any], HeldOut, np.ndarray]:
+    """Figures of a model (a name or folder) from `per_class` tiles a class, drawn by Heun; the tiles that gave the conditions, and those
+    drawn from them. Nothing is written but into `cache`, which keeps the judge's tiles and what was drawn: the same command goes on where
+    it was stopped. About 10 minutes per 100 tiles of each of six classes on 2 cores.
     """
     torch.set_num_threads(threads)
-    model = load_model(open_model(str(folder)))
+    opened = open_model(name)
+    model = load_model(opened)
     cache.mkdir(parents=True, exist_ok=True)
-    judge = _judge(cache)
+    judge = judge_of(cache)
     others, conditions = held_out(200, per_class), held_out(300, per_class)
     embedded = model.embed(conditions.images)
     sampler = Sampler(method="ode", solver="heun", steps=steps, guidance=Guidance(scale=scale))
-    draw = _Drawing(open_model(str(folder)).sha256, Engine(model, threads=threads), sampler, cache)
+    draw = _Drawing(opened.sha256, Engine(model, threads=threads), sampler, cache)
     drawn = draw.tiles("agreement", embedded)
     rows = Rows(conditions.labels, conditions.patients, others.labels, others.patients)
     spaces = [
@@ -77,9 +89,7 @@ def measure(
         "detectors": against_truth(real, conditions.truth),
         "diversity": _diversity(model, draw, conditions, embedded),
     }
-    _sheet(conditions, drawn, sheet_columns).save(folder / SHEET, quality=88)
-    add_figures(folder, figures)
-    return figures
+    return figures, conditions, drawn
 
 
 class _Drawing:
@@ -121,7 +131,8 @@ class _Drawing:
         }
 
 
-def _judge(cache: Path, per_class: int = 300) -> Judge:
+def judge_of(cache: Path, per_class: int = 300) -> Judge:
+    """The independent judge, trained in a minute on tiles that `cache` keeps."""
     path = cache / f"judge-{per_class}.npz"
     if not path.exists():
         known = held_out(0, per_class)

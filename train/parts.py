@@ -152,9 +152,8 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
     if config.mode == "repa-e" and sit.config.projection_depth is None:
         raise InputError(f"base: {folder.id} has no projector, so nothing can be aligned through it; use mode finetune")
     extra = {"base": _named(folder), "learns": learns}
-    return Parts(
-        sit, model.vae.cpu(), model.encoder.cpu(), str(folder.config["files"]["vae.safetensors"]), False, extra
-    )
+    digest, fresh = str(folder.config["files"]["vae.safetensors"]), plan.statistics == "measure"
+    return Parts(sit, model.vae.cpu(), model.encoder.cpu(), digest, fresh, extra)
 
 
 def chosen_weights(network: nn.Module, patterns: Sequence[str]) -> tuple[int, int]:
