@@ -79,7 +79,7 @@ def test_the_card_says_what_is_not_measured(runs: Path, tmp_path: Path) -> None:
     timing = {"seconds_per_call": 0.01, "tiles_per_second": 2.0, "threads": 2, "machine": "a CPU"}
     add_figures(out, {"agreement": found, "timing": timing})
     text = (out / "README.md").read_text()
-    assert "0.810 (95 % interval 0.700 to 0.900)" in text
+    assert "0.810 (0.700 to 0.900)" in text
     assert open_model(str(out)).sha256 == before  # figures are no part of the identity
     assert open_model(str(out)).seconds_per_call == 0.01
     assert open_model(str(out)).figures["training_hours"].keys() == {"encoder", "vae", "sit"}
