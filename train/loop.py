@@ -40,6 +40,13 @@ FREE = (
     "keep_last",
     "keep_every",
 )  # may change while a run goes on
+# What a run's weights come from, by its name in RUN/extra.json: none of it may change between two calls.
+ORIGIN = {
+    "base": "the model named as base",
+    "encoder_step": "encoder_run",
+    "vae_step": "vae_run",
+    "data_sha256": "the tiles",
+}
 
 
 def rate_at(optimiser: Optimiser, step: int) -> float:
@@ -53,11 +60,13 @@ def rate_at(optimiser: Optimiser, step: int) -> float:
 
 
 def claim(config: TrainConfig, run: Path) -> None:
-    """Writes RUN/config.yaml, or refuses a run that was begun with another config (resuming it would mix two recipes)."""
+    """Writes RUN/config.yaml, or refuses a run that was begun with another config (resuming it would mix two recipes). A run without
+    a checkpoint has nothing to resume: a config that failed at once may be mended.
+    """
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.yaml"
     text = config_text(config)
-    if not path.exists():
+    if not path.exists() or not checkpoint.steps(run):
         path.write_text(text)
         return
     before, now = load_config(str(path)).model_dump(), config.model_dump()
@@ -128,9 +137,21 @@ class _Run:
         wanted = config.samples
         self.every = wanted.every if wanted else 1
         self.sheets = Sheets(wanted, loader, shown) if wanted and team.leads else None
-        self.metrics = Metrics(run, self.first, board=config.tensorboard) if team.leads else None
         if team.leads:
-            (run / "extra.json").write_text(json.dumps(self._extra(), indent=1))
+            self._state()
+        self.metrics = Metrics(run, self.first, board=config.tensorboard) if team.leads else None
+
+    def _state(self) -> None:
+        """Writes RUN/extra.json, what an export says of the run's origin. InputError where a resumed run rests on something else."""
+        path, now = self.run / "extra.json", self._extra()
+        if self.first and path.exists():
+            before = json.loads(path.read_text())
+            changed = [what for name, what in ORIGIN.items() if before.get(name) != now.get(name)]
+            if changed:
+                raise InputError(
+                    f"{self.run}: {' and '.join(changed)} changed since it was begun; put back what was there, or use another run folder"
+                )
+        path.write_text(json.dumps(now, indent=1))
 
     def _extra(self) -> dict[str, Any]:
         index = self.divided.index

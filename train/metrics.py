@@ -41,11 +41,13 @@ def _writer(folder: Path, first: int) -> Any:
         raise InputError(
             f"tensorboard: cannot be imported ({error}); pip install 'synthfactory[tensorboard]', or write tensorboard: false"
         ) from None
-    return SummaryWriter(str(folder), purge_step=first + 1 if first else None)
+    return SummaryWriter(str(folder), purge_step=first + 1 if first else 0)
 
 
 def _shortened(log: Path, step: int) -> float:
-    """Takes lines of steps after the checkpoint out of the log. Returns the seconds that the rest took."""
+    """Takes lines of steps after the checkpoint out of the log, all of them where there is none: what stands before the first step is
+    looked at again as well. Returns the seconds that the rest took.
+    """
     if not log.exists():
         return 0.0
     lines = []
@@ -54,7 +56,7 @@ def _shortened(log: Path, step: int) -> float:
             line = json.loads(text)
         except ValueError:  # cut off
             continue
-        if line["step"] <= step:
+        if step and line["step"] <= step:
             lines.append(text)
     temporary = log.with_name(".tmp-metrics")
     temporary.write_text("".join(f"{text}\n" for text in lines))

@@ -215,3 +215,14 @@ def test_real_tissue_of_an_unseen_patient_is_learnt(tmp_path: Path) -> None:
 def of_validation(run_folder: Path, name: str) -> list[float]:
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     return [line[f"validation_{name}"] for line in lines if f"validation_{name}" in line]
+
+
+def test_another_base_of_the_same_name_is_no_resume(tmp_path: Path, base: Path) -> None:
+    checked = load_config(config(tmp_path, base))
+    train(checked, tmp_path / "run", tmp_path / "cache")
+    stated = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**stated, "revision": "another"}))
+    with pytest.raises(InputError, match="run: the model named as base changed since it was begun"):
+        train(checked, tmp_path / "run", tmp_path / "cache")
+    with pytest.raises(InputError, match="is another model than the run went on from"):
+        export(tmp_path / "run", tmp_path / "tuned", model_id="tuned", revision="1")

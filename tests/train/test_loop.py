@@ -150,3 +150,27 @@ def test_a_config_that_may_change_and_one_that_may_not(shards: Path) -> None:
     )
     assert ended.exit_code != 0
     assert "was begun with another config (optimiser differ)" in str(ended.exception)
+
+
+def test_a_config_that_failed_before_the_first_checkpoint_may_be_mended(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"shards": str(shards / "shards"), "validation": {"share": 0.25, "every": 2, "tiles": 4}}
+    with monkeypatch.context() as patched:
+        patched.setattr("train.loop.checkpoint.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(load_config(write_config(shards, data=data)), shards / "run", shards / "cache")
+    assert [line["step"] for line in lines(shards / "run")][:2] == [0, 2]
+    train(load_config(write_config(shards, data=data, optimiser=STEPS, seed=3)), shards / "run", shards / "cache")
+    assert load_config(str(shards / "run" / "config.yaml")).seed == 3
+    assert [line["step"] for line in lines(shards / "run")] == [0, 2, 4, 6]  # the look before the first step once
+
+
+def test_other_tiles_at_the_same_place_are_no_resume(shards: Path) -> None:
+    config = load_config(write_config(shards))
+    train(config, shards / "run", shards / "cache")
+    before = (shards / "run" / "extra.json").read_text()
+    write_shard(shards / "shards", tiles=15)
+    with pytest.raises(InputError, match="run: the tiles changed since it was begun"):
+        train(config, shards / "run", shards / "cache")
+    assert (shards / "run" / "extra.json").read_text() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,22 @@ def test_tensorboard_shows_what_the_log_says_once_also_after_an_interruption(
     points = shown.Scalars("loss")
     assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]
     assert [point.value for point in points] == pytest.approx([line["loss"] for line in lines], rel=1e-5)
+
+
+def test_tensorboard_shows_a_run_once_that_ended_before_its_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "shards")
+    config = load_config(write_config(tmp_path, optimiser=STEPS, tensorboard=True, log_every=1, checkpoint_every=6))
+    with monkeypatch.context() as patched:
+        patched.setattr("train.loop.checkpoint.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", tmp_path / "cache")
+    time.sleep(1.1)  # its files are in order of their seconds
+    train(config, tmp_path / "run", tmp_path / "cache")
+    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    shown.Reload()
+    assert [point.step for point in shown.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_without_tensorboard_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
