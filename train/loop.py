@@ -212,11 +212,14 @@ class _Run:
         return max(0, plan.steps - self.first)
 
     def _step(self, step: int) -> tuple[float, dict[str, float]]:
-        """All updates of a step, on one batch. Returns the last one's loss, and figures of all: means over the whole batch."""
+        """All updates of a step, on one batch. Returns the loss that validation looks at as well, and figures of all: means over the
+        whole batch.
+        """
         pieces = _parts(self.loader.batch(step), self.config.optimiser.accumulate)
         loss, figures = 0.0, dict[str, float]()
         for phase, run in zip(self.phases, self.losses, strict=True):
-            loss, found = self._update(step, phase, run, pieces)
+            own, found = self._update(step, phase, run, pieces)
+            loss = loss if phase.opposes else own
             before = f"{phase.name}_" if phase.name else ""
             figures |= {f"{before}{name}": value for name, value in found.items()}
         for ema in self.averages:
@@ -254,7 +257,7 @@ class _Run:
 
     def _look(self, step: int, phase: Phase, loss: float) -> None:
         try:
-            self.watches[phase.name].look(step, loss)
+            self.watches[phase.name].look(step, loss, jumps=phase.opposes)
         except DivergedError as error:
             good = checkpoint.steps(self.run)
             where = (
@@ -272,7 +275,7 @@ class _Run:
         """Mean loss and figures of the averaged weights on validation tiles: always the same tiles, noise and times."""
         look, module = self.config.data.validation, self.work.module
         assert look is not None
-        phase = [phase for phase in self.phases if phase.validates][-1]
+        phase = [phase for phase in self.phases if not phase.opposes][-1]
         rows = self.divided.validation
         order = Order(0, rows, self.divided.index.labels[rows], np.ones(len(rows)))
         each = min(self.config.optimiser.batch, look.tiles)

@@ -41,7 +41,7 @@ class Phase(NamedTuple):
     name: str
     weights: list[nn.Parameter]
     loss: Loss
-    validates: bool = True  # whether validation may look at this loss; it takes the last that it may
+    opposes: bool = False  # a discriminator's: its loss jumps by nature, and says nothing of how good the model is
 
 
 class Step(Protocol):

@@ -84,7 +84,7 @@ class RepaEStep:
 
         return [
             Phase("vae", learns(self.vae), self.autoencoder_loss),
-            Phase("discriminator", learns(self.discriminator), self.discriminator_loss),
+            Phase("discriminator", learns(self.discriminator), self.discriminator_loss, opposes=True),
             Phase("sit", learns(self.sit), self.diffusion_loss),
         ]
 
@@ -136,7 +136,8 @@ class RepaEStep:
         _, projection, _ = self._predicted(batch, self.sit.normalise(latents), tokens)
         assert projection is not None
         against = losses.alignment(projection, patches(tokens))
-        total = rebuilt + weights.kl * kl + weights.gan * pull * adversarial + weights.alignment * against
+        heard = weights.gan * pull * (adversarial - adversarial.detach())  # in the gradient alone: its value jumps
+        total = rebuilt + weights.kl * kl + heard + weights.alignment * against
         figures = {"l1": l1.item(), "perceptual": perceptual.item(), "kl": kl.item(), "alignment": against.item()}
         return total, {**figures, "adversarial": adversarial.item(), "pull": float(pull)}
 

@@ -60,7 +60,7 @@ class VAEStep:
         judging = list(self.discriminator.parameters())
         return [
             Phase("vae", learns, self.loss),
-            Phase("discriminator", judging, self.discriminator_loss, validates=False),
+            Phase("discriminator", judging, self.discriminator_loss, opposes=True),
         ]
 
     def extra(self) -> dict[str, Any]:
@@ -89,7 +89,9 @@ class VAEStep:
         return pixels, wide(self.vae.decode(latents)), mean, log_variance
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        """Of the autoencoder. Where no gradient is asked for (in validation), the discriminator has no say."""
+        """Of the autoencoder. Where no gradient is asked for (in validation), the discriminator has no say; else it has one in the
+        gradient alone, so that the loss can be compared over steps, whatever the discriminator learns meanwhile.
+        """
         weights = self.weights
         pixels, decoded, mean, log_variance = self._rebuilt(batch)
         l1 = (decoded - pixels).abs().mean()
@@ -112,7 +114,7 @@ class VAEStep:
         if batch.step >= weights.gan_from and last.requires_grad:
             adversarial = generator_loss(wide(self.discriminator(decoded)))
             pull = adaptive_weight(rebuilt, adversarial, last, self._mean)
-            total = total + weights.gan * pull * adversarial
+            total = total + weights.gan * pull * (adversarial - adversarial.detach())
             figures |= {"adversarial": adversarial.item(), "pull": float(pull)}
         return total, figures
 

@@ -22,12 +22,12 @@ class Watch:
     mean: float = 0.0
     variance: float = 0.0
 
-    def look(self, step: int, loss: float) -> None:
-        """Notes the loss of a step; DivergedError where it is not finite or jumps."""
+    def look(self, step: int, loss: float, *, jumps: bool = False) -> None:
+        """Notes the loss of a step; DivergedError where it is not finite, or jumps unless it may (`jumps`)."""
         if not math.isfinite(loss):
             raise DivergedError(f"step {step}: the loss is {loss}")
         limit = self.mean + SIGMAS * math.sqrt(self.variance)
-        if self.seen >= AFTER_STEPS and loss > limit:
+        if not jumps and self.seen >= AFTER_STEPS and loss > limit:
             raise DivergedError(
                 f"step {step}: the loss jumps to {loss:.4g}, from {self.mean:.4g} with a spread of {math.sqrt(self.variance):.2g}"
             )

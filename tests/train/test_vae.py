@@ -97,6 +97,22 @@ def test_until_gan_from_the_autoencoder_does_not_hear_the_discriminator(tmp_path
     assert last_line(tmp_path / "later")["vae_pull"] == 0.0
 
 
+def test_the_discriminators_entry_is_no_jump_of_the_loss(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.watch.AFTER_STEPS", 20)
+    vae = {"gan": 50.0, "gan_from": 60, "equivariance": 0.0}
+    optimiser = {"steps": 70, "batch": 4, "rate": 1e-4, "warmup": 10, "schedule": "constant"}
+    checked = config(tmp_path, base, vae, optimiser=optimiser, log_every=1, checkpoint_every=70)
+    train(checked, tmp_path / "run", tmp_path / "cache")
+    found = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    heard = [50.0 * abs(line["vae_pull"] * line["vae_adversarial"]) for line in found]
+    spread = float(np.std([line["loss"] for line in found[30:60]]))
+    assert max(heard) > 20 * spread  # as part of the loss it would have ended the run
+    assert abs(found[60]["loss"] - found[59]["loss"]) < 10 * spread
+    assert all(line["loss"] != line["discriminator_loss"] for line in found)  # the log shows the autoencoder's
+
+
 def test_perceptual_loss_is_on_by_default_where_there_is_an_encoder(tmp_path: Path, base: Path) -> None:
     train(config(tmp_path, base), tmp_path / "with", tmp_path / "cache")
     train(config(tmp_path, base, {"perceptual": 0}), tmp_path / "without", tmp_path / "cache")
