@@ -158,10 +158,3 @@ def average_file(run: str | Path, decay: float | None = None) -> tuple[int, Path
         there = sorted(file.stem.partition("-")[2] or "the first of the config" for file in folder.glob("average*"))
         raise InputError(f"{run}: has no average of decay {decay:g}; it has {', '.join(there)}")
     return found[-1], path
-
-
-def load_average(run: str | Path, module: nn.Module) -> int:
-    """Loads the averaged weights of a run's last checkpoint into `module`; returns the step. InputError where there is none."""
-    step, path = average_file(run)
-    module.load_state_dict(load_file(path))
-    return step

@@ -13,6 +13,7 @@ from synthfactory.spec.model import Model
 from synthfactory.spec.plain_yaml import Kind, parse_text, read_text
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
+from train.sizes import faults_of_network
 
 CONFIG = Kind(
     "config",
@@ -81,6 +82,9 @@ class Data(FrozenModel):
         return [{"shards": value}] if isinstance(value, str) else value
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimiser(FrozenModel):
     """Warm-up, then a cosine or constant rate; by steps, never by the clock, so that runs repeat."""
 
@@ -95,7 +99,7 @@ class Optimiser(FrozenModel):
     warmup: int = Field(default=100, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.99)
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.99)
     clip: float = Field(default=1.0, gt=0)
     ema: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=[0.999],
@@ -143,7 +147,7 @@ class VAELosses(Adversarial):
     Perceptual and adversarial losses sharpen what these leave smooth.
     """
 
-    crop: int = 112
+    crop: int = Field(default=112, ge=8, description="pixels; a multiple of the autoencoder's factor")
     l1: float = 1.0
     l2: float = 0.5
     gradient: float = 0.5
@@ -270,6 +274,13 @@ class TrainConfig(FrozenModel):
             raise Problems([("network", "is the base model's own; leave it out")])
         if not based and not self.network:
             raise Problems([("network", "is missing; see train/configs for each mode's sizes")])
+        if self.base is not None and not based:
+            what = f"goes with modes finetune, repa-e and vae; mode {self.mode} builds a network of its own"
+            raise Problems([("base", what)])
+        if self.mode == "vae" and self.finetune.statistics == "measure":
+            raise Problems(
+                [("finetune.statistics", "are of modes finetune and repa-e; mode vae has no latents to take")]
+            )
         if self.recompute and self.mode in ("encoder", "vae"):
             raise Problems([("recompute", "goes with modes that train a SiT: diffusion, finetune, repa-e")])
         if self.mode == "vae" and self.finetune.lora is not None:
@@ -286,6 +297,10 @@ class TrainConfig(FrozenModel):
         missing = [name for name in runs if getattr(self, name) is None]
         if missing:
             raise Problems([(name, f"is missing; mode {self.mode} builds on a run of that mode") for name in missing])
+        if self.network:
+            faults = faults_of_network(self.mode, self.network)
+            if faults:
+                raise Problems(faults)
         return self
 
 

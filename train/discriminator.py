@@ -32,6 +32,7 @@ class PatchDiscriminator(nn.Module):
             inner = outer
         stages.append(nn.Conv2d(inner, 1, 4, 1, 1))
         self.stages = nn.Sequential(*stages)
+        self.smallest_px = 3 * 2**layers  # below, nothing is left to score
         self.register_buffer("real_level", torch.zeros(()))  # running means of what it scores, for LeCAM
         self.register_buffer("fake_level", torch.zeros(()))
 

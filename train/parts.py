@@ -18,12 +18,11 @@ from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import SiT, sit_from_dict
 from synthfactory.model.vae import VAE, vae_from_dict
-from synthfactory.model.vit import ViT
+from synthfactory.model.vit import ViT, vit_from_dict
 from synthfactory.model.weights import LoadedModel, default_device, load_model
 from synthfactory.spec.errors import InputError
-from train.checkpoint import average_file, load_average
+from train.checkpoint import average_file
 from train.config import TrainConfig, load_config
-from train.encoder_step import EncoderModule
 from train.loader import Loader
 from train.lora import adapt
 from train.place import Place
@@ -50,8 +49,8 @@ def parts_of(config: TrainConfig, loader: Loader) -> Parts:
 def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     assert config.encoder_run and config.vae_run
     index = loader.index
-    encoder_step, encoder = _encoder_of_run(config.encoder_run, loader)
-    vae_config = load_config(f"{config.vae_run}/config.yaml")
+    encoder_step, encoder = _encoder_of_run(config.encoder_run)
+    vae_config = _config_of(config.vae_run, "vae")
     if vae_config.base is not None:
         raise InputError(
             f"vae_run: {config.vae_run}: goes on from a model; export it, and name the export as base with mode finetune or repa-e"
@@ -74,13 +73,24 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     return Parts(sit, vae.eval().requires_grad_(False), encoder, digest, True, extra)
 
 
-def _encoder_of_run(run: str, loader: Loader) -> tuple[int, ViT]:
-    """(step, averaged encoder) of a run on the same tiles."""
-    index = loader.index
-    network = load_config(f"{run}/config.yaml").network
-    trained = EncoderModule(network, len(index.classes), index.attributes.shape[1], len(index.grid_channels))
-    step = load_average(run, trained)
-    return step, trained.vit.eval().requires_grad_(False)
+def _config_of(run: str, mode: str) -> TrainConfig:
+    """The config of a run that another builds on. InputError where it is none, or of another mode."""
+    config = load_config(f"{run}/config.yaml")
+    if config.mode != mode:
+        raise InputError(f"{mode}_run: {run}: is a run of mode {config.mode}; name one of mode {mode}")
+    return config
+
+
+def _encoder_of_run(run: str) -> tuple[int, ViT]:
+    """(step, averaged encoder) of a run; the heads that taught it are left behind."""
+    config = _config_of(run, "encoder")
+    encoder = vit_from_dict(config.network)
+    step, path = average_file(run)
+    state = load_file(path)
+    encoder.load_state_dict(
+        {name.removeprefix("vit."): value for name, value in state.items() if name.startswith("vit.")}
+    )
+    return step, encoder.eval().requires_grad_(False)
 
 
 def vae_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -111,7 +121,7 @@ def vae_parts(config: TrainConfig, loader: Loader) -> VAEParts:
         vae = vae_from_dict(config.network)
     encoder = None
     if config.encoder_run and config.vae.features == "encoder" and config.vae.perceptual != 0:
-        encoder = _encoder_of_run(config.encoder_run, loader)[1]
+        encoder = _encoder_of_run(config.encoder_run)[1]
     return VAEParts(vae, encoder, {})
 
 

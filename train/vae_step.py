@@ -44,10 +44,19 @@ class VAEStep:
         parts = vae_parts(config, loader)
         self.vae, self._extra = parts.vae.to(self.place.device, self.place.dtype), parts.extra
         self.features: Features | None = features_of(config.vae, parts.encoder, self.place)
+        if config.vae.crop % parts.vae.config.factor:
+            raise InputError(
+                f"vae.crop: {config.vae.crop} px is no multiple of {parts.vae.config.factor}, the autoencoder's factor"
+            )
         self.module: nn.Module = self.vae
         self.discriminator: PatchDiscriminator | None = None
         if config.vae.gan:
             self.discriminator = PatchDiscriminator(config.vae.discriminator_width, config.vae.discriminator_layers)
+            if config.vae.crop < self.discriminator.smallest_px:
+                raise InputError(
+                    f"vae.discriminator_layers: {config.vae.discriminator_layers} need a vae.crop of {self.discriminator.smallest_px} px "
+                    f"or more; it is {config.vae.crop} px"
+                )
             self.discriminator.initialise(torch_generator(config.seed, "discriminator"))
             self.module = VAEModule(self.vae, self.discriminator).to(self.place.device, self.place.dtype)
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # crops and reconstructions, by the first position of a part

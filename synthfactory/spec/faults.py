@@ -24,14 +24,17 @@ def checked(model: type[Model], values: Mapping[str, Any], source: Source, kind:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = sorted(_faults(model, error), key=lambda fault: source.position(fault[0]))  # as they stand in the file
+        faults = sorted(
+            faults_of(model, error), key=lambda fault: source.position(fault[0])
+        )  # as they stand in the file
         lines = [f"{source.locate(path)}: {printable(path, kind)}: {message}" for path, message in faults]
     shown = list(dict.fromkeys(lines))
     more = [f"and {len(shown) - MAX_SHOWN} more"] if len(shown) > MAX_SHOWN else []
     raise InputError("\n".join([*shown[:MAX_SHOWN], *more]))
 
 
-def _faults(root: type[BaseModel], error: ValidationError) -> list[tuple[str, str]]:
+def faults_of(root: type[BaseModel], error: ValidationError) -> list[tuple[str, str]]:
+    """Each fault as (dotted path in `root`, what is wrong and what would be right)."""
     found: list[tuple[str, str]] = []
     for detail in error.errors():
         loc = [str(part) for part in detail["loc"]]

@@ -21,6 +21,9 @@ VIT = {
 }  # fmt: skip
 
 
+SIT = {"width": 16, "depth": 1, "heads": 2}
+
+
 def config(tmp_path: Path, **changes: Any) -> Path:
     write_tar(tmp_path / "tars" / "0.tar", range(24), plain)
     values = {
@@ -56,6 +59,8 @@ def test_a_base_is_measured_by_what_learns_of_it(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:
-    path = config(tmp_path, mode="diffusion", encoder_run=str(tmp_path / "no"), vae_run=str(tmp_path / "no"))
+    path = config(
+        tmp_path, mode="diffusion", network=SIT, encoder_run=str(tmp_path / "no"), vae_run=str(tmp_path / "no")
+    )
     with pytest.raises(InputError, match=r"encoder_run: .*no: is no run folder yet"):
         plan(load_config(str(path)), tmp_path / "cache")

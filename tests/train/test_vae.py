@@ -184,6 +184,10 @@ def test_lpips_is_used_where_it_is_installed(tmp_path: Path, base: Path, monkeyp
     ("vae", "changes", "message"),
     [
         ({"crop": 20}, {}, r"vae\.crop: 20 px cannot be compared .* choose a multiple of 8 up to 32"),
+        ({"crop": 12, "perceptual": 0}, {}, r"vae\.crop: 12 px is no multiple of 8, the autoencoder's factor"),
+        ({"crop": 0}, {}, r"vae\.yaml:\d+:\d+: vae\.crop: 0 is too small; at least 8"),
+        ({"gan": 1.0, "discriminator_layers": 3}, {}, r"vae\.discriminator_layers: 3 need a vae\.crop of 24 px or more; it is 16 px"),
+        ({}, {"finetune": {"statistics": "measure"}}, r"finetune\.statistics: are of modes finetune and repa-e"),
         ({"crop": 40}, {}, r"vae\.crop: 40 px of tiles of 32 px"),
         ({}, {"finetune": {"lora": {"rank": 2}}}, r"finetune\.lora: is for networks that draw"),
         ({}, {"finetune": {"parts": ["blocks.*"]}}, r"finetune\.parts: no weight's name fits blocks\.\*; for example 'kl\."),
