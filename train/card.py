@@ -140,7 +140,7 @@ def _diversity(found: dict[str, Any] | None) -> list[str]:
         return []
     return [
         f"| spread of {found['tiles_each']} tiles of one condition / of {found['tiles_each']} real tiles of one patient "
-        f"({found['conditions']} of each) | {_with(found, 'ratio', 'ratio_95')} |"
+        f"({found['conditions']} conditions, {found.get('patients', found['conditions'])} patients) | {_with(found, 'ratio', 'ratio_95')} |"
     ]
 
 

@@ -67,6 +67,9 @@ def export(
     model's terms are not to be changed.
     """
     config = load_config(f"{run}/config.yaml")
+    based = None if config.base is None else find_model(config.base)
+    if isinstance(based, ModelFolder) and out.resolve() == based.path.resolve():
+        raise InputError(f"{out}: is the model that the run went on from, and stays; name another folder")
     if config.mode not in ("diffusion", "finetune", "repa-e") and not (config.mode == "vae" and config.base):
         raise InputError(
             f"{run}: is a run of mode {config.mode}; export names one of mode diffusion, finetune or repa-e, or of mode vae with a base"

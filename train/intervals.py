@@ -10,10 +10,18 @@ DRAWS = 1000
 Interval = tuple[float, float]
 
 
-def wilson(hits: Sequence[bool]) -> Interval:
-    """Of a share of independent tiles."""
-    n, z = len(hits), 1.959964
+def wilson(hits: Sequence[bool], patients: Sequence[int] | np.ndarray | None = None) -> Interval:
+    """Of a share of tiles: independent ones, or several of each of `patients`. These count as fewer, by how much more the patients'
+    shares vary than those of independent tiles would (the design effect), but never as fewer than there are patients.
+    """
+    n, z = float(len(hits)), 1.959964
     p = sum(hits) / n
+    if patients is not None:
+        _, of_tile, counts = np.unique(patients, return_inverse=True, return_counts=True)
+        off = np.bincount(of_tile, np.asarray(hits, float) - p)
+        groups = len(counts)
+        effect = (off**2).sum() * groups / max(groups - 1, 1) / (n * p * (1 - p)) if 0 < p < 1 else n / groups
+        n = min(n, max(float(groups), n / max(effect, 1.0)))
     centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 

@@ -22,6 +22,7 @@ from synthfactory.phantom import CLASSES
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.report.contact import contact_sheet
 from synthfactory.sample.engine import Engine
+from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Guidance, Sampler
 from train.card import SHEET, add_figures
 from train.held_out import HeldOut, held_out
@@ -40,6 +41,8 @@ def measure(
     folder: Path, cache: Path, *, per_class: int, steps: int, scale: float, threads: int, sheet_columns: int = 6
 ) -> dict[str, Any]:
     """`figures_of` the model folder, written into it with a sheet, and the card renewed; returns the figures."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: is no model folder to write figures into; `compare` prints those of any model")
     figures, conditions, drawn = figures_of(
         str(folder), cache, per_class=per_class, steps=steps, scale=scale, threads=threads
     )
@@ -57,6 +60,11 @@ def figures_of(
     """
     torch.set_num_threads(threads)
     opened = open_model(name)
+    if not opened.has_encoder or opened.tile_size_px != 224:
+        raise InputError(
+            f"{name}: its figures would be of phantom tissue, 224 px a tile, by its own encoder; it "
+            + (f"draws {opened.tile_size_px} px" if opened.has_encoder else "holds none")
+        )
     model = load_model(opened)
     cache.mkdir(parents=True, exist_ok=True)
     judge = judge_of(cache)
@@ -136,7 +144,9 @@ def judge_of(cache: Path, per_class: int = 300) -> Judge:
     path = cache / f"judge-{per_class}.npz"
     if not path.exists():
         known = held_out(0, per_class)
-        np.savez(path, images=known.images, labels=known.labels)
+        temporary = path.with_name(f".tmp-{path.name}")
+        np.savez(temporary, images=known.images, labels=known.labels)
+        temporary.replace(path)  # a stop while it is written leaves nothing behind that would be taken for it
     with np.load(path, allow_pickle=False) as stored:
         return train_judge(stored["images"], stored["labels"], len(CLASSES))
 
@@ -147,7 +157,7 @@ def _agreement(judge: Judge, others: HeldOut, conditions: HeldOut, drawn: np.nda
     return {
         "judge_accuracy_on_real": round(float(on_real.mean()), 4),
         "agreement_of_generated": round(float(on_drawn.mean()), 4),
-        "agreement_95": rounded(wilson(list(on_drawn))),
+        "agreement_95": rounded(wilson(list(on_drawn), conditions.patients)),
         "ratio": round(float(on_drawn.mean() / on_real.mean()), 4),
         "ratio_95": rounded(_ratio(on_drawn, conditions.patients, on_real, others.patients)),
         "per_class": {

@@ -71,7 +71,8 @@ def compared(
 
 
 def _weighted_mean(values: np.ndarray, there: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
-    return np.asarray((weights_BN @ values) / np.maximum(weights_BN @ there, 1e-9))
+    count = weights_BN @ there
+    return np.asarray((weights_BN @ values) / np.where(count > 0, count, np.nan))  # draws without a value have none
 
 
 def _apart(one: np.ndarray, other: np.ndarray, scale: float) -> float:

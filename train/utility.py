@@ -52,8 +52,11 @@ def probe(space: Space, rows: Rows) -> dict[str, Any]:
 
 
 def distances(space: Space, rows: Rows) -> dict[str, Any]:
-    """Kernel and Frechet distance of drawn tiles to their conditions' tiles, beside those of other real tiles to the same."""
-    distance = KernelDistance(space.conditions)
+    """Kernel and Frechet distance of drawn tiles to their conditions' tiles, beside those of other real tiles to the same.
+
+    The others' rows must be grouped by patient as the conditions' are: pairs within a patient are left out on both sides.
+    """
+    distance = KernelDistance(space.conditions, rows.patients)
     weights = patient_weights(rows.patients, stream(11, f"distance in {space.name}"), draws=300)
     found: dict[str, Any] = {"tiles": len(rows.labels)}
     for name, features in (("drawn", space.drawn), ("real", space.others)):
@@ -75,7 +78,8 @@ def spread(features_KME: np.ndarray) -> np.ndarray:
 
 
 def diversity(drawn_KME: np.ndarray, real_KME: np.ndarray, scale_NE: np.ndarray) -> dict[str, Any]:
-    """How far apart M tiles drawn from one condition are, over how far apart M real tiles of one patient are: K of each.
+    """How far apart M tiles drawn from one condition are, over how far apart M real tiles of one patient are: of K
+    conditions and of as many patients, or some more.
 
     Distances in a space standardised by `scale`. Below 1 is to be expected: an embedding says more than who the patient is.
     """
@@ -85,12 +89,15 @@ def diversity(drawn_KME: np.ndarray, real_KME: np.ndarray, scale_NE: np.ndarray)
         spread(values.reshape(*original.shape[:2], -1))
         for values, original in zip(scaled, (drawn_KME, real_KME), strict=True)
     )
-    groups = np.arange(len(drawn))
-    one, other = (patient_weights(groups, stream(11, f"diversity of {part}")) for part in ("drawn", "real"))
+    one, other = (
+        patient_weights(np.arange(len(groups)), stream(11, f"diversity of {part}")) / len(groups)
+        for part, groups in (("drawn", drawn), ("real", real))
+    )
     low, high = np.quantile((one @ drawn) / (other @ real), [0.025, 0.975])
     return {
         "conditions": len(drawn),
+        "patients": len(real),
         "tiles_each": drawn_KME.shape[1],
-        "ratio": round(float(drawn.sum() / real.sum()), 4),
+        "ratio": round(float(drawn.mean() / real.mean()), 4),
         "ratio_95": rounded((float(low), float(high))),
     }

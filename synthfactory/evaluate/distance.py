@@ -22,15 +22,21 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 class KernelDistance:
     """The distance of drawn sets to one real set of the same length, row i of both belonging together (a condition and its tile).
 
-    Pairs that belong together are left out of the cross term: a tile resembles its own condition, whatever the distributions do.
+    Pairs that belong together are left out of the cross term: a tile resembles its own condition, whatever the distributions do. With
+    `patients` (N,), pairs of one patient's rows are left out of all terms: they resemble one another, and would make two sets of
+    different patients differ where their distributions do not.
     """
 
-    def __init__(self, real_NE: np.ndarray) -> None:
+    def __init__(self, real_NE: np.ndarray, patients_N: np.ndarray | None = None) -> None:
         if len(real_NE) < 2:
             raise ValueError("a kernel distance needs at least two rows")
         self._raw = real_NE
         self._real = standardised(real_NE)[0]
         self._within_real = _kernel(self._real, self._real)
+        who = np.arange(len(real_NE)) if patients_N is None else patients_N
+        self._counted = (who[:, None] != who[None]).astype(np.float64)  # (N, N): pairs that may be compared
+        if not self._counted.any():
+            raise ValueError("a kernel distance needs rows of two patients")
 
     def matrices(self, drawn_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Kernels (real, real), (drawn, drawn), (real, drawn), each (N, N), for `of`."""
@@ -39,17 +45,18 @@ class KernelDistance:
         drawn = standardised(self._raw, drawn_NE)[1]
         return self._within_real, _kernel(drawn, drawn), _kernel(self._real, drawn)
 
-    @staticmethod
-    def of(matrices: tuple[np.ndarray, np.ndarray, np.ndarray], weights_BN: np.ndarray | None = None) -> np.ndarray:
-        """The unbiased distance, (B,); may be slightly negative. `weights` (whole numbers, (B, N)) repeat rows, for a bootstrap.
+    def of(
+        self, matrices: tuple[np.ndarray, np.ndarray, np.ndarray], weights_BN: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The unbiased distance, (B,); may be slightly negative. `weights` (whole numbers, (B, N)) repeat rows, for a bootstrap; nan
+        where they leave nothing to compare.
 
         Copies of one row do not count against one another: that would be a distance of zero by construction.
         """
         w = np.ones((1, len(matrices[0]))) if weights_BN is None else np.asarray(weights_BN, np.float64)
-        total = w.sum(axis=1) ** 2 - (w**2).sum(axis=1)
-        real, drawn, cross = (
-            (((w @ matrix) * w).sum(axis=1) - (w**2) @ np.diag(matrix)) / total for matrix in matrices
-        )
+        total = ((w @ self._counted) * w).sum(axis=1)
+        total = np.where(total > 0, total, np.nan)
+        real, drawn, cross = (((w @ (matrix * self._counted)) * w).sum(axis=1) / total for matrix in matrices)
         return np.asarray(real + drawn - 2.0 * cross)
 
 

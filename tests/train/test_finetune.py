@@ -226,3 +226,11 @@ def test_another_base_of_the_same_name_is_no_resume(tmp_path: Path, base: Path) 
         train(checked, tmp_path / "run", tmp_path / "cache")
     with pytest.raises(InputError, match="is another model than the run went on from"):
         export(tmp_path / "run", tmp_path / "tuned", model_id="tuned", revision="1")
+
+
+def test_an_export_does_not_overwrite_its_base(tmp_path: Path, base: Path) -> None:
+    train(load_config(config(tmp_path, base)), tmp_path / "run", tmp_path / "cache")
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    with pytest.raises(InputError, match="base: is the model that the run went on from, and stays"):
+        export(tmp_path / "run", tmp_path / "run" / ".." / "base", model_id="tuned", revision="1")
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before

@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tinymodel import make_tiny_model
 
 from synthfactory.model.folder import open_model
 from synthfactory.sample.engine import Engine
+from synthfactory.spec.errors import InputError
 from train.cli import cli
-from train.measure import CHUNK
+from train.measure import CHUNK, measure
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
+    tiny = make_tiny_model(tmp_path / "tiny")
+    for name, message in (("phantom", "phantom: is no model folder"), (str(tiny), "224 px a tile, .* it draws 32 px")):
+        with pytest.raises(InputError, match=message):
+            measure(Path(name), tmp_path / "cache", per_class=2, steps=1, scale=1.5, threads=1)
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.slow

@@ -102,3 +102,8 @@ def test_a_comparison_tells_copies_from_a_shift(found: np.ndarray, tiles: HeldOu
     assert line["off_95"] == [-2.0, -2.0]
     assert line["apart"] > 1
     assert line["apart_real"] == 0
+    gone = found.copy()
+    gone[np.flatnonzero(tiles.labels == NAMES.index("stroma"))[1:], MEASURES.index("fibre_coherence")] = np.nan
+    shifted = gone + 5.0
+    (line,) = [line for line in compared(gone, shifted, found, rows, NAMES) if line["measure"] == "fibre_coherence"]
+    assert line["off_95"] == [5.0, 5.0]  # draws in which no tile has a value are left out

@@ -45,6 +45,22 @@ def test_distances_of_like_sets_are_those_of_real_ones_and_grow_with_a_shift() -
     assert "frechet_drawn" not in distances(Space("s", real[:40], alike[:40], others[:40]), few)
 
 
+def test_tiles_that_share_patients_make_no_distance_of_their_own() -> None:
+    patients = np.repeat(np.arange(75), 4)
+    rows = Rows(patients * 0, patients, patients * 0, patients)
+    inside, found = 0, []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        one, other = (
+            0.9 * random.standard_normal((75, 8))[patients] + 0.45 * random.standard_normal((300, 8)) for _ in range(2)
+        )
+        seen = distances(Space("s", one, other, other), rows)
+        found.append(seen["kernel_real"])
+        inside += seen["kernel_real_95"][0] <= 0 <= seen["kernel_real_95"][1]
+    assert abs(np.mean(found)) < 3 * np.std(found) / len(found) ** 0.5
+    assert inside >= 17
+
+
 def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
     random = np.random.default_rng(0)
     mixing = random.standard_normal((3, 3))
@@ -68,6 +84,10 @@ def test_spread_is_the_mean_distance_between_the_rows_of_a_group() -> None:
     assert found["ratio"] == pytest.approx(0.5, abs=0.05)
     assert found["ratio_95"][0] < 0.5 < found["ratio_95"][1]
     assert found["conditions"] == 30
+    fewer = diversity(0.5 * random.standard_normal((20, 5, 4)), real, scale)
+    assert fewer["ratio"] == pytest.approx(0.5, abs=0.07)
+    assert fewer["ratio_95"][0] < fewer["ratio"] < fewer["ratio_95"][1]
+    assert (fewer["conditions"], fewer["patients"]) == (20, 30)
 
 
 def test_intervals_cover_and_widen_where_tiles_share_patients() -> None:
@@ -80,5 +100,11 @@ def test_intervals_cover_and_widen_where_tiles_share_patients() -> None:
         return np.asarray((weights @ values) / weights.sum(1))
 
     by_patient = bootstrap(patient_weights(np.repeat(np.arange(20), 10), random), mean)
+    hits = np.repeat(random.random(50) < 0.8, 8)
+    share = wilson(list(hits), np.repeat(np.arange(50), 8))
+    assert share == pytest.approx(wilson(list(hits[::8])), abs=0.01)  # eight equal tiles say what one says
+    alone = list(random.random(400) < 0.8)
+    assert wilson(alone, np.arange(400)) == pytest.approx(wilson(alone), abs=0.001)
+    assert wilson([True] * 80, np.repeat(np.arange(20), 4)) == pytest.approx(wilson([True] * 20))
     by_tile = bootstrap(patient_weights(np.arange(200), random), mean)
     assert by_patient[1] - by_patient[0] > 2 * (by_tile[1] - by_tile[0])
