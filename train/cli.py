@@ -30,7 +30,10 @@ def _overrides(settings: tuple[str, ...]) -> dict[str, Any]:
         path, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting}: write it as PATH=VALUE, for example optimiser.steps=200")
-        found[path] = yaml.safe_load(value)
+        try:
+            found[path] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {setting}: '{value}' is no YAML ({str(error).splitlines()[0]})") from None
     return found
 
 

@@ -29,9 +29,11 @@ def features_of(wanted: VAELosses, encoder: ViT | None, place: Place) -> Feature
     """As the config says; None where nothing is to be compared. InputError where lpips is asked for and not installed, or where the
     crop is no multiple of the encoder's patch.
     """
+    if wanted.perceptual == 0:
+        return None
     if wanted.features == "lpips":
         return Features(1.0 if wanted.perceptual is None else wanted.perceptual, _lpips(place))
-    if encoder is None or wanted.perceptual == 0:
+    if encoder is None:
         return None
     patch, largest = encoder.config.patch_size, encoder.config.image_size
     if wanted.crop % patch or wanted.crop > largest:
@@ -57,5 +59,11 @@ def _lpips(place: Place) -> Callable[[Tensor, Tensor], Tensor]:
         raise InputError(
             f"vae.features: lpips cannot be imported ({error}); pip install 'synthfactory[lpips]', or write features: encoder"
         ) from None
-    network: Any = lpips.LPIPS(net="vgg", verbose=False).to(place.device, place.dtype).eval().requires_grad_(False)
+    try:
+        found = lpips.LPIPS(net="vgg", verbose=False)
+    except OSError as error:  # it fetches VGG-16 at its first use
+        raise InputError(
+            f"vae.features: lpips cannot fetch its weights ({error}); put them into torch's cache, or write features: encoder"
+        ) from None
+    network: Any = found.to(place.device, place.dtype).eval().requires_grad_(False)
     return lambda found, wanted: wide(network(found, wanted)).mean()

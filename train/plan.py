@@ -17,7 +17,8 @@ from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import vae_from_dict
 from synthfactory.model.vit import parameter_count, vit_from_dict
 from synthfactory.spec.errors import InputError
-from train.config import TrainConfig
+from train.config import Adversarial, TrainConfig
+from train.discriminator import PatchDiscriminator
 from train.lora import adapt
 from train.parts import chosen_weights
 from train.sampler import Order
@@ -86,6 +87,8 @@ def _parts(config: TrainConfig) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
             if config.base is not None:
                 chosen_weights(vae, config.finetune.parts)
             yield "vae", (vae, True)
+            if config.vae.gan:
+                yield from _discriminator(config.vae)
             return
         sizes = _of_base(config) if config.base is not None else _of_runs(config)
         sit = sit_from_dict(sizes["sit"])
@@ -95,8 +98,14 @@ def _parts(config: TrainConfig) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
             chosen_weights(sit, config.finetune.parts)
         yield "sit", (sit, True)
         yield "vae", (vae_from_dict(sizes["vae"]), config.mode == "repa-e")
+        if config.mode == "repa-e":
+            yield from _discriminator(config.repa_e)
         if sizes["encoder"]:
             yield "encoder", (vit_from_dict(sizes["encoder"]), False)
+
+
+def _discriminator(wanted: Adversarial) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
+    yield "critic", (PatchDiscriminator(wanted.discriminator_width, wanted.discriminator_layers), True)
 
 
 def _of_base(config: TrainConfig) -> dict[str, dict[str, Any]]:

@@ -40,6 +40,13 @@ def test_what_is_wrong_is_said_at_its_place(tmp_path: Path, changes: dict[str, A
     assert not (tmp_path / "run").exists()
 
 
+def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    path = write_yaml(tmp_path / "config.yaml", {"data": {"shards": "tars"}, "optimiser": PLAN, "mode": "vae"})
+    told = CliRunner().invoke(cli, ["run", str(path), "--run", str(tmp_path / "run"), "--set", "optimiser.steps=["])
+    assert isinstance(told.exception, InputError)
+    assert "--set optimiser.steps=[: '[' is no YAML" in str(told.exception)
+
+
 def test_a_run_of_another_mode_is_no_encoder(tmp_path: Path) -> None:
     write_tar(tmp_path / "tars" / "0.tar", range(12), plain, side=lambda n: 32)
     sizes = {"unshuffle": 4, "channels": [16, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}

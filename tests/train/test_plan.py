@@ -58,6 +58,14 @@ def test_a_base_is_measured_by_what_learns_of_it(tmp_path: Path) -> None:
     assert any(line.startswith("vae") and "0.00M of them learn" in line for line in whole)
 
 
+def test_a_discriminator_counts(tmp_path: Path) -> None:
+    sizes = {"unshuffle": 4, "channels": [16, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}
+    for gan in (0.0, 0.5):
+        changes = {"mode": "vae", "network": sizes, "vae": {"gan": gan, "crop": 16, "discriminator_layers": 1}}
+        lines = plan(load_config(str(config(tmp_path, **changes))), tmp_path / "cache")
+        assert any(line.startswith("critic ") for line in lines) == bool(gan)
+
+
 def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:
     path = config(
         tmp_path, mode="diffusion", network=SIT, encoder_run=str(tmp_path / "no"), vae_run=str(tmp_path / "no")

@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -175,6 +176,14 @@ def test_lpips_is_used_where_it_is_installed(tmp_path: Path, base: Path, monkeyp
     train(config(tmp_path, base, {"features": "lpips"}), tmp_path / "run", tmp_path / "cache")
     assert asked == [{"net": "vgg", "verbose": False}]
     assert last_line(tmp_path / "run")["perceptual"] > 0
+
+    def offline(**_: Any) -> LPIPS:
+        raise URLError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=offline))
+    with pytest.raises(InputError, match=r"vae\.features: lpips cannot fetch its weights .*no route to host"):
+        train(config(tmp_path, base, {"features": "lpips"}), tmp_path / "offline", tmp_path / "cache")
+    train(config(tmp_path, base, {"features": "lpips", "perceptual": 0}), tmp_path / "none", tmp_path / "cache")
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(InputError, match=r"vae\.features: lpips cannot be imported .*synthfactory\[lpips\]"):
         train(config(tmp_path, base, {"features": "lpips"}), tmp_path / "other", tmp_path / "cache")
