@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from synthfactory.model.folder import FIGURES, ModelFolder, open_model
 from synthfactory.plan.calibration import DISTANCE_MARGIN, MARGIN, Interval, Row, Table, read_calibration
 
@@ -41,11 +43,22 @@ def _head(model: ModelFolder) -> list[str]:
         "|---|---|",
         f"| sha256 of config.json (which names the weights' sha256) | `{model.sha256}` |",
         f"| SiT | {sit['depth']} blocks, width {sit['width']}, {sit['heads']} heads, patch {sit.get('patch_size', 2)} |",
-        f"| weights | {megabytes:.1f} MB, float16 safetensors, averaged (EMA) |",
+        f"| weights | {megabytes:.1f} MB, {_formats(model)} safetensors, averaged (EMA) |",
         *([f"| draws | {model.domain} |"] if model.domain else []),
         f"| terms | {licence['name']}; sharing: {licence.get('sharing', 'local')} |",
         "",
     ]
+
+
+def _formats(model: ModelFolder) -> str:
+    """Of the weights: float16, or float32 of a model that went on from such a one, or both."""
+    found: set[str] = set()
+    for name in model.config["files"]:
+        if name.endswith(".safetensors"):
+            with safe_open(model.path / name, framework="np") as weights:
+                found |= {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118 - not a mapping
+    named = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
+    return " and ".join(sorted(named[kind] for kind in found if kind in named))
 
 
 def _training(model: ModelFolder) -> list[str]:

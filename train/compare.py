@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 Figures = Mapping[str, Any]
-NAME = 34  # columns of a row's name; each model has 15
+NAME, WIDE = 34, 18  # columns of a row's name, and of each model
 
 
 def table(models: Mapping[str, Figures]) -> Iterator[str]:
     """A line for each figure, a column for each model; where a model has one, its 95 % interval stands below."""
-    shown = [Path(name).name[-14:] for name in models]
-    yield f"{'':<{NAME}}" + "".join(f"{name:>15}" for name in shown)
+    shown = [Path(name).name for name in models]
+    if len(set(shown)) < len(shown):  # folders of one name: the ends of their paths tell them apart
+        shown = list(models)
+    yield f"{'':<{NAME}}" + "".join(f"{name[1 - WIDE :]:>{WIDE}}" for name in shown)
     for label, value, interval in ROWS:
-        yield f"{label:<{NAME}}" + "".join(f"{_number(value(found)):>15}" for found in models.values())
+        yield f"{label:<{NAME}}" + "".join(f"{_number(value(found)):>{WIDE}}" for found in models.values())
         if interval is not None:
             between = [interval(found) for found in models.values()]
-            yield f"{'':<{NAME}}" + "".join(f"{f'{low:.3f}-{high:.3f}':>15}" for low, high in between)
+            yield f"{'':<{NAME}}" + "".join(f"{f'{low:.3f} to {high:.3f}':>{WIDE}}" for low, high in between)
     structures = [[(row["class"], row["measure"]) for row in found["structure"]] for found in models.values()]
     yield ""
     yield "structures: mean of drawn tiles (of real tiles)"
@@ -27,7 +29,7 @@ def table(models: Mapping[str, Figures]) -> Iterator[str]:
             continue
         rows = [found["structure"][place] for found in models.values()]
         cells = [f"{row['drawn']:.2f} ({row['real']:.2f})" for row in rows]
-        yield f"{f'{name}, {measure}'.replace('_', ' '):<{NAME}}" + "".join(f"{cell:>15}" for cell in cells)
+        yield f"{f'{name}, {measure}'.replace('_', ' '):<{NAME}}" + "".join(f"{cell:>{WIDE}}" for cell in cells)
 
 
 def _number(value: float) -> str:

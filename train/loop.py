@@ -126,7 +126,10 @@ class _Run:
         self.losses = []
         for phase in self.phases:
             self._turn_on(phase)
-            find = config.mode == "encoder"  # a head may have nothing to learn
+            # A head may have nothing to learn; without alignment, the projector has not.
+            find = config.mode == "encoder" or (
+                config.mode in ("diffusion", "finetune") and not config.diffusion.alignment
+            )
             self.losses.append(team.wrapped(self.work.module, phase.loss, find_unused=find))
         self.optimisers = {phase.name: _optimiser(plan, self.work.module, phase) for phase in self.phases}
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]

@@ -159,6 +159,8 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
     else:
         chosen, names = chosen_weights(sit, plan.parts)
         learns = f"{chosen} of {names} tensors"
+    if plan.statistics == "measure":
+        learns += ", mean and variance of latents taken anew"
     if config.mode == "repa-e" and sit.config.projection_depth is None:
         raise InputError(f"base: {folder.id} has no projector, so nothing can be aligned through it; use mode finetune")
     extra = {"base": _named(folder), "learns": learns}

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training import write_config, write_shard
+from tinymodel import SIZES, make_tiny_model
+from training import plain, write_tar, write_yaml
 
 from train.config import load_config
 from train.loop import train
@@ -43,6 +45,26 @@ def test_two_workers_follow_one_end_to_end(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     one, two = (
         load_file(tmp_path / name / "checkpoints" / "000006" / "weights.safetensors") for name in ("one", "two")
+    )
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-8
+
+
+@pytest.mark.slow
+def test_two_workers_train_without_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base's projector then has no gradient."""
+    monkeypatch.setitem(SIZES["sit"], "projection_depth", 1)
+    write_tar(tmp_path / "tars" / "0.tar", range(12), plain, side=lambda n: 32)
+    values = {
+        "mode": "finetune", "base": str(make_tiny_model(tmp_path / "base")), "data": {"shards": str(tmp_path / "tars")},
+        "threads": 1, "samples": None, "precision": "float64", "diffusion": {"alignment": 0.0},
+        "optimiser": {"steps": 3, "batch": 4, "rate": 1e-3},
+    }  # fmt: skip
+    config = str(write_yaml(tmp_path / "config.yaml", values))
+    train(load_config(config), tmp_path / "one", tmp_path / "cache")
+    ended = by_ray(config, tmp_path / "two", tmp_path / "cache")
+    assert ended.returncode == 0, ended.stderr
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "000003" / "weights.safetensors") for name in ("one", "two")
     )
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from running import run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tinymodel import make_bank_file, make_tiny_model
 from training import cut_off, plain, same_averages, write_tar, write_yaml
 
@@ -226,6 +227,22 @@ def test_another_base_of_the_same_name_is_no_resume(tmp_path: Path, base: Path) 
         train(checked, tmp_path / "run", tmp_path / "cache")
     with pytest.raises(InputError, match="is another model than the run went on from"):
         export(tmp_path / "run", tmp_path / "tuned", model_id="tuned", revision="1")
+
+
+def test_the_card_says_what_was_taken_anew_and_how_weights_are_kept(tmp_path: Path, base: Path) -> None:
+    stated = json.loads((base / "config.json").read_text())
+    wide = {name: value.float() for name, value in load_file(base / "sit.safetensors").items()}
+    save_file(wide, base / "sit.safetensors")
+    stated["files"]["sit.safetensors"] = hashlib.sha256((base / "sit.safetensors").read_bytes()).hexdigest()
+    for name in ("vae", "encoder"):
+        half = {key: value.half() for key, value in load_file(base / f"{name}.safetensors").items()}
+        save_file(half, base / f"{name}.safetensors")
+        stated["files"][f"{name}.safetensors"] = hashlib.sha256((base / f"{name}.safetensors").read_bytes()).hexdigest()
+    (base / "config.json").write_text(json.dumps(stated))
+    train(load_config(config(tmp_path, base, finetune={"statistics": "measure"})), tmp_path / "run", tmp_path / "cache")
+    card = (export(tmp_path / "run", tmp_path / "tuned", model_id="tuned", revision="1") / "README.md").read_text()
+    assert "MB, float16 and float32 safetensors" in card
+    assert "mean and variance of latents taken anew" in card
 
 
 def test_an_export_does_not_overwrite_its_base(tmp_path: Path, base: Path) -> None:
