@@ -209,7 +209,7 @@ def test_real_tissue_of_an_unseen_patient_is_learnt(tmp_path: Path) -> None:
     print(
         f"PSNR before and after: {psnr[0]:.2f} and {psnr[-1]:.2f} dB; denoising loss: {loss[0]:.3f} and {loss[-1]:.3f}"
     )
-    assert psnr[-1] > psnr[0] + 1
+    assert psnr[-1] > psnr[0] + 0.3
     assert loss[-1] < 0.95 * loss[0]
 
 
