@@ -1,0 +1,124 @@
+"""What each cohort has given away so far: LEDGER/<cohort>/000001.json, ... , each a charge and its release in one object.
+
+An entry is created if absent, whole or not at all, and sealed. So a crash before it has spent nothing (the noise was never seen by anyone),
+and a crash after it has kept what was bought: no release without a charge, none charged twice. Growth and rebuilds find the entry of
+the same request and take its release again. The ledger is never published, and must outlive every set that rests on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from synthfactory.privacy.accountant import epsilon_together
+from synthfactory.privacy.release import Release
+from synthfactory.shards.seal import sealed, unsealed
+from synthfactory.shards.store import Store
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.names import slug
+
+TRIES = 50  # others may charge the same cohort at the same moment
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a cohort. Equal requests are answered by one release. `bank_sha256` is of the rows that it was made from."""
+
+    cohort: str
+    classes: tuple[str, ...]
+    epsilon: float
+    delta: float
+    projection_sha256: str
+    bank_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry holds it."""
+        return {**vars(self), "classes": list(self.classes)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One charge: which, what for, and what came of it."""
+
+    number: int
+    request: Request
+    release: Release
+
+
+class Ledger:
+    """The entries of one cohort in a store."""
+
+    def __init__(self, store: Store, cohort: str) -> None:
+        self._store, self.cohort = store, cohort
+        self._folder = f"{slug(cohort)}-{hashlib.sha256(cohort.encode()).hexdigest()[:8]}"
+
+    def entries(self) -> list[Entry]:
+        """All, in order. InputError where one is missing, changed, or not understood: a budget cannot be kept on such a ledger."""
+        found: list[Entry] = []
+        names = sorted(path for path, _ in self._store.entries(self._folder) if path.endswith(".json"))
+        for number, path in enumerate(names, start=1):
+            if path != self._path(number):
+                raise InputError(f"ledger: {self._path(number)} is missing; the budget of '{self.cohort}' is not known")
+            found.append(self._read(number))
+        return found
+
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/{number:06d}.json"
+
+    def _read(self, number: int) -> Entry:
+        try:
+            values = unsealed(json.loads(self._store.read(self._path(number))))
+            asked = dict(values["request"])
+            request = Request(**{**asked, "classes": tuple(asked["classes"])})
+            release = Release.from_json(values["release"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"ledger: {self._path(number)} was changed or is damaged ({error}); restore it, for the budget rests on it"
+            ) from None
+        if request.cohort != self.cohort:
+            raise InputError(f"ledger: {self._path(number)} is of cohort '{request.cohort}', not '{self.cohort}'")
+        return Entry(number, request, release)
+
+    def spent(self, delta: float) -> float:
+        """The epsilon at this delta of everything released so far, together."""
+        return epsilon_together([entry.release.sigma for entry in self.entries()], delta)
+
+    def charge(self, request: Request, sigma: float, cap: float, make: Callable[[], Release]) -> tuple[Entry, bool]:
+        """(the entry that answers the request, whether it is new). `make` releases, with noise of this sigma; it is called only where
+        nothing answers yet and the cap allows it, and what it made is thrown away unseen where another charge came first.
+
+        InputError where the cohort's releases together, this one with them, are over `cap` (epsilon at the request's delta).
+        """
+        for _ in range(TRIES):
+            known = self.entries()
+            for entry in known:
+                if entry.request == request:
+                    return entry, False
+            before: Sequence[float] = [entry.release.sigma for entry in known]
+            total = epsilon_together([*before, sigma], request.delta)
+            if total > cap:
+                raise InputError(
+                    f"cohort '{self.cohort}': {len(known)} releases have spent epsilon {epsilon_together(before, request.delta):.3g}; with "
+                    f"this one it would be {total:.3g} at delta {request.delta:g}, over the cap of {cap:g}"
+                )
+            made = make()
+            values = sealed({"request": request.to_json(), "release": made.to_json()})
+            content = json.dumps(values, indent=1, sort_keys=True).encode()
+            if self._store.create(self._path(len(known) + 1), content):
+                return Entry(len(known) + 1, request, made), True
+        raise InputError(f"ledger: others charge '{self.cohort}' all the time; try again")
+
+
+def lines(ledger: Ledger, delta: float) -> list[str]:
+    """For people: a line for each charge, and what they come to."""
+    entries = ledger.entries()
+    found = [
+        f"{entry.number:>3}  epsilon {entry.request.epsilon:g}, delta {entry.request.delta:g}, noise {entry.release.sigma:.4g}, "
+        f"{len(entry.request.classes)} classes"
+        for entry in entries
+    ]
+    return [*found, f"together: epsilon {math.ceil(1000 * ledger.spent(delta)) / 1000:g} at delta {delta:g}"]

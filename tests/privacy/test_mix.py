@@ -1,0 +1,130 @@
+"""Blends of several patients: exactly even, within one kind of tissue, and the same however many there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synthfactory.privacy.mix import PATTERN, Cluster, Mixer, blended, capped, clustered
+
+KEY = b"0123456789abcdef"
+
+
+def mixer(sizes: tuple[int, ...] = (7, 12), k: int = 5, tiles: int = 3, cap: float = 0.4) -> Mixer:
+    clusters, row = [], 0
+    for number, patients in enumerate(sizes):
+        rows = []
+        for _ in range(patients):
+            rows.append(np.arange(row, row + tiles))
+            row += tiles
+        clusters.append(Cluster(tuple(f"{number}-{n}" for n in range(patients)), tuple(rows)))
+    return Mixer("a", tuple(clusters), k, cap, KEY)
+
+
+def owner(found: Mixer, row: int) -> str:
+    return _owners(found)[row]
+
+
+_known: dict[int, dict[int, str]] = {}
+
+
+def _owners(found: Mixer) -> dict[int, str]:
+    if id(found) not in _known:
+        _known.clear()
+        _known[id(found)] = {
+            int(row): name
+            for cluster in found.clusters
+            for name, rows in zip(cluster.names, cluster.rows, strict=True)
+            for row in rows
+        }
+    return _known[id(found)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(5, 30), min_size=1, max_size=8), st.integers(0, 10**12))
+def test_a_slot_takes_k_patients_of_one_cluster_with_capped_weights(sizes: list[int], slot: int) -> None:
+    made = mixer(tuple(sizes))
+    blend = made.blend(slot)
+    cluster = made.clusters[made.place(slot)[0]]
+    owners = [owner(made, int(row)) for row in blend.rows]
+    assert len(set(owners)) == 5
+    assert set(owners) <= set(cluster.names)
+    assert blend.weights.sum() == pytest.approx(1.0)
+    assert blend.weights.min() >= 0 and blend.weights.max() <= 0.4 + 1e-12
+    again = mixer(tuple(sizes)).blend(slot)
+    assert np.array_equal(again.rows, blend.rows) and np.array_equal(again.weights, blend.weights)
+
+
+def test_every_patient_is_used_exactly_evenly_and_the_bound_is_reached() -> None:
+    made, count = mixer(), 10 * PATTERN
+    uses = Counter(owner(made, int(row)) for slot in range(count) for row in made.blend(slot).rows)
+    assert sum(uses.values()) == 5 * count
+    for number, cluster in enumerate(made.clusters):
+        mine = [uses[name] for name in cluster.names]
+        assert max(mine) - min(mine) <= made.k, number
+    assert max(uses.values()) <= made.tiles_per_patient(count) <= max(uses.values()) + made.k
+    rows = Counter(int(row) for slot in range(count) for row in made.blend(slot).rows)
+    by_patient = Counter(owner(made, row) for row in rows)
+    assert set(by_patient.values()) == {3}  # all of a patient's tiles are taken
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 400))
+def test_slots_of_a_cluster_are_numbered_without_a_gap(count: int) -> None:
+    made = mixer((5, 9, 30))
+    numbers: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for slot in range(count):
+        cluster, own = made.place(slot)
+        numbers[cluster].append(own)
+    assert all(found == list(range(len(found))) for found in numbers.values())
+
+
+def test_another_key_makes_other_blends() -> None:
+    one, other = mixer(), Mixer("a", mixer().clusters, 5, 0.4, b"another key 0123")
+    assert any(not np.array_equal(one.blend(slot).rows, other.blend(slot).rows) for slot in range(3))
+
+
+def test_a_cluster_of_too_few_patients_and_a_cap_too_low_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least k patients"):
+        mixer((4, 9))
+    with pytest.raises(ValueError, match="must reach 1"):
+        mixer(k=5, cap=0.19)
+
+
+def test_capping_keeps_the_sum_and_the_order() -> None:
+    assert capped(np.array([0.9, 0.05, 0.05]), 0.4) == pytest.approx([0.4, 0.3, 0.3])
+    assert capped(np.array([0.5, 0.3, 0.2]), 0.6) == pytest.approx([0.5, 0.3, 0.2])
+    assert capped(np.array([0.97, 0.02, 0.01]), 0.4) == pytest.approx([0.4, 0.4, 0.2])
+
+
+def test_a_blend_lies_between_its_tiles() -> None:
+    one, other = np.array([2.0, 0.0]), np.array([0.0, 4.0])
+    assert blended(np.stack([one, other]), np.array([1.0, 0.0])) == pytest.approx([2.0, 0.0])
+    middle = blended(np.stack([one, other]), np.array([0.5, 0.5]))
+    assert middle == pytest.approx(3.0 * np.array([1, 1]) / np.sqrt(2))
+    with pytest.raises(ValueError, match="cancel"):
+        blended(np.stack([one, -one]), np.array([0.5, 0.5]))
+
+
+def test_kinds_of_tissue_are_not_blended_and_small_kinds_are_merged() -> None:
+    random = np.random.default_rng(0)
+    kinds = np.eye(3, 6) * 10
+    rows, patients, kind_of = [], [], []
+    for patient in range(60):
+        for kind in (0, 1) if patient < 58 else (0, 1, 2):  # the third kind has two patients only
+            rows.append(kinds[kind] + random.standard_normal(6))
+            patients.append(f"p{patient}")
+            kind_of.append(kind)
+    found = clustered(np.stack(rows), patients, 5, KEY)
+    assert 2 <= len(found) <= 3
+    for cluster in found:
+        assert cluster.patients >= 5
+        kinds_there = {kind_of[int(row)] for owned in cluster.rows for row in owned}
+        assert not {0, 1} <= kinds_there
+    assert sorted(int(row) for cluster in found for owned in cluster.rows for row in owned) == list(range(len(rows)))
+    with pytest.raises(ValueError, match="has 4 patients; a blend needs 5"):
+        clustered(np.stack(rows[:8]), patients[:8], 5, KEY)
