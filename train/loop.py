@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from synthfactory.model.formats import slow_format
 from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.config import Optimiser, TrainConfig, config_text, load_config
@@ -97,7 +98,8 @@ def train(
         divided = split(config.data, cache)
         if team.leads:
             claim(config, run)
-    for text in divided.warnings if team.leads else ():
+    slow = slow_format(config.precision, team.device)
+    for text in (*divided.warnings, *([f"precision: {slow}; write float32"] if slow else [])) if team.leads else ():
         say(f"warning: {text}")
     data, index = config.data, divided.index
     order = Order(config.seed, divided.train, index.labels[divided.train], divided.weights(data), data.sampling)

@@ -19,7 +19,9 @@ import torch
 from synthfactory.model.describe import weight_bytes
 from synthfactory.model.find import H0_MINI, Opened, find_model
 from synthfactory.model.folder import ModelFolder
+from synthfactory.model.formats import slow_format
 from synthfactory.model.hub import access, pin
+from synthfactory.model.weights import default_device
 from synthfactory.plan.plan import BYTES_PER_TILE
 from synthfactory.run.models import choose_model, needs_encoder
 from synthfactory.shards.base import temporary_name
@@ -208,3 +210,6 @@ def model(spec: Spec) -> Iterator[Check]:
     yield Check("ok", "model", f"{chosen.model.id} revision {chosen.model.revision[:12]}, {chosen.model.backend}")
     yield Check("ok", "licences", f"accepted: {accepted}")
     yield memory(chosen.model)
+    slow = slow_format(spec.execution.dtype, default_device())
+    if slow is not None:
+        yield Check("warn", "format", f"execution.dtype: {slow}; leave it out, or write float32")

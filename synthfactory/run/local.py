@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from synthfactory.model.formats import slow_format
+from synthfactory.model.weights import default_device
 from synthfactory.run.task import Done, Failed, Setup, Task, Tick
 from synthfactory.run.worker import Worker
 from synthfactory.spec.errors import InputError
@@ -12,12 +14,14 @@ class LocalPool:
 
     def __init__(self, setup: Setup, tick: Tick) -> None:
         self._worker = Worker(setup)
+        self._slow = slow_format(setup.spec.execution.dtype, default_device())
         self._tick = tick
         self._waiting: list[Task] = []
 
     def describe(self) -> str:
         """Who works, in words."""
-        return f"this process, without Ray, on {self._worker.device_name}"
+        where = f"this process, without Ray, on {self._worker.device_name}"
+        return where if self._slow is None else f"{where}; {self._slow}"
 
     def free(self) -> int:
         """One unit at a time."""

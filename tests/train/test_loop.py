@@ -174,3 +174,13 @@ def test_other_tiles_at_the_same_place_are_no_resume(shards: Path) -> None:
     with pytest.raises(InputError, match="run: the tiles changed since it was begun"):
         train(config, shards / "run", shards / "cache")
     assert (shards / "run" / "extra.json").read_text() == before
+
+
+def test_a_format_that_the_cpu_has_no_units_for_is_warned_of(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    said: list[str] = []
+    config = load_config(write_config(shards, optimiser={**STEPS, "steps": 1}, precision="bfloat16"))
+    train(config, shards / "run", shards / "cache", said.append)
+    assert said == [
+        "warning: precision: this CPU (AVX2) only emulates bfloat16, many times slower than float32; write float32"
+    ]
