@@ -22,6 +22,7 @@ WIDE = {  # tiny networks that draw tiles of full size: what memory holds is til
 TILE_BYTES = 224 * 224 * 3
 
 
+@pytest.mark.slow
 def test_the_benchmark_gives_every_figure(tmp_path: Path) -> None:
     model = tinymodel.make_tiny_model(tmp_path / "model")
     command = [
@@ -114,6 +115,7 @@ def test_memory_of_a_bank_grows_with_its_groups_not_with_its_rows(tmp_path: Path
     assert large["index"]["rows"] == 400_000
 
 
+@pytest.mark.slow
 def test_sampling_is_compared_with_both_baselines(tmp_path: Path) -> None:
     model = tinymodel.make_tiny_model(tmp_path / "model")
     script = SCRIPT.with_name("sampling.py")
