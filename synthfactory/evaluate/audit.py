@@ -17,7 +17,7 @@ from synthfactory.evaluate.neighbours import nearest
 
 QUANTILE = 0.005  # of real-to-real distances: nearer than all but 0.5 % of real tiles is too near
 RATES = (0.01, 0.001)
-WORST = 0.1
+TOP = 0.1
 FOUND, ALARMS = 0.99, 0.01
 
 
@@ -87,7 +87,7 @@ class Findings:
     membership: Auc
     hits: tuple[Hits, ...]
     by_class: dict[str, float]
-    worst_decile: float
+    members_at_the_top: float
 
     def to_json(self) -> dict[str, Any]:
         """For the internal report."""
@@ -98,7 +98,9 @@ def examine(drawn_NE: np.ndarray, members: Real, holdout: Real, seed: int = 0) -
     """All figures. ValueError where members and holdout are not of like size (within a tenth), or either has too few patients.
 
     nearer_to_members is about a half where the set says nothing of who is in it; ratio_to_second is the median distance to the nearest
-    member over that to the second nearest of another patient (near 0 where single tiles were copied).
+    member over that to the second nearest of another patient (near 0 where single tiles were copied). by_class compares members with others
+    of the class. members_at_the_top is the share of members among the tenth of all patients with the highest scores; where the set says
+    nothing it is that among all.
     """
     if abs(len(members.embeddings) - len(holdout.embeddings)) > 0.1 * len(members.embeddings):
         raise ValueError("the holdout must be about as large as the members, or nearness says which is larger")
@@ -108,25 +110,31 @@ def examine(drawn_NE: np.ndarray, members: Real, holdout: Real, seed: int = 0) -
     near = to_members[1][:, 0]
     copied, nearer = near < limit, near < to_others
     who, scores = _scores(drawn_NE, members)
-    _, other_scores = _scores(drawn_NE, holdout)
-    classes = {name: members.classes[np.flatnonzero(members.patients == name)[0]] for name in who}
+    others, other_scores = _scores(drawn_NE, holdout)
+    mine, theirs = _classes(members, who), _classes(holdout, others)
     by_class = {
-        str(label): auc(scores[[classes[name] == label for name in who]], other_scores).value
-        for label in np.unique(members.classes)
-        if sum(classes[name] == label for name in who) > 1
+        str(label): auc(scores[mine == label], other_scores[theirs == label]).value
+        for label in np.unique(mine)
+        if min((mine == label).sum(), (theirs == label).sum()) > 1
     }
-    worst = np.sort(scores)[::-1][: max(2, int(WORST * len(scores)))]
+    order = np.argsort(-np.concatenate([scores, other_scores]), kind="stable")
+    top = order[: max(1, int(TOP * len(order)))] < len(scores)
     return Findings(
         len(drawn_NE), len(who), len(other_scores), limit, alarms, float(copied.mean()), proportion(int(copied.sum()), len(near)),
         float(nearer.mean()), proportion(int(nearer.sum()), len(near)), _ratio(*to_members, members.patients),
         auc(scores, other_scores), tuple(hits_at(scores, other_scores, rate) for rate in RATES), by_class,
-        auc(worst, other_scores).value,
+        float(top.mean()),
     )  # fmt: skip
 
 
 def _scores(drawn_NE: np.ndarray, real: Real) -> tuple[np.ndarray, np.ndarray]:
     """Each patient's nearness to what was drawn."""
     return nearest_scores(nearest(real.embeddings, drawn_NE)[1][:, 0], real.patients)
+
+
+def _classes(real: Real, names: np.ndarray) -> np.ndarray:
+    """The class of each patient's first tile."""
+    return np.array([real.classes[np.flatnonzero(real.patients == name)[0]] for name in names])
 
 
 def _ratio(rows_NK: np.ndarray, distances_NK: np.ndarray, patients: np.ndarray) -> float:

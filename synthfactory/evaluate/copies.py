@@ -16,7 +16,7 @@ SLOW_PX = 5.0  # reduced pixels: what varies more slowly is stain and light
 
 
 def pattern(tile_HW3: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3), H = W a multiple of 32 or 64 -> float32 (64, 64), mean 0, variance 1; zeros where a tile has no pattern."""
+    """uint8 (H, H, 3), H at least 64 -> float32 (64, 64), mean 0, variance 1; zeros where a tile has no pattern."""
     density = -np.log10((tile_HW3.astype(np.float32) + 1.0) / 256.0).mean(axis=-1)
     small = ndimage.zoom(ndimage.gaussian_filter(density, 0.4 * len(density) / SIDE), SIDE / len(density), order=1)
     fast = small - ndimage.gaussian_filter(small, SLOW_PX, mode="nearest")

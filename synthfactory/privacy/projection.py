@@ -98,25 +98,23 @@ def load_projection(path: str | Path) -> Projection:
                 )
             mean, basis = (found.get_tensor(name).astype(np.float64) for name in ("mean", "basis"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: is no projection file ({error}); `synthfactory privacy fit` writes one") from None
+        raise InputError(f"{path}: is no projection file ({error}); fit_projection makes one") from None
     made = _made(path, facts, mean, basis)
     fault = _fault(made)
     if fault:
-        raise InputError(f"{path}: {fault}; `synthfactory privacy fit` writes one that fits")
+        raise InputError(f"{path}: {fault}; fit_projection makes one that fits")
     return made
 
 
 def _made(path: str | Path, facts: Any, mean: np.ndarray, basis: np.ndarray) -> Projection:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise InputError(f"{path}: is no projection of form {FORMAT}; `synthfactory privacy fit` writes one")
+        raise InputError(f"{path}: is no projection of form {FORMAT}; fit_projection makes one")
     numbers = [facts.get(name) for name in ("clip", "between", "residual")]
     encoder = facts.get("encoder")
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
-        raise InputError(
-            f"{path}: its clip, between and residual must be numbers; `synthfactory privacy fit` writes them"
-        )
+        raise InputError(f"{path}: its clip, between and residual must be numbers; fit_projection makes them")
     if not isinstance(encoder, dict) or not all(isinstance(value, str) for value in encoder.values()):
-        raise InputError(f"{path}: does not say of which encoder's embeddings it is; `synthfactory privacy fit` does")
+        raise InputError(f"{path}: does not say of which encoder's embeddings it is; fit_projection does")
     clip, between, residual = (float(value) for value in numbers if value is not None)
     return Projection(mean, basis, clip, between, residual, str(facts.get("provenance") or ""), encoder)
 

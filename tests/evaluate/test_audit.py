@@ -46,7 +46,7 @@ def test_a_set_drawn_near_its_members_gives_them_away_without_a_copy() -> None:
     assert found.membership.interval[0] > 0.5
     assert found.nearer_999[0] > 0.5
     assert found.by_class.keys() == {"a", "b"}
-    assert found.worst_decile >= found.membership.value
+    assert found.members_at_the_top > 0.8
     assert found.to_json()["members"] == PATIENTS
 
 
@@ -56,6 +56,8 @@ def test_a_set_that_knows_neither_tells_nothing() -> None:
     assert found.membership.interval[0] <= 0.5 <= found.membership.interval[1]
     assert found.nearer_999[0] < 0.56
     assert found.ratio_to_second > 0.8
+    assert 0.1 < found.members_at_the_top < 0.9
+    assert all(0.2 < value < 0.8 for value in found.by_class.values())
 
 
 def test_the_limit_is_tried_on_other_patients_than_it_was_set_on() -> None:
