@@ -90,7 +90,7 @@ class Optimiser(FrozenModel):
 
     kind: Literal["adamw", "muon"] = Field(
         default="adamw",
-        description="muon: for the matrices inside blocks, and AdamW for the rest; a good fifth slower, learns in fewer steps",
+        description="muon: for the matrices inside blocks, and AdamW for the rest; a step costs more, and fewer are needed",
     )
     steps: int = Field(ge=1)
     batch: int = Field(ge=1, description="tiles of one step over all workers")
@@ -248,10 +248,10 @@ class TrainConfig(FrozenModel):
     )
     recompute: bool = Field(
         default=False,
-        description="the SiT's activations are computed again in the backward pass: less memory, a third slower",
+        description="the SiT's activations are computed again in the backward pass: less memory, more time",
     )
     compile: bool = Field(
-        default=False, description="torch.compile of the networks that learn: minutes first, then faster on GPUs"
+        default=False, description="torch.compile of the networks that learn; the first step takes minutes"
     )
     tensorboard: bool = Field(
         default=False, description="metrics into RUN/tensorboard as well; needs the extra of that name"
