@@ -238,7 +238,8 @@ class TrainConfig(FrozenModel):
         examples=["phantom"],
     )
     encoder_run: str | None = Field(
-        default=None, description="diffusion: run whose averaged encoder conditions; vae: whose features are compared"
+        default=None,
+        description="run whose averaged encoder conditions (finetune: in place of the base's); vae: whose features are compared",
     )
     vae_run: str | None = Field(default=None, description="diffusion: run whose averaged VAE gives the latents")
     seed: int = Field(default=0, ge=0)

@@ -157,11 +157,10 @@ def _of_runs(
             f"the run was trained on encoder step {extra['encoder_step']} and VAE step {extra['vae_step']}; they have moved on since"
         )
     out.mkdir(parents=True, exist_ok=True)
-    vit = {name.removeprefix("vit."): value for name, value in encoder.items() if not name.startswith(HEADS)}
     files = {
         "sit.safetensors": _write(out / "sit.safetensors", own["sit"]),
         "vae.safetensors": _write(out / "vae.safetensors", own.get("vae", vae_state(vae))),
-        "encoder.safetensors": _write(out / "encoder.safetensors", vit),
+        "encoder.safetensors": _write(out / "encoder.safetensors", _vit(encoder)),
     }
     encoder_config, vae_config = load_config(f"{encoder_run}/config.yaml"), load_config(f"{vae_run}/config.yaml")
     described = {
@@ -196,6 +195,11 @@ def _of_base(
             f"{config.base.name}: is another model than the run went on from ({extra['base']['sha256'][:12]})"
         )
     base.check_files()
+    conditioned = config.encoder_run if config.mode != "vae" else None
+    if conditioned and _average(Path(conditioned))[0] != extra["encoder_step"]:
+        raise InputError(
+            f"the run was trained on encoder step {extra['encoder_step']} of {conditioned}; it has moved on since"
+        )
     if config.finetune.lora is not None:
         own = {**own, "sit": merged(own["sit"], config.finetune.lora.scale)}
     out.mkdir(parents=True, exist_ok=True)
@@ -211,10 +215,23 @@ def _of_base(
             files[name] = base.config["files"][name]
     kept = ("tile_size_px", "resolution_mpp", "sit", "vae", "encoder", "domain", "imported")
     described = {key: base.config[key] for key in kept if key in base.config}
+    runs, hours = {"vae" if config.mode == "vae" else "sit": _ran(config, step)}, {}
+    if conditioned:
+        encoder_step, encoder = _average(Path(conditioned))
+        files["encoder.safetensors"] = _write(out / "encoder.safetensors", _vit(encoder))
+        described["encoder"] = dict(load_config(f"{conditioned}/config.yaml").network)
+        described["sit"] = described["sit"] | extra["condition"]
+        runs["encoder"] = _ran(load_config(f"{conditioned}/config.yaml"), encoder_step)
+        hours["encoder"] = _hours(Path(conditioned))
     before = {**extra["base"], "training": base.config.get("training")}  # the whole line of ancestors
     training = {
-        "runs": {"vae" if config.mode == "vae" else "sit": _ran(config, step)},
+        "runs": runs,
         "base": before,
         "learns": extra["learns"],
     }
-    return {**described, "files": files, "training": training}, {}
+    return {**described, "files": files, "training": training}, hours
+
+
+def _vit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder without the heads that taught it."""
+    return {name.removeprefix("vit."): value for name, value in state.items() if not name.startswith(HEADS)}

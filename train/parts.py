@@ -48,7 +48,6 @@ def parts_of(config: TrainConfig, loader: Loader) -> Parts:
 
 def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     assert config.encoder_run and config.vae_run
-    index = loader.index
     encoder_step, encoder = _encoder_of_run(config.encoder_run)
     vae_config = _config_of(config.vae_run, "vae")
     if vae_config.base is not None:
@@ -58,12 +57,10 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     vae = vae_from_dict(vae_config.network)
     vae_step, path = average_file(config.vae_run)
     vae.load_state_dict(vae_state(load_file(path)))
-    embeddings = encoder.embed(loader.images(np.arange(min(512, len(index)))))
     network = {
         **config.network,
         "condition_width": encoder.config.width,
-        "condition_mean": round(float(embeddings.mean()), 4),
-        "condition_std": round(float(embeddings.std()), 4),
+        **condition_statistics(encoder, loader),
         "projection_width": encoder.config.width,
     }
     sit = sit_from_dict(network)
@@ -71,6 +68,15 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     extra = {"network": network, "encoder_step": encoder_step, "vae_step": vae_step}
     return Parts(sit, vae.eval().requires_grad_(False), encoder, digest, True, extra)
+
+
+def condition_statistics(encoder: ViT, loader: Loader) -> dict[str, float]:
+    """Mean and deviation of the embeddings' entries over the first tiles: what a SiT standardises its condition by."""
+    embeddings = encoder.embed(loader.images(np.arange(min(512, len(loader.index)))))
+    return {
+        "condition_mean": round(float(embeddings.mean()), 4),
+        "condition_std": round(float(embeddings.std()), 4),
+    }
 
 
 def _config_of(run: str, mode: str) -> TrainConfig:
@@ -153,6 +159,19 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
     folder, model = _base(config, loader)
     assert model.encoder is not None
     sit, plan = model.sit.cpu(), config.finetune
+    extra: dict[str, Any] = {"base": _named(folder)}
+    encoder = model.encoder.cpu()
+    if config.encoder_run is not None:
+        step, encoder = _encoder_of_run(config.encoder_run)
+        takes = {sit.config.condition_width} | ({sit.config.projection_width} if sit.config.projection_depth else set())
+        if takes != {encoder.config.width}:
+            wanted = " and ".join(map(str, sorted(takes)))
+            raise InputError(
+                f"encoder_run: {config.encoder_run}: its embeddings are {encoder.config.width} wide; {folder.id} takes {wanted}"
+            )
+        extra |= {"encoder_step": step, "condition": condition_statistics(encoder, loader)}
+        state, sit = sit.state_dict(), sit_from_dict(sit.config.model_dump() | extra["condition"])
+        sit.load_state_dict(state)
     if plan.lora is not None:
         adapted = adapt(sit, plan.lora.targets, plan.lora.rank, plan.lora.scale, torch_generator(config.seed, "lora"))
         learns = f"adapters of rank {plan.lora.rank} in {adapted} layers"
@@ -163,9 +182,9 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
         learns += ", mean and variance of latents taken anew"
     if config.mode == "repa-e" and sit.config.projection_depth is None:
         raise InputError(f"base: {folder.id} has no projector, so nothing can be aligned through it; use mode finetune")
-    extra = {"base": _named(folder), "learns": learns}
+    extra["learns"] = learns
     digest, fresh = str(folder.config["files"]["vae.safetensors"]), plan.statistics == "measure"
-    return Parts(sit, model.vae.cpu(), model.encoder.cpu(), digest, fresh, extra)
+    return Parts(sit, model.vae.cpu(), encoder, digest, fresh, extra)
 
 
 def chosen_weights(network: nn.Module, patterns: Sequence[str]) -> tuple[int, int]:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from running import run
 from safetensors.torch import load_file, save_file
-from tinymodel import make_bank_file, make_tiny_model
-from training import cut_off, plain, same_averages, write_tar, write_yaml
+from tinymodel import SIZES, make_bank_file, make_tiny_model
+from training import cut_off, image_of, plain, same_averages, write_tar, write_yaml
 
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
@@ -119,6 +120,47 @@ def test_the_export_is_the_next_specs_model_and_says_where_it_comes_from(tmp_pat
     }  # fmt: skip
     assert run("build", write_yaml(tmp_path / "spec.yaml", spec), "--local").code == 0
     assert run("verify", tmp_path / "out").code == 0
+
+
+def encoder_run(tmp_path: Path, width: int = 16) -> Path:
+    values = {
+        "mode": "encoder", "data": {"shards": str(tmp_path / "tars")}, "threads": 1, "seed": 4,
+        "network": {**SIZES["encoder"], "width": width}, "optimiser": {"steps": 2, "batch": 4, "rate": 1e-2},
+        "encoder": {"attributes": 0, "grid": 0},
+    }  # fmt: skip
+    train(load_config(str(write_yaml(tmp_path / "encoder.yaml", values))), tmp_path / "encoder-run", tmp_path / "cache")
+    return tmp_path / "encoder-run"
+
+
+def test_another_encoder_takes_the_place_of_the_bases(tmp_path: Path, base: Path) -> None:
+    learned = encoder_run(tmp_path)
+    chosen = load_config(config(tmp_path, base, encoder_run=str(learned)))
+    train(chosen, tmp_path / "run", tmp_path / "cache")
+    out = export(tmp_path / "run", tmp_path / "tuned", model_id="tuned", revision="2")
+    before, after = load_model(open_model(str(base))), load_model(open_model(str(out)))
+    taught = load_file(checkpoint.average_file(learned)[1])
+    assert after.encoder is not None and before.encoder is not None
+    for name, value in after.encoder.state_dict().items():
+        assert torch.allclose(value, taught[f"vit.{name}"].to(torch.float16).float()), name
+    seen = after.encoder.embed(np.stack([image_of(number, SIDE) for number in range(12)]))
+    sizes = open_model(str(out)).config["sit"]
+    assert sizes["condition_mean"] == pytest.approx(float(seen.mean()), abs=1e-2)
+    assert sizes["condition_std"] == pytest.approx(float(seen.std()), rel=1e-2)
+    assert open_model(str(out)).config["training"]["runs"]["encoder"]["steps"] == 2
+    assert (base / "vae.safetensors").read_bytes() == (out / "vae.safetensors").read_bytes()
+    longer = yaml.safe_load((learned / "config.yaml").read_text())
+    longer["optimiser"]["steps"] = 3
+    (learned / "config.yaml").write_text(yaml.safe_dump(longer))
+    train(load_config(str(learned / "config.yaml")), learned, tmp_path / "cache")
+    with pytest.raises(InputError, match="it has moved on since"):
+        export(tmp_path / "run", tmp_path / "late", model_id="tuned", revision="2")
+    assert not (tmp_path / "late").exists()
+
+
+def test_an_encoder_of_another_width_is_refused(tmp_path: Path, base: Path) -> None:
+    learned = encoder_run(tmp_path, width=24)
+    with pytest.raises(InputError, match=r"encoder_run: .* its embeddings are 24 wide; tiny takes 16"):
+        train(load_config(config(tmp_path, base, encoder_run=str(learned))), tmp_path / "run", tmp_path / "cache")
 
 
 def test_sheets_are_drawn_on_the_way_and_change_nothing(tmp_path: Path, base: Path) -> None:
