@@ -130,7 +130,12 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
             where = f"{place.rstrip('/')}/{commit.objects[0]}"
             found.append(_Tar(where, str(commit.body["tar"]["sha256"]), patients if packed else None))
         return found
-    names = sorted(path for path, _ in store.entries() if path.endswith(".tar"))
+    # Hidden files are what somebody is still writing, or left behind: tars have their names when they are whole.
+    names = sorted(
+        path
+        for path, _ in store.entries()
+        if path.endswith(".tar") and not any(p.startswith(".") for p in path.split("/"))
+    )
     if not names:
         raise InputError(
             f"data.shards: {place}: holds no .tar; name a folder of WebDataset shards, or a built or packed set"

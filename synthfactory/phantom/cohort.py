@@ -106,6 +106,8 @@ def write_shards(out: Path, tiles: list[TileRef], shard_size: int = 500, workers
     Yields the number of tiles done, shard by shard. The grid is uint8, value = grid_min + grid_scale x stored, per channel.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for left_behind in out.glob(".tmp-*.tar"):  # of an earlier call that was killed
+        left_behind.unlink()
     starts = range(0, len(tiles), shard_size)
     jobs = [(out / f"{number:06d}.tar", tiles[start : start + shard_size]) for number, start in enumerate(starts)]
     missing = [job for job in jobs if not job[0].exists()]

@@ -116,8 +116,7 @@ def test_an_interrupted_shard_never_has_its_final_name(
             list(write_shards(tmp_path, TILES, shard_size=5))
     assert sorted(path.name for path in tmp_path.glob("*.tar") if not path.name.startswith(".")) == ["000000.tar"]
     list(write_shards(tmp_path, TILES, shard_size=5))
-    whole = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".")}
-    assert whole == contents(shards)
+    assert contents(tmp_path) == contents(shards)  # what the first call left half-written is gone
 
 
 def test_a_folder_is_a_source_of_tiles(tmp_path: Path) -> None:

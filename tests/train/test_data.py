@@ -73,6 +73,7 @@ def test_workers_share_one_order() -> None:
 def test_tars_are_listed_from_any_place(tmp_path: Path) -> None:
     write_tar(tmp_path / "a" / "0.tar", range(6), plain)
     write_tar(tmp_path / "a" / "deep" / "1.tar", range(6, 9), plain)
+    (tmp_path / "a" / ".tmp-17-2.tar").write_bytes(b"somebody is still writing it")
     write_tar(tmp_path / "b" / "x.tar", range(20, 22), lambda n: {"label": "rare", "synthetic": True})
     cache = tmp_path / "cache"
     assert len(open_index(data_of(tmp_path / "a"), cache)) == 9
