@@ -38,12 +38,18 @@ def candidates(out: str, lineage: str) -> list[dict[str, Any]]:
     return rows
 
 
+def patients_of(row: dict[str, Any]) -> list[str]:
+    """Whose tiles a candidate rests on: one patient, k patients of a blend, or nobody in particular."""
+    return [part["patient_id"] or "(unknown)" for part in row["sources"]]
+
+
 def tiles_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[str]]]:
     """class -> patient -> keys of the published tiles."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["accepted"]:
-            found[row["class_name"]][row["patient_id"] or "(unknown)"].append(row["key"])
+            for patient in patients_of(row):
+                found[row["class_name"]][patient].append(row["key"])
     return found
 
 
@@ -72,7 +78,7 @@ def report() -> None:
     print(WARNING)
     behind = tiles_of(rows)
     if options.patient:
-        if not any(row["patient_id"] == options.patient for row in rows):
+        if not any(options.patient in patients_of(row) for row in rows):
             raise SystemExit(
                 f"no patient {options.patient} stands behind any candidate of {options.out}: check how it is written"
             )
@@ -85,7 +91,7 @@ def report() -> None:
     drawn = Counter(row["class_name"] for row in rows)
     for name in sorted(drawn):
         patients = behind[name]
-        tiles = sum(map(len, patients.values()))
+        tiles = sum(row["accepted"] for row in rows if row["class_name"] == name)
         print(
             f"\n{name}: {tiles} tiles kept of {drawn[name]} drawn, {len(patients)} patient{'s' * (len(patients) != 1)}"
         )

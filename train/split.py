@@ -100,9 +100,10 @@ def _rests_on(lineage: str) -> Iterator[str]:
         raise InputError(f"data.shards: lineage {lineage}: holds no units; name the lineage of the set's spec")
     for path in found:
         with store.open(path) as handle:
-            columns = ["patient_id", "accepted"]
+            columns = ["sources", "accepted"]
             table = pq.ParquetFile(handle, pre_buffer=False).read(columns=columns, use_threads=False)
-        yield from (row["patient_id"] for row in table.to_pylist() if row["accepted"] and row["patient_id"])
+        kept = (row["sources"] for row in table.to_pylist() if row["accepted"])
+        yield from (part["patient_id"] for parts in kept for part in parts if part["patient_id"])
 
 
 def _mixed(index: Index, rows: np.ndarray) -> Iterator[str]:

@@ -35,6 +35,7 @@ ClassName = Annotated[str, AfterValidator(_class_name)]
 SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
 Sha256 = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
 Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 EncoderLicence = Annotated[dict[Text, Any], AfterValidator(_named)]  # {}: the encoder is the model's own
 
 
@@ -60,11 +61,34 @@ class _Terms(FrozenModel):
     permission: dict[Text, Text] | None
 
 
+class _Unprotected(FrozenModel):
+    mechanism: Literal["none"]
+
+
+class _Mix(FrozenModel):
+    mechanism: Literal["mix"]
+    k: Annotated[int, Field(ge=2)]
+    max_weight: Fraction
+
+
+class _Released(FrozenModel):
+    mechanism: Literal["dp"]
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Fraction
+    population: Positive
+    cohort: SetName
+    label_level: Literal["slide", "region", "tile"]
+    release_sha256: Sha256
+    projection_sha256: Sha256
+    provenance: Text
+
+
 class _Recipe(FrozenModel):
     name: SetName
     model: _ModelName
     conditions_version: int
     seed_kind: Literal["secret", "integer"]
+    privacy: Annotated[_Unprotected | _Mix | _Released, Field(discriminator="mechanism")]
     sampler: Sampler
     class_samplers: dict[ClassName, Sampler]
     class_banks: dict[ClassName, Text]

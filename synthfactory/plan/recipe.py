@@ -41,13 +41,19 @@ class ModelFacts:
     noise: str = "start and streams"
 
 
-def recipe(spec: Spec, model: ModelFacts, bank_macs: Mapping[str, str]) -> dict[str, Any]:
-    """The recipe as a JSON-ready dict. `bank_macs` are HMACs of each class's bank rows under a key that is not published."""
+def recipe(
+    spec: Spec, model: ModelFacts, bank_macs: Mapping[str, str], released: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The recipe as a JSON-ready dict. `bank_macs` are HMACs of each class's bank rows under a key that is not published.
+
+    `released` is what a release under differential privacy adds: its sha256, the projection's and whose data that is.
+    """
     return {
         "name": spec.name,
         "model": {"id": model.id, "revision": model.revision, "sha256": model.sha256},
         "conditions_version": CONDITIONS_VERSION,
         "seed_kind": "secret" if spec.seed == "secret" else "integer",
+        "privacy": {**spec.privacy.settled(), **(released or {})},
         "sampler": spec.sampler.model_dump(),
         "class_samplers": {
             name: spec.sampler_for(name).model_dump()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -22,7 +23,8 @@ STEP = 1.0005  # by which noise is raised until the accountant agrees
 
 def delta_of(mu: float, epsilon: float) -> float:
     """The smallest delta for which a Gaussian release of this mu is (epsilon, delta)-DP."""
-    return float(norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu))
+    # e^epsilon alone would overflow where epsilon is large; its product with the tail is below 1
+    return float(norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu)))
 
 
 def mu_for(epsilon: float, delta: float) -> float:
@@ -30,6 +32,7 @@ def mu_for(epsilon: float, delta: float) -> float:
     return float(brentq(lambda mu: delta_of(mu, epsilon) - delta, 1e-6, 100.0, xtol=1e-12))
 
 
+@lru_cache(maxsize=64)
 def sigma_for(epsilon: float, delta: float) -> float:
     """Standard deviation of the noise on every entry of the sum. ValueError outside the ranges that mean anything."""
     if not (MIN_EPSILON <= epsilon <= MAX_EPSILON and 0 < delta < 1):
@@ -48,7 +51,7 @@ def _confirmed(sigma: float, epsilon: float, delta: float) -> bool:
             f"privacy: mechanism dp needs dp-accounting and OpenDP ({error}); pip install 'synthfactory[dp]'"
         ) from None
     found = privacy_loss_distribution.from_gaussian_mechanism(
-        sigma, sensitivity=SENSITIVITY, value_discretization_interval=min(1e-4, epsilon / 100)
+        sigma, sensitivity=SENSITIVITY, value_discretization_interval=min(1e-4 * max(1.0, epsilon), epsilon / 100)
     )
     return float(found.get_delta_for_epsilon(epsilon)) <= delta
 

@@ -8,31 +8,31 @@ nothing depends on how many slots there are. Tiles of a patient are taken in tur
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from synthfactory.plan.conditions import ClassIndex
+from synthfactory.plan.keyed import entry, uniforms
+
 PATTERN = 64  # slots after which the dealing to clusters repeats
 MAX_CLUSTERS = 8
 LEARNT_ROWS = 20_000  # of a class, from which its clusters are found
+PIECE_BYTES = 16 << 20
 
-
-def _random(key: bytes, *name: object) -> np.random.Generator:
-    text = ":".join(map(str, name))
-    digest = hashlib.blake2b(text.encode(), digest_size=16, key=key, person=b"sf-mix").digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64)))
+Take = Callable[[np.ndarray], np.ndarray]  # rows of a class -> their embeddings, float32 (n, E)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One kind of tissue within a class: the patients who have tiles of it, in canonical order, and the rows of each."""
+    """One kind of tissue within a class, and who has tiles of it: patient p's are rows[starts[p] : starts[p + 1]]."""
 
-    names: tuple[str, ...]
-    rows: tuple[np.ndarray, ...]
+    names: Sequence[str] = field(repr=False)
+    rows: np.ndarray = field(repr=False)
+    starts: np.ndarray = field(repr=False)
 
     @property
     def patients(self) -> int:
@@ -64,16 +64,13 @@ class Mixer:
 
     @cached_property
     def _pattern(self) -> np.ndarray:
-        """Cluster of each place of the pattern: largest remainders of the clusters' patients, at least one place each, shuffled."""
-        sizes = np.array([cluster.patients for cluster in self.clusters], np.float64)
-        places = np.maximum(np.floor(sizes / sizes.sum() * PATTERN).astype(int), 1)
-        order = np.argsort(-(sizes / sizes.sum() * PATTERN - places), kind="stable")
-        for number in range(PATTERN - int(places.sum())):
-            places[order[number % len(order)]] += 1
-        while places.sum() > PATTERN:  # where many small clusters were raised to one place
-            places[places.argmax()] -= 1
+        """Cluster of each place of the pattern, shuffled."""
+        places = _places(self.clusters)
         dealt = np.repeat(np.arange(len(places)), places)
-        return np.asarray(_random(self.key, "pattern", self.name).permutation(dealt))
+        return np.array([dealt[self._entry("pattern", PATTERN, at)] for at in range(PATTERN)])
+
+    def _entry(self, what: str, count: int, position: int) -> int:
+        return entry(self.key, f"mix:{what}:{self.name}", count, position)
 
     def place(self, slot: int) -> tuple[int, int]:
         """(cluster, number of the slot among the cluster's own)."""
@@ -85,29 +82,45 @@ class Mixer:
     def blend(self, slot: int) -> Blend:
         """The blend of a slot."""
         number, own = self.place(slot)
-        cluster = self.clusters[number]
-        block, at = divmod(own, cluster.patients)
-        order = _random(self.key, "patients", self.name, number, block).permutation(cluster.patients)
-        chosen = order[(at + np.arange(self.k)) % cluster.patients]
-        rows = [self._tile(number, int(patient), block * self.k + turn) for turn, patient in enumerate(chosen)]
-        weights = capped(_random(self.key, "weights", self.name, slot).dirichlet(np.ones(self.k)), self.cap)
-        return Blend(np.array(rows, np.int64), weights)
+        count = self.clusters[number].patients
+        block, at = divmod(own, count)
+        rows = [
+            self._tile(
+                number, self._entry(f"patients:{number}:{block}", count, (at + turn) % count), block * self.k + turn
+            )
+            for turn in range(self.k)
+        ]
+        exponentials = -np.log(uniforms(self.key, f"mix:weights:{slot}:{self.name}", self.k))  # Dirichlet(1, ..., 1)
+        return Blend(np.array(rows, np.int64), capped(exponentials, self.cap))
 
     def _tile(self, cluster: int, patient: int, turn: int) -> int:
         """A patient's tiles in a keyed order, one after the other, shuffled anew every time around."""
-        rows = self.clusters[cluster].rows[patient]
-        cycle, at = divmod(turn, len(rows))
-        return int(rows[_random(self.key, "tiles", self.name, cluster, patient, cycle).permutation(len(rows))[at]])
+        found = self.clusters[cluster]
+        low, high = int(found.starts[patient]), int(found.starts[patient + 1])
+        cycle, at = divmod(turn, high - low)
+        return int(found.rows[low + self._entry(f"tiles:{cluster}:{cycle}:{found.names[patient]}", high - low, at)])
 
-    def tiles_per_patient(self, count: int) -> int:
-        """In how many of the first `count` slots any one patient is, at most: exact up to which patients the last block begins with."""
-        uses: Counter[str] = Counter()
-        for number, cluster in enumerate(self.clusters):
-            mine = self._pattern == number
-            slots = count // PATTERN * int(mine.sum()) + int(mine[: count % PATTERN].sum())
-            most = self.k * (slots // cluster.patients) + min(self.k, slots % cluster.patients)
-            uses.update(dict.fromkeys(cluster.names, most))
-        return max(uses.values())
+
+def _places(clusters: Sequence[Cluster]) -> np.ndarray:
+    """Places of the pattern by cluster: largest remainders of the clusters' patients, at least one place each."""
+    sizes = np.array([cluster.patients for cluster in clusters], np.float64)
+    places = np.maximum(np.floor(sizes / sizes.sum() * PATTERN).astype(int), 1)
+    order = np.argsort(-(sizes / sizes.sum() * PATTERN - places), kind="stable")
+    for number in range(PATTERN - int(places.sum())):
+        places[order[number % len(order)]] += 1
+    while places.sum() > PATTERN:  # where many small clusters were raised to one place
+        places[places.argmax()] -= 1
+    return np.asarray(places)
+
+
+def most_tiles(clusters: Sequence[Cluster], k: int, count: int) -> int:
+    """In how many of the first `count` slots any one patient is, at most, whatever the key."""
+    uses: Counter[str] = Counter()
+    for cluster, places in zip(clusters, _places(clusters).tolist(), strict=True):
+        slots = count // PATTERN * places + min(places, count % PATTERN)
+        most = k * (slots // cluster.patients) + min(k, slots % cluster.patients)
+        uses.update(dict.fromkeys(cluster.names, most))
+    return max(uses.values())
 
 
 def capped(weights: np.ndarray, cap: float) -> np.ndarray:
@@ -127,43 +140,59 @@ def capped(weights: np.ndarray, cap: float) -> np.ndarray:
 def blended(embeddings_kE: np.ndarray, weights_k: np.ndarray) -> np.ndarray:
     """float32 (E,): the weighted mean of the directions, brought to the weighted mean of the lengths.
 
-    ValueError where the directions cancel: opposite tiles have nothing between them.
+    Where the directions cancel there is nothing between them on the sphere: the plain weighted mean then.
     """
-    lengths = np.linalg.norm(embeddings_kE.astype(np.float64), axis=1)
-    direction = weights_k @ (embeddings_kE / lengths[:, None])
-    length = float(np.linalg.norm(direction))
+    wide, weights = embeddings_kE.astype(np.float64), weights_k[:, None]
+    lengths = np.sqrt((wide * wide).sum(axis=1))[:, None]
+    direction = (weights * wide / np.maximum(lengths, 1e-300)).sum(axis=0)
+    length = float(np.sqrt((direction * direction).sum()))
     if length < 1e-6:
-        raise ValueError("the directions of these tiles cancel")
-    return np.asarray(direction / length * (weights_k @ lengths), np.float32)
+        return np.asarray((weights * wide).sum(axis=0), np.float32)
+    return np.asarray(direction / length * float((weights * lengths).sum()), np.float32)
 
 
-def clustered(embeddings_NE: np.ndarray, patients_N: Sequence[str], k: int, key: bytes) -> tuple[Cluster, ...]:
-    """Clusters of a class's rows by k-means on directions, merged until each has tiles of at least k patients.
+def assigned(take: Take, index: ClassIndex, k: int, key: bytes) -> np.ndarray:
+    """The cluster of each row of a class, uint8 (N,): k-means on directions, merged until each cluster has tiles of at least k patients.
 
-    At most 8, and about one for every 4 k patients. ValueError where the class has fewer than k patients.
+    At most 8, and about one for every 4 k patients. The last bits of arithmetic may decide where a row between two clusters goes: keep
+    what comes back. ValueError where the class has fewer than k patients.
     """
-    everyone = sorted(set(patients_N))
-    if len(everyone) < k:
-        raise ValueError(f"has {len(everyone)} patients; a blend needs {k}")
-    directions = embeddings_NE / np.maximum(np.linalg.norm(embeddings_NE, axis=1, keepdims=True), 1e-12)
-    learnt = directions.astype(np.float64)
-    if len(learnt) > LEARNT_ROWS:
-        learnt = learnt[_random(key, "learnt").choice(len(learnt), LEARNT_ROWS, replace=False)]
-    centres = _kmeans(learnt, max(1, min(MAX_CLUSTERS, len(everyone) // (4 * k))), key)
-    owners = np.asarray(patients_N)
+    count, everyone = int(index.starts[-1]), len(index.patients)
+    if everyone < k:
+        raise ValueError(f"has {everyone} patients; a blend needs {k}")
+    learnt = np.arange(count)
+    if count > LEARNT_ROWS:
+        learnt = np.sort(_random(key).choice(count, LEARNT_ROWS, replace=False))
+    centres = _kmeans(_directions(take(learnt)).astype(np.float64), max(1, min(MAX_CLUSTERS, everyone // (4 * k))), key)
     while True:
-        nearest = _nearest(directions, centres)
-        behind = [len(set(owners[nearest == number])) for number in range(len(centres))]
+        nearest = np.empty(count, np.uint8)
+        step = max(1, PIECE_BYTES // (centres.shape[1] * 8))
+        for low in range(0, count, step):
+            rows = np.arange(low, min(count, low + step))
+            nearest[rows] = _nearest(_directions(take(rows)), centres)
+        behind = [cluster.patients for cluster in clusters_of(nearest, index, len(centres))]
         if min(behind) >= k:
-            break
+            return nearest
         centres = np.delete(centres, int(np.argmin(behind)), axis=0)
+
+
+def clusters_of(assigned_N: np.ndarray, index: ClassIndex, count: int | None = None) -> tuple[Cluster, ...]:
+    """The clusters of a class, from each row's number."""
     found = []
-    for number in range(len(centres)):
-        rows = np.flatnonzero(nearest == number)
-        names = owners[rows]
-        there = sorted(set(names.tolist()))
-        found.append(Cluster(tuple(there), tuple(rows[names == name] for name in there)))
+    for number in range(int(assigned_N.max()) + 1 if count is None else count):
+        rows = np.flatnonzero(assigned_N == number)
+        owners = np.searchsorted(index.starts, rows, side="right") - 1
+        there, starts = np.unique(owners, return_index=True)
+        found.append(Cluster([index.patients[at] for at in there], rows, np.append(starts, len(rows))))
     return tuple(found)
+
+
+def _random(key: bytes) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(key[:16].ljust(16, b"-"), "<u8").astype(np.uint64)))
+
+
+def _directions(embeddings_NE: np.ndarray) -> np.ndarray:
+    return np.asarray(embeddings_NE / np.maximum(np.linalg.norm(embeddings_NE, axis=1, keepdims=True), 1e-12))
 
 
 def _off(directions_NE: np.ndarray, centres_CE: np.ndarray) -> np.ndarray:
@@ -177,7 +206,7 @@ def _nearest(directions_NE: np.ndarray, centres_CE: np.ndarray) -> np.ndarray:
 
 def _kmeans(directions_NE: np.ndarray, count: int, key: bytes, rounds: int = 25) -> np.ndarray:
     """Lloyd's algorithm from keyed starts that are far apart (k-means++)."""
-    random = _random(key, "clusters")
+    random = _random(key)
     centres = directions_NE[[int(random.integers(len(directions_NE)))]]
     while len(centres) < count:
         off = _off(directions_NE, centres).min(1)

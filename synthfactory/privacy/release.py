@@ -6,6 +6,7 @@ Noise is OpenDP's, from the operating system's entropy: it has no seed, is drawn
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from synthfactory.plan.keyed import normals
 from synthfactory.privacy.accountant import sigma_for
 from synthfactory.privacy.moments import SENSITIVITY, WEIGHTS, Layout, Summed
 from synthfactory.privacy.projection import Projection
@@ -63,6 +65,11 @@ class Release:
     def layout(self) -> Layout:
         """Which entry is what."""
         return Layout(len(self.classes), self.dimension)
+
+    @property
+    def sha256(self) -> str:
+        """Of everything in it. The noise is in it too, so that this may be published."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as the ledger keeps it."""
@@ -130,10 +137,9 @@ def gaussians(found: Release) -> Gaussians:
 
 def condition(found: Gaussians, projection: Projection, number: int, key: bytes, name: str) -> np.ndarray:
     """The condition of a slot: float32 (E,), a draw of class `number`'s Gaussian keyed by (key, name). Post-processing."""
-    digest = hashlib.blake2b(name.encode(), digest_size=16, key=key, person=b"sf-dp-cond").digest()
-    random = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64)))
-    z = found.means[number] + found.root @ random.standard_normal(projection.dimension)
+    draws = normals(key, f"dp:{name}", projection.dimension + projection.width)
+    z = found.means[number] + found.root @ draws[: projection.dimension]
     z /= max(float(np.linalg.norm(z)), 1.0)
-    rest = random.standard_normal(projection.width) * projection.residual
+    rest = draws[projection.dimension :] * projection.residual
     rest -= projection.basis @ (projection.basis.T @ rest)  # outside the basis: public scale, no data
     return np.asarray(projection.embed(z[None])[0] + rest, np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from synthfactory.plan.lock import (
@@ -15,20 +16,35 @@ from synthfactory.plan.lock import (
 )
 from synthfactory.plan.recipe import recipe
 from synthfactory.plan.seeds import Keys
+from synthfactory.privacy.projection import Projection
+from synthfactory.privacy.release import Release
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
+from synthfactory.run.releasing import charged, kept, stated
 from synthfactory.run.source import UNCONDITIONAL
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.names import slug_collisions
 
+Found = tuple[Release, Projection] | None  # under differential privacy
 
-def _recipe(prepared: Prepared, keys: Keys) -> dict[str, Any]:
-    bank = prepared.bank
-    macs = {
-        name: UNCONDITIONAL if bank is None else bank.class_mac(keys.conditions, name) for name in prepared.spec.classes
-    }
-    return recipe(prepared.spec, prepared.facts, macs)
+
+def _recipe(prepared: Prepared, keys: Keys, found: Found) -> dict[str, Any]:
+    """Under differential privacy nothing in it depends on the bank but through the release."""
+    bank, spec = prepared.bank, prepared.spec
+    if found is not None:
+        says = stated(*found)
+        macs = dict.fromkeys(spec.classes, f"release:{says['release_sha256'][:16]}")
+        return recipe(spec, prepared.facts, macs, says)
+    macs = {name: UNCONDITIONAL if bank is None else bank.class_mac(keys.conditions, name) for name in spec.classes}
+    return recipe(spec, prepared.facts, macs)
+
+
+def _facts(prepared: Prepared, found: Found) -> tuple[list[str], str]:
+    """(label levels, cohort) as the lock states them: declared under differential privacy, since rows would tell of patients."""
+    if found is not None:
+        return [str(prepared.spec.privacy.label_level)], "unknown"
+    return label_levels(prepared.conditions.summaries), prepared.conditions.cohort
 
 
 def check_agrees(prepared: Prepared, standing: Standing) -> None:
@@ -40,11 +56,12 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
         return
     spec = prepared.spec
     keys = read_keys(spec, open_store(spec.lineage))
-    if prepared.bank is None and prepared.conditions.tiles is not None:
+    found = kept(prepared, standing.lock)
+    if found is None and prepared.bank is None and prepared.conditions.tiles is not None:
         banks = standing.lock["recipe"]["class_banks"]
         values = recipe(spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes})
     else:
-        values = _recipe(prepared, keys)
+        values = _recipe(prepared, keys, found)
     try:
         check_same_recipe(standing.lock, values, spec.output.path)
     except InputError as error:
@@ -54,6 +71,13 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     terms = spec.terms.settled(dict(prepared.facts.licence), dict(prepared.facts.encoder_licence))
     check_same_terms(standing.lock, spec, terms)
     stood = [str(entry["name"]) for entry in standing.lock["classes"]]
+    joins = [name for name in spec.classes if name not in stood]
+    if found is not None and joins:
+        raise spec.error(
+            f"classes.{joins[0]}",
+            f"cannot join {spec.output.path}: its release is of {', '.join(stood)}; a class that joins costs a release of its own, so "
+            "give it another output",
+        )
     for later, earlier in slug_collisions([*stood, *(name for name in spec.classes if name not in stood)]):
         raise spec.error(
             f"classes.{later}",
@@ -80,27 +104,36 @@ def _check_same_model(prepared: Prepared, lock: dict[str, Any]) -> None:
         )
 
 
-def begun(prepared: Prepared, standing: Standing, lineage: Store) -> tuple[dict[str, Any], Keys]:
-    """Lock and keys of this build: those that stand in OUT, or new ones. A lock with new classes is true once their round stands."""
+def begun(
+    prepared: Prepared, standing: Standing, lineage: Store, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Keys, Found]:
+    """Lock, keys and release of this build: those that stand in OUT, or new ones. A lock with new classes is true once their round stands.
+
+    A first build under differential privacy spends here.
+    """
     spec = prepared.spec
     if standing.lock is None:
         keys = make_keys(spec, lineage)
-        values = _recipe(prepared, keys)
-        lock = build_lock(
-            spec,
-            prepared.facts,
-            values,
-            list(spec.classes),
-            label_levels(prepared.conditions.summaries),
-            prepared.maker,
-            prepared.conditions.cohort,
-        )
+        found = _released(prepared, say)
+        values = _recipe(prepared, keys, found)
+        levels, cohort = _facts(prepared, found)
+        lock = build_lock(spec, prepared.facts, values, list(spec.classes), levels, prepared.maker, cohort)
         if standing.store.create(LOCK, lock_yaml(lock)):
-            return lock, keys
+            return lock, keys, found
         standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
         assert standing.lock is not None
     check_agrees(prepared, standing)
-    keys = read_keys(spec, lineage)
-    values = _recipe(prepared, keys)
-    levels = label_levels(prepared.conditions.summaries)
-    return grown(standing.lock, list(spec.classes), values, levels, prepared.conditions.cohort), keys
+    keys, found = read_keys(spec, lineage), kept(prepared, standing.lock)
+    values = _recipe(prepared, keys, found)
+    levels, cohort = _facts(prepared, found)
+    return grown(standing.lock, list(spec.classes), values, levels, cohort), keys, found
+
+
+def _released(prepared: Prepared, say: Callable[[str], None]) -> Found:
+    asked = prepared.spec.privacy
+    if asked.mechanism != "dp":
+        return None
+    release, projection, new = charged(prepared)
+    done = "is charged" if new else "was charged before, and its release is taken again:"
+    say(f"privacy: cohort {asked.cohort} {done} epsilon {release.epsilon:g} at delta {release.delta:g}")
+    return release, projection

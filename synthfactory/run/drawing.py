@@ -175,8 +175,6 @@ def _row(task: Task, position: int, attempt: int, key: tuple[int, int], verdict:
         accepted=verdict.keep,
         reasons=verdict.reasons,
         scores=verdict.scores,
-        bank_row=source.bank_row,
-        patient_id=source.patient_id,
-        slide_id=source.slide_id,
+        sources=source.parts,
         noise_key=f"{key[0]:016x}{key[1]:016x}",
     )

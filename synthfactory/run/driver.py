@@ -20,11 +20,11 @@ from synthfactory.plan.cost import check_budget
 from synthfactory.plan.lock import LOCK, joined, lock_yaml, read_lock, stated
 from synthfactory.plan.plan import Plan
 from synthfactory.plan.rounds import Round, num_shards
-from synthfactory.plan.seeds import Keys
 from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
 from synthfactory.run.belonging import begun, check_agrees
 from synthfactory.run.budget import RunBudget, spent_before
+from synthfactory.run.conditioning import conditioning
 from synthfactory.run.keys import guard
 from synthfactory.run.prepare import Prepared, Standing, expected_of, read_standing
 from synthfactory.run.progress import Progress, duration
@@ -152,7 +152,7 @@ def _build_leased(
 ) -> BuildResult:
     spec = prepared.spec
     standing = read_standing(spec.output.path)
-    lock, keys = begun(prepared, standing, lineage)
+    lock, keys, found = begun(prepared, standing, lineage, say)
     began = time.monotonic()
     if standing.commits or clean:
         _mend(
@@ -165,7 +165,10 @@ def _build_leased(
     result = BuildResult(0, sum(step.tiles for step in rounds), asked, 0)
     if waiting:
         setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock))
-        _run_units(prepared, setup, rounds, keys, waiting, make_pool, lineage, result, say)
+        opened = time.perf_counter()
+        tasks = Tasks(spec, rounds, conditioning(prepared, found, keys.conditions, lineage))
+        result.seconds["condition"] += time.perf_counter() - opened
+        _run_units(tasks, setup, rounds, waiting, make_pool, lineage, result, say)
         commits = list_commits(out)
     else:
         say("every shard is there: nothing to draw")
@@ -223,21 +226,17 @@ def _mend(
 
 
 def _run_units(
-    prepared: Prepared,
+    tasks: Tasks,
     setup: Setup,
     rounds: tuple[Round, ...],
-    keys: Keys,
     waiting: list[int],
     make_pool: PoolMaker,
     lineage: Store,
     result: BuildResult,
     say: Say,
 ) -> None:
-    spec = prepared.spec
-    began = time.perf_counter()
-    tasks = Tasks(prepared, rounds, keys)
+    spec = setup.spec
     tasks.check(waiting)
-    result.seconds["condition"] += time.perf_counter() - began
     tiles_to_draw = sum(num_slots(rounds, shard) for shard in waiting)
     budget = RunBudget.of(spec, lineage)
     strikes, deaths = Counter[int](), Counter[int]()

@@ -26,6 +26,7 @@ from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, check_chain
 from synthfactory.plan.units import key_of, unit_of
 from synthfactory.run.models import choose_model
+from synthfactory.run.protecting import protection
 from synthfactory.run.source import Conditions, open_conditions, placed
 from synthfactory.shards.base import NotAFileError
 from synthfactory.shards.commit import Commit, list_commits
@@ -117,6 +118,7 @@ class Prepared:
     encoder: EncoderFolder | None  # where something is to be embedded
     facts: ModelFacts
     conditions: Conditions
+    protection: tuple[str, ...] = ()  # what the plan says of privacy
 
     @property
     def bank(self) -> Bank | None:
@@ -148,7 +150,11 @@ class Prepared:
             unmake(made)  # embeddings that are there already stay for the next time
             raise placed(self.spec, error) from None
         found = replace(self.conditions, bank=bank, warnings=(*self.conditions.warnings, *bank.warnings))
-        return replace(self, conditions=found)
+        return replace(self, conditions=found)._protected()
+
+    def _protected(self) -> Prepared:
+        says = protection(self.spec, self.folder, self.facts, self.conditions.summaries, self.bank)
+        return replace(self, protection=says)
 
     def with_batch(self, batch_size: int) -> Prepared:
         """The same, with the batch that was found for the device."""
@@ -167,6 +173,7 @@ class Prepared:
             model=self.facts,
             bank=self.conditions.summaries,
             cohort=self.conditions.cohort,
+            privacy=self.protection,
             rounds=standing.rounds,
             committed=done,
             shortfall=shortfall,
@@ -184,7 +191,7 @@ def prepare(spec: Spec) -> Prepared:
     """Opens model and source and checks that they fit one another and the spec; InputError names what does not."""
     chosen = choose_model(spec)
     conditions = open_conditions(chosen.spec, chosen.facts, chosen.encoder)
-    return Prepared(chosen.spec, chosen.model, chosen.encoder, chosen.facts, conditions)
+    return Prepared(chosen.spec, chosen.model, chosen.encoder, chosen.facts, conditions)._protected()
 
 
 def standing_of(spec: Spec) -> Standing:

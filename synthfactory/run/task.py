@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from synthfactory.plan.units import Slot
+from synthfactory.shards.record import Part
 from synthfactory.spec.schema import Spec
 
 OUT_OF_BUDGET = "out of budget"
@@ -27,12 +28,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a slot's condition came from; for LINEAGE only."""
+    """Where a slot's condition came from; for LINEAGE only. No part: from nobody's tile in particular (a release, or no condition)."""
 
-    bank_row: int
     label_level: str
-    patient_id: str | None
-    slide_id: str | None
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,21 @@
-"""From a shard's number to its task: the slots, and the bank row that conditions each."""
+"""From a shard's number to its task: the slots, and the condition of each."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from synthfactory.plan.conditions import choose
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.plan.rounds import Round
-from synthfactory.plan.seeds import Keys
 from synthfactory.plan.units import key_of, unit_of
-from synthfactory.run.prepare import Prepared
+from synthfactory.run.conditioning import Conditioning
 from synthfactory.run.source import UNCONDITIONAL
 from synthfactory.run.task import Source, Task
+from synthfactory.spec.schema import Spec
 
 
 class Tasks:
-    """Makes the task of a shard: its slots, and the bank row that conditions each."""
+    """Makes the task of a shard: its slots, and the condition of each."""
 
-    def __init__(self, prepared: Prepared, rounds: tuple[Round, ...], keys: Keys) -> None:
-        self._bank, self._spec, self._rounds, self._keys = prepared.bank, prepared.spec, rounds, keys
-        self._indices = prepared.class_indices() if prepared.bank else {}
-        self._first_row = {name: prepared.bank.span(name)[0] for name in self._indices} if prepared.bank else {}
+    def __init__(self, spec: Spec, rounds: tuple[Round, ...], conditioning: Conditioning | None) -> None:
+        self._spec, self._rounds, self._conditioning = spec, rounds, conditioning
 
     def check(self, waiting: list[int]) -> None:
         """InputError where one of these shards has a class that the spec no longer names: its conditions are unknown."""
@@ -43,13 +38,9 @@ class Tasks:
 
     def task(self, shard: int) -> Task:
         """The unit of a shard with its conditions, float32 (n, E), or None where there are none."""
-        slots, bank = unit_of(self._rounds, shard).slots, self._bank
+        slots = unit_of(self._rounds, shard).slots
         keys = tuple(key_of(self._spec.name, slot) for slot in slots)
-        if bank is None:
-            return Task(shard, slots, keys, None, (Source(-1, UNCONDITIONAL, None, None),) * len(slots))
-        picked = [
-            choose(self._indices[slot.class_name], slot.index, self._keys.conditions, slot.class_name) for slot in slots
-        ]
-        rows = np.array([self._first_row[slot.class_name] + row for slot, row in zip(slots, picked, strict=True)])
-        sources = tuple(Source(row, *facts) for row, facts in zip(picked, bank.facts(rows), strict=True))
-        return Task(shard, slots, keys, bank.take(rows), sources)
+        if self._conditioning is None:
+            return Task(shard, slots, keys, None, (Source(UNCONDITIONAL),) * len(slots))
+        conditions, sources = self._conditioning.of(slots)
+        return Task(shard, slots, keys, conditions, sources)

@@ -33,6 +33,9 @@ PUBLIC_SCHEMA = pa.schema(
     ]
 )
 
+PART = pa.struct(
+    [("bank_row", pa.int64()), ("patient_id", pa.string()), ("slide_id", pa.string()), ("weight", pa.float64())]
+)
 LINEAGE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -42,9 +45,7 @@ LINEAGE_SCHEMA = pa.schema(
         ("accepted", pa.bool_()),
         ("reasons", pa.list_(pa.string())),
         ("scores", pa.string()),
-        ("bank_row", pa.int64()),
-        ("patient_id", pa.string()),
-        ("slide_id", pa.string()),
+        ("sources", pa.list_(PART)),
         ("noise_key", pa.string()),
     ]
 )
@@ -130,6 +131,16 @@ def parse_record(data: bytes, key: str) -> tuple[dict[str, Any], str | None]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A real tile behind a condition: its row within the class, whose it is, and its weight (1: the condition is its embedding)."""
+
+    bank_row: int
+    patient_id: str | None
+    slide_id: str | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class LineageRow:
     """One candidate: where its condition came from, its noise, and what became of it. For LINEAGE only."""
 
@@ -140,9 +151,7 @@ class LineageRow:
     accepted: bool
     reasons: tuple[str, ...]
     scores: Mapping[str, float]
-    bank_row: int
-    patient_id: str | None
-    slide_id: str | None
+    sources: tuple[Part, ...]
     noise_key: str
 
 

@@ -18,6 +18,7 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.model import Model
 from synthfactory.spec.names import class_name_problem, slug, slug_collisions
 from synthfactory.spec.places import lies_inside, nested, place_problem
+from synthfactory.spec.privacy import Privacy
 from synthfactory.spec.sampler import FrozenModel, Sampler, SamplerOverride, merged_sampler
 from synthfactory.spec.sections import Budget, Execution, Output, Screen
 from synthfactory.spec.source import Problems, Source
@@ -92,6 +93,11 @@ class Spec(FrozenModel):
     embeddings: Embeddings = Field(
         description="Source of the conditioning embeddings.", examples=[{"bank": "bank.parquet"}]
     )
+    privacy: Privacy = Field(
+        default=Privacy(),
+        description="What stands between real tiles' embeddings and the conditions; the unit of protection is the patient.",
+        examples=[{"mechanism": "mix", "k": 5}],
+    )
     sampler: Sampler = Field(default=Sampler(), description="How tiles are drawn.", examples=[{"steps": 10}])
     screen: Screen = Field(
         default=Screen(), description="Which tiles are kept.", examples=[{"tissue": {"min_fraction": 0.1}}]
@@ -162,6 +168,8 @@ class Spec(FrozenModel):
         if not self.embeddings.unconditional:
             return []
         found = []
+        if self.privacy != Privacy():
+            found.append(("privacy", "stands between embeddings and conditions, and there are none; leave it out"))
         if len(self.classes) > 1:
             found.append(("classes", "unconditional tiles have no classes; keep one name for all of them"))
         for path, sampler in (
@@ -214,7 +222,9 @@ class Spec(FrozenModel):
         return found
 
     def _place_problems(self) -> list[tuple[str, str]]:
-        named = (("output.path", self.output.path), ("lineage", self.lineage))
+        named = [("output.path", self.output.path), ("lineage", self.lineage)]
+        if self.privacy.ledger is not None:
+            named.append(("privacy.ledger", self.privacy.ledger))
         found = [(path, problem) for path, place in named if (problem := place_problem(place))]
         return found or self.nesting_problems()
 
@@ -228,6 +238,11 @@ class Spec(FrozenModel):
                     "and output.path lie inside one another; lineage is never published, so give it a folder of its own",
                 )
             )
+        if self.privacy.ledger is not None and nested(self.privacy.ledger, output, **resolve):
+            what = (
+                "and output.path lie inside one another; the ledger is never published, so give it a folder of its own"
+            )
+            found.append(("privacy.ledger", what))
         for key, place in self.embeddings.places():
             if key == "tiles" and nested(place, output, **resolve):
                 found.append(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthfactory.plan import conditions
+from synthfactory.plan import keyed
 from synthfactory.plan.conditions import ClassIndex, choose
 
 KEY = bytes(range(16))
@@ -87,7 +87,7 @@ def test_a_large_bank_is_no_burden() -> None:
 
 @pytest.mark.parametrize("sizes", [[5000, 3000], [3, 4] * 2000], ids=["many tiles", "many patients"])
 def test_what_is_too_much_to_list_takes_turns_all_the_same(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditions, "LISTED", 2500)
+    monkeypatch.setattr(keyed, "LISTED", 2500)
     index, patient_of = index_of(sizes)
     blocks = max(sizes) if len(sizes) == 2 else 2
     rows = [choose(index, slot, KEY, "A") for slot in range(blocks * len(sizes))]
@@ -108,8 +108,8 @@ def test_a_hundred_million_tiles_without_a_patient_cost_nothing() -> None:
 
 
 def test_memory_of_orders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    orders = conditions._Orders()
-    monkeypatch.setattr(conditions, "KEPT_BYTES", 40_000)
+    orders = keyed._Orders()
+    monkeypatch.setattr(keyed, "KEPT_BYTES", 40_000)
     for number in range(100):
         orders.get(KEY, f"tiles:{number}", 1000)
     assert len(orders._held) == 10

@@ -322,6 +322,8 @@ def test_formats_are_what_they_say(spec_file: MakeSpec, tmp_path: Path) -> None:
 def test_patients_are_used_in_turn(spec_file: MakeSpec, out: Path) -> None:
     run("build", spec_file(), "--local")
     rows = [row for path in (out.parent / "lineage/units").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    used = Counter(row["patient_id"] for row in rows if row["class_name"] == "alpha")
+    assert all(len(row["sources"]) == 1 and row["sources"][0]["weight"] == 1 for row in rows)
+    behind = [row["sources"][0] for row in rows if row["class_name"] == "alpha"]
+    used = Counter(part["patient_id"] for part in behind)
     assert set(used.values()) == {5}  # 20 tiles, 4 patients
-    assert all(len({row["bank_row"] for row in rows if row["patient_id"] == patient}) == 3 for patient in used)
+    assert all(len({part["bank_row"] for part in behind if part["patient_id"] == patient}) == 3 for patient in used)

@@ -12,7 +12,7 @@ import pytest
 from making import LOCK, derived, make_set, make_shard, record, slots, snapshot
 
 from synthfactory.shards.manifest import append_round, put_if_changed, read_rounds
-from synthfactory.shards.record import LINEAGE_SCHEMA, LineageRow, lineage_parquet
+from synthfactory.shards.record import LINEAGE_SCHEMA, LineageRow, Part, lineage_parquet
 from synthfactory.shards.store import LocalStore
 from synthfactory.shards.verify import verify
 from synthfactory.spec.errors import InputError
@@ -95,8 +95,18 @@ def test_nothing_of_a_patient_can_enter_a_record() -> None:
 
 def test_lineage_says_where_each_candidate_came_from(tmp_path: Path) -> None:
     rows = [
-        LineageRow("t-a-00000000", "A", 0, 0, False, ("blank",), {"tissue": 0.01}, 7, "P1", "S1", "0" * 32),
-        LineageRow("t-a-00000000", "A", 0, 1, True, (), {"tissue": 0.9}, 7, "P1", None, "1" * 32),
+        LineageRow("t-a-00000000", "A", 0, 0, False, ("blank",), {"tissue": 0.01}, (Part(7, "P1", "S1"),), "0" * 32),
+        LineageRow(
+            "t-a-00000000",
+            "A",
+            0,
+            1,
+            True,
+            (),
+            {"tissue": 0.9},
+            (Part(7, "P1", None, 0.4), Part(9, "P2", "S2", 0.6)),
+            "1" * 32,
+        ),
     ]
     data = lineage_parquet(rows)
     assert data == lineage_parquet(rows)

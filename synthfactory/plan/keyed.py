@@ -1,0 +1,82 @@
+"""Keyed orders and draws: a pure function of (key, name), the same on every machine and in every numpy, since only raw bits are used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import numpy as np
+
+LISTED = 1 << 20  # more things than this are shuffled by a permutation that is computed entry by entry, not listed
+KEPT_BYTES = 64 << 20
+ROUNDS = 6
+
+
+def _digest(key: bytes, name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16, key=key, person=b"sf-cond").digest()
+
+
+def _raw(key: bytes, name: str, count: int) -> np.ndarray:
+    return np.asarray(
+        np.random.Philox(key=np.frombuffer(_digest(key, name), ">u8").astype(np.uint64)).random_raw(count), np.uint64
+    )
+
+
+def _shuffle(key: bytes, name: str, count: int) -> np.ndarray:
+    """Order of `count` things: sorted by the raw output of Philox keyed by blake2b(name). Raw bits are the same in every numpy."""
+    return np.argsort(_raw(key, name, count), kind="stable").astype(np.int32)
+
+
+class _Orders:
+    """The shuffles used last, up to 64 MB: slots of a unit lie in few blocks, and so need few of them."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[bytes, str, int], np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: bytes, name: str, count: int) -> np.ndarray:
+        found = self._held.get((key, name, count))
+        if found is not None:
+            self._held.move_to_end((key, name, count))
+            return found
+        found = _shuffle(key, name, count)
+        self._held[key, name, count] = found
+        self._bytes += found.nbytes
+        while self._bytes > KEPT_BYTES and len(self._held) > 1:
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        return found
+
+
+_orders = _Orders()
+
+
+def entry(key: bytes, name: str, count: int, position: int) -> int:
+    """Entry `position` of a keyed permutation of range(count)."""
+    if count <= LISTED:
+        return int(_orders.get(key, name, count)[position])
+    # A Feistel network permutes [0, 4^half); walking its cycle until the value is below `count` permutes range(count). Listing
+    # 100 million entries instead would take gigabytes. (Black and Rogaway, Ciphers with arbitrary finite domains, 2002.)
+    half = ((count - 1).bit_length() + 1) // 2
+    mask, own = (1 << half) - 1, _digest(key, name)
+    value = position
+    while True:
+        left, right = value >> half, value & mask
+        for number in range(ROUNDS):
+            word = hashlib.blake2b(
+                right.to_bytes(8, "big"), digest_size=8, key=own, person=b"sf-walk%d" % number
+            ).digest()
+            left, right = right, left ^ (int.from_bytes(word, "big") & mask)
+        value = left << half | right
+        if value < count:
+            return value
+
+
+def uniforms(key: bytes, name: str, count: int) -> np.ndarray:
+    """float64 (count,) inside (0, 1), neither end."""
+    return np.asarray(((_raw(key, name, count) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
+
+
+def normals(key: bytes, name: str, count: int) -> np.ndarray:
+    """float64 (count,), standard normal (Box and Muller)."""
+    one, other = uniforms(key, name, 2 * count).reshape(2, count)
+    return np.asarray(np.sqrt(-2.0 * np.log(one)) * np.cos(2.0 * np.pi * other))

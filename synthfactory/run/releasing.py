@@ -1,0 +1,74 @@
+"""The release of a set under differential privacy: made once and charged, then taken from the ledger for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from synthfactory.embeddings.bank import Bank
+from synthfactory.embeddings.columns import pieces
+from synthfactory.privacy.accountant import sigma_for
+from synthfactory.privacy.ledger import Request
+from synthfactory.privacy.moments import Layout, Rows, summed
+from synthfactory.privacy.projection import Projection
+from synthfactory.privacy.release import Release, release
+from synthfactory.run.prepare import Prepared
+from synthfactory.run.protecting import ledger_of, open_projection
+
+
+def bank_rows(bank: Bank, classes: tuple[str, ...]) -> Iterator[Rows]:
+    """(embeddings, class numbers, patients) of all rows of these classes, about 16 MB at a time."""
+    for number, name in enumerate(classes):
+        low, high = bank.span(name)
+        patients, starts = bank.patients_of(name)
+        for start, end in pieces(low, high, bank.vectors.row_bytes):
+            owners = np.searchsorted(starts, np.arange(start - low, end - low), side="right") - 1
+            yield bank.vectors.part(start, end), np.full(end - start, number), [patients[owner] for owner in owners]
+
+
+def charged(prepared: Prepared) -> tuple[Release, Projection, bool]:
+    """(release, its projection, whether it is new): made now, or that of an equal request. Spends the cohort's budget."""
+    spec, bank = prepared.spec, prepared.bank
+    assert bank is not None and spec.privacy.cohort is not None
+    asked, projection = spec.privacy, open_projection(spec, prepared.folder, prepared.facts)
+    classes, epsilon, delta = tuple(spec.classes), float(asked.value("epsilon")), float(asked.value("delta"))
+    digest = hashlib.sha256(json.dumps([bank.classes[name].sha256 for name in classes]).encode()).hexdigest()
+    request = Request(spec.privacy.cohort, classes, epsilon, delta, projection.sha256, digest)
+
+    def make() -> Release:
+        total = summed(lambda: bank_rows(bank, classes), projection, Layout(len(classes), projection.dimension))
+        return release(total, projection, request.cohort, classes, epsilon, delta)
+
+    entry, new = ledger_of(spec).charge(request, sigma_for(epsilon, delta), float(asked.value("cap")), make)
+    return entry.release, projection, new
+
+
+def kept(prepared: Prepared, lock: Mapping[str, Any]) -> tuple[Release, Projection] | None:
+    """The release that a set was begun with; None where it was begun, or is asked for, without one.
+
+    InputError where the ledger does not hold it any more.
+    """
+    spec, says = prepared.spec, lock["recipe"]["privacy"]
+    if says["mechanism"] != "dp" or spec.privacy.mechanism != "dp":
+        return None
+    for entry in ledger_of(spec).entries():
+        if entry.release.sha256 == says["release_sha256"]:
+            return entry.release, open_projection(spec, prepared.folder, prepared.facts)
+    raise spec.error(
+        "privacy.ledger",
+        f"{spec.privacy.ledger} holds no release {says['release_sha256'][:12]} of cohort {spec.privacy.cohort}, which "
+        f"{spec.output.path} was begun with; name the ledger that does, or restore it",
+    )
+
+
+def stated(found: Release, projection: Projection) -> dict[str, str]:
+    """What the recipe says of a release."""
+    return {
+        "release_sha256": found.sha256,
+        "projection_sha256": projection.sha256,
+        "provenance": projection.provenance[:400],
+    }
