@@ -21,7 +21,7 @@ from synthfactory.report.facts import (
     gather,
     image_format,
     is_unconditional,
-    label_levels,
+    label_meaning,
     privacy,
     size_category,
     terms,
@@ -32,6 +32,11 @@ __all__ = ["croissant_json", "dataset_card"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARING = {"local": "local use", "allowed": "sharing allowed", "permitted": "sharing by permission"}
+CONDITIONS = {
+    "none": "the embedding of one real tile labelled X",
+    "mix": "a blend of embeddings of real tiles labelled X",
+    "dp": "a draw from what was released of real tiles labelled X",
+}
 FIRST_COLUMNS = ("device", "dtype", "batch_size", "threads", "attention", "torch")
 SCREENS = {
     "tissue": "share of pixels that show tissue",
@@ -60,8 +65,9 @@ def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], c
         other_terms=sorted(licence.items()),
         sharing=sharing,
         sharing_words=SHARING[lock["terms"]["sharing"]],
-        privacy=privacy(lock),
-        levels=label_levels(lock),
+        privacy=privacy(lock, cell),
+        label_meaning=label_meaning(lock, cell),
+        condition=CONDITIONS[lock["recipe"]["privacy"]["mechanism"]],
         unconditional=is_unconditional(lock),
         cohort=cohort(lock),
         format=kind,

@@ -83,7 +83,7 @@ def croissant_json(
         "version": f"1.{max(len(rounds) - 1, 0)}.0",  # a round adds tiles and changes none
         "keywords": ["synthetic", "histopathology", "H&E", "diffusion model", "webdataset"],
         "rai:dataCollection": f"Drawn by {lock['model']['id']}, a diffusion model, by synthfactory.",
-        "rai:personalSensitiveInformation": f"Privacy mechanism: none: {privacy(lock)}.",
+        "rai:personalSensitiveInformation": f"Privacy mechanism: {lock['recipe']['privacy']['mechanism']}: {privacy(lock)}.",
         "rai:dataLimitations": f"Never for diagnosis. {label_meaning(lock)}. Training set: {cohort(lock)}.",
         "distribution": _distribution(lock, commits),
         "recordSet": [*_tiles(extension, has_files=bool(commits)), _classes(facts)],
@@ -97,7 +97,7 @@ def _description(lock: Mapping[str, Any], facts: Facts, *, sharing: bool) -> str
         f"{facts.made} synthetic H&E tiles of {len(facts.classes)} classes, {model['tile_size_px']} x {model['tile_size_px']} px "
         f"at {model['resolution_mpp']} um/px, drawn by {model['id']} (revision {model['revision']}).",
         "Every tile is synthetic: never a diagnosis, never a patient's record.",
-        f"Privacy mechanism: none: {privacy(lock)}.",
+        f"Privacy mechanism: {lock['recipe']['privacy']['mechanism']}: {privacy(lock)}.",
     ]
     if facts.made != facts.asked:
         words.append(

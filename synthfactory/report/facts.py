@@ -6,7 +6,7 @@ Public facts only; and a function of its arguments: no clock, no host, no path.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,17 @@ PRIVACY = (
     "each tile was conditioned on one real tile's embedding; no privacy guarantee is given; "
     "treat as personal data where the bank came from patients"
 )
+PRIVACY_MIX = (
+    "each tile was conditioned on a blend of the embeddings of tiles of {k} patients, none with more than {max_weight:g} of the weight; "
+    "this is not a privacy guarantee, since an attack by nearest condition finds members; treat as personal data where the bank came from "
+    "patients"
+)
+PRIVACY_DP = (
+    "conditions were drawn from one release of cohort {cohort} under (epsilon, delta)-differential privacy with epsilon = {epsilon:g} and "
+    "delta = {delta:g}, for adding or removing one patient with all tiles; any number of tiles of this release costs nothing more, and "
+    "other releases of the same patients add up. Not covered: what the base model remembers of its own training set, the projection "
+    "(from: {provenance}), the names of the classes and the numbers of tiles asked for"
+)
 PRIVACY_UNCONDITIONAL = (
     "tiles were drawn without conditions; what the model remembers of its training set may still show, "
     "and no privacy guarantee is given"
@@ -26,6 +37,11 @@ COHORTS = {
     "of that kind, are contaminated",
     "none": "no patient or slide id among the conditions is a TCGA barcode, TCGA being CytoSyn's training set",
     "unknown": "not known: no patient or slide ids came with the conditions",
+}
+LABELS = {
+    "none": "label of the conditioning tile",
+    "mix": "label of the tiles that were blended into the condition",
+    "dp": "class of the release that the condition was drawn from",
 }
 MIME = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # from 10^3 in steps of ten
@@ -142,16 +158,21 @@ def is_unconditional(lock: Mapping[str, Any]) -> bool:
     return "unconditional" in lock.get("label_levels", ())
 
 
-def label_meaning(lock: Mapping[str, Any]) -> str:
+def label_meaning(lock: Mapping[str, Any], inert: Callable[[str], str] = str) -> str:
     """What a label says, in one line."""
     if is_unconditional(lock):
         return "label = the one name of this set; its tiles were drawn without conditions (label_level unconditional)"
-    return f"label = label of the conditioning tile, level: {label_levels(lock)}"
+    return f"label = {LABELS[lock['recipe']['privacy']['mechanism']]}, level: {inert(label_levels(lock))}"
 
 
-def privacy(lock: Mapping[str, Any]) -> str:
-    """What protects the people behind the tiles, and what does not."""
-    return PRIVACY_UNCONDITIONAL if is_unconditional(lock) else PRIVACY
+def privacy(lock: Mapping[str, Any], inert: Callable[[str], str] = str) -> str:
+    """What protects the people behind the tiles, and what does not; texts of unknown origin pass `inert`."""
+    says = lock["recipe"]["privacy"]
+    if is_unconditional(lock):
+        return PRIVACY_UNCONDITIONAL
+    return {"none": PRIVACY, "mix": PRIVACY_MIX, "dp": PRIVACY_DP}[says["mechanism"]].format_map(
+        {name: inert(value) if isinstance(value, str) else value for name, value in says.items()}
+    )
 
 
 def cohort(lock: Mapping[str, Any]) -> str:

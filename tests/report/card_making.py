@@ -55,6 +55,7 @@ def lock(image_format: str = "png", **model: Any) -> dict[str, Any]:
             "model": {key: described[key] for key in ("id", "revision", "sha256")},
             "conditions_version": 1,
             "seed_kind": "integer",
+            "privacy": {"mechanism": "none"},
             "sampler": copy.deepcopy(SAMPLER),
             "class_samplers": {"B": copy.deepcopy(OTHER_SAMPLER)},
             "class_banks": {"A": "c" * 64, "B": "d" * 64},

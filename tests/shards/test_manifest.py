@@ -114,7 +114,7 @@ def test_lineage_says_where_each_candidate_came_from(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "x.parquet")
     assert table.schema.equals(LINEAGE_SCHEMA)
     read = table.to_pylist()
-    assert (read[0]["reasons"], json.loads(read[0]["scores"]), read[1]["slide_id"]) == (
+    assert (read[0]["reasons"], json.loads(read[0]["scores"]), read[1]["sources"][0]["slide_id"]) == (
         ["blank"],
         {"tissue": 0.01},
         None,
