@@ -23,6 +23,8 @@ from synthfactory.commands.embed import embed
 from synthfactory.commands.model import model
 from synthfactory.commands.pack import pack
 from synthfactory.commands.phantom import phantom
+from synthfactory.commands.privacy import privacy
+from synthfactory.commands.revoke import revoke
 from synthfactory.spec.errors import InputError
 
 # Read when torch is loaded: threads that wait by spinning slow everything where builds or other processes share the cores.
@@ -65,6 +67,8 @@ for command in (
     phantom,
     model,
     doctor,
+    privacy,
+    revoke,
 ):
     cli.add_command(command)
 

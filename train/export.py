@@ -89,6 +89,7 @@ def export(
         "synthetic_tiles": extra["synthetic_tiles"],
         "classes": extra["classes"],
         "data_sha256": extra["data_sha256"],
+        **({"sets": extra["sets"]} if extra.get("sets") else {}),
         "torch": torch.__version__,
     }
     if domain:

@@ -26,6 +26,7 @@ from train.muon import Muon
 from train.place import Figures, Loss, Phase, Step
 from train.sampler import Order
 from train.samples import Sheets
+from train.shardset import built_sets
 from train.speed import prepare
 from train.split import Split, split
 from train.step import step_for
@@ -167,6 +168,7 @@ class _Run:
             "synthetic_tiles": int(index.synthetic[self.divided.train].sum()),
             "classes": index.classes,
             "data_sha256": index.digest,
+            "sets": built_sets(self.config.data),
             "skipped": index.skipped,
         }
 

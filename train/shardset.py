@@ -26,6 +26,7 @@ import numpy as np
 from synthfactory.embeddings.places import expand, identity, is_pattern, local
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.tile_shards import tar_samples
+from synthfactory.plan.lock import LOCK, read_lock
 from synthfactory.run.pack import read_patients
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.store import Store, open_source, open_store
@@ -141,6 +142,20 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
             f"data.shards: {place}: holds no .tar; name a folder of WebDataset shards, or a built or packed set"
         )
     return [_Tar(f"{place.rstrip('/')}/{name}") for name in names]
+
+
+def built_sets(data: Data) -> list[dict[str, str]]:
+    """Name and recipe of each set of ours among the data: by them a model is known that was trained on a set."""
+    found = []
+    for entry in data.shards:
+        if entry.shards.endswith(".tar") or is_pattern(entry.shards):
+            continue
+        try:
+            lock = read_lock(open_store(entry.shards, reading=True).read(LOCK))
+        except (OSError, InputError):
+            continue
+        found.append({"name": str(lock["name"]), "recipe_sha256": str(lock["recipe_sha256"])})
+    return found
 
 
 def _piece(tar: _Tar, cache: Path) -> _Piece:

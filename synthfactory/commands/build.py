@@ -69,7 +69,7 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
     prepared = with_bank(prepared)
     result = driver.build(
         prepared,
-        _pool_maker(local, workers, address),
+        pool_maker(local, workers, address),
         say=say,
         quick=quick,
         use_lease=not no_lease,
@@ -92,7 +92,9 @@ def _prober(address: str | None) -> Any:
     return lambda spec: probe_on_ray(spec, address)
 
 
-def _pool_maker(local: bool, workers: int | None, address: str | None) -> Any:
+def pool_maker(local: bool, workers: int | None, address: str | None) -> Any:
+    """Makes the pool that the options ask for."""
+
     def make(setup: Any, tick: Any) -> Any:
         if local:
             from synthfactory.run.local import LocalPool

@@ -113,6 +113,20 @@ class Ledger:
         raise InputError(f"ledger: others charge '{self.cohort}' all the time; try again")
 
 
+def cohorts(store: Store) -> list[str]:
+    """Names of the cohorts that a ledger holds releases of. InputError where a first entry cannot be read."""
+    found = []
+    for path, _ in store.entries():
+        if path.endswith("/000001.json"):
+            try:
+                found.append(str(unsealed(json.loads(store.read(path)))["request"]["cohort"]))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise InputError(
+                    f"ledger: {path} was changed or is damaged; restore it, for the budget rests on it"
+                ) from None
+    return sorted(found)
+
+
 def lines(ledger: Ledger, delta: float) -> list[str]:
     """For people: a line for each charge, and what they come to."""
     entries = ledger.entries()

@@ -29,7 +29,7 @@ from synthfactory.spec.names import slug_collisions
 Found = tuple[Release, Projection] | None  # under differential privacy
 
 
-def _recipe(prepared: Prepared, keys: Keys, found: Found) -> dict[str, Any]:
+def recipe_of(prepared: Prepared, keys: Keys, found: Found) -> dict[str, Any]:
     """Under differential privacy nothing in it depends on the bank but through the release."""
     bank, spec = prepared.bank, prepared.spec
     if found is not None:
@@ -61,7 +61,7 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
         banks = standing.lock["recipe"]["class_banks"]
         values = recipe(spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes})
     else:
-        values = _recipe(prepared, keys, found)
+        values = recipe_of(prepared, keys, found)
     try:
         check_same_recipe(standing.lock, values, spec.output.path)
     except InputError as error:
@@ -115,7 +115,7 @@ def begun(
     if standing.lock is None:
         keys = make_keys(spec, lineage)
         found = _released(prepared, say)
-        values = _recipe(prepared, keys, found)
+        values = recipe_of(prepared, keys, found)
         levels, cohort = _facts(prepared, found)
         lock = build_lock(spec, prepared.facts, values, list(spec.classes), levels, prepared.maker, cohort)
         if standing.store.create(LOCK, lock_yaml(lock)):
@@ -124,7 +124,7 @@ def begun(
         assert standing.lock is not None
     check_agrees(prepared, standing)
     keys, found = read_keys(spec, lineage), kept(prepared, standing.lock)
-    values = _recipe(prepared, keys, found)
+    values = recipe_of(prepared, keys, found)
     levels, cohort = _facts(prepared, found)
     return grown(standing.lock, list(spec.classes), values, levels, cohort), keys, found
 

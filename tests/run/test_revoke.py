@@ -1,0 +1,139 @@
+"""Consent withdrawn: every tile that rests on a patient goes, and nothing of the patient stays in LINEAGE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from running import run
+from tinymodel import make_bank_file
+
+from synthfactory.plan.lock import read_lock
+from synthfactory.run import revoking
+from synthfactory.shards.reader import iter_tiles
+
+MakeSpec = Callable[..., Path]
+WHO = "PATIENT-alpha-1"
+
+
+def without(bank: Path, patient: str = WHO) -> None:
+    table = pq.read_table(bank)
+    pq.write_table(table.filter(pc.invert(pc.equal(table["patient_id"], patient))), bank)
+
+
+def resting(tmp_path: Path, patient: str = WHO) -> set[str]:
+    """Keys of published and dropped candidates that rest on the patient, from the files themselves."""
+    found = set()
+    for path in (tmp_path / "lineage/units").glob("*.parquet"):
+        rows = pq.read_table(path).to_pylist()
+        found |= {row["key"] for row in rows if any(part["patient_id"] == patient for part in row["sources"])}
+    return found
+
+
+def mentions(folder: Path, patient: str = WHO) -> list[str]:
+    return [str(path) for path in folder.rglob("*") if path.is_file() and patient.encode() in path.read_bytes()]
+
+
+@pytest.fixture
+def bank(tiny: Path, tmp_path: Path) -> Path:
+    return make_bank_file(tmp_path / "bank.parquet", tiny / "model", {"alpha": 6, "beta": 6})
+
+
+@pytest.fixture
+def make(spec_file: MakeSpec, bank: Path, tmp_path: Path) -> Callable[..., Path]:
+    def made(**changes: Any) -> Path:
+        output = {"path": str(tmp_path / "out"), "shard_size": 4}
+        return spec_file(embeddings={"bank": str(bank)}, classes={"alpha": 4, "beta": 8}, output=output, **changes)
+
+    return made
+
+
+@pytest.mark.parametrize("privacy", ["none", "mix"])
+def test_tiles_of_a_patient_are_listed_taken_back_and_drawn_anew(
+    make: Callable[..., Path], bank: Path, tmp_path: Path, privacy: str
+) -> None:
+    spec = make(privacy={"mechanism": privacy})
+    assert run("build", spec, "--local").code == 0
+    rest, before = resting(tmp_path), {key: image for key, image, _ in iter_tiles(str(tmp_path / "out"))}
+    assert rest
+    listed = run("revoke", spec, "--patient", WHO)
+    assert listed.code == 0, listed.err
+    assert {line.split()[-1] for line in listed.out.splitlines() if line.startswith(("alpha  ", "beta  "))} == rest
+    assert "nothing was changed" in listed.out
+    assert resting(tmp_path) == rest
+    early = run("revoke", spec, "--patient", WHO, "--yes", "--local")
+    assert early.code == 2 and "embeddings.bank: still holds rows of this patient" in early.err
+    assert resting(tmp_path) == rest
+    without(bank)
+    assert run("build", spec, "--local").code == 2  # another bank is another recipe: the set is not changed by the way
+    ended = run("revoke", spec, "--patient", WHO, "--yes", "--local")
+    assert ended.code == 0, ended.err
+    assert run("verify", tmp_path / "out").code == 0
+    assert resting(tmp_path) == set() and mentions(tmp_path / "lineage") == []
+    after = {key: image for key, image, _ in iter_tiles(str(tmp_path / "out"))}
+    assert after.keys() == before.keys()
+    assert all((after[key] != before[key]).any() for key in rest)
+    assert any((after[key] == before[key]).all() for key in after) or privacy == "mix"
+    assert run("build", spec, "--local").code == 0  # the set goes on with the bank as it is now
+    (note,) = (tmp_path / "lineage/revocations").glob("*.json")
+    assert WHO not in note.read_text() and json.loads(note.read_text())["shards"]
+
+
+def test_what_was_cut_off_is_finished_by_the_same_command(
+    make: Callable[..., Path], bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make()
+    assert run("build", spec, "--local").code == 0
+    without(bank)
+
+    def cut(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(revoking, "lock_yaml", cut)  # after the shards are gone, before the lock is another
+        assert run("revoke", spec, "--patient", WHO, "--yes", "--local").code == 130
+    assert resting(tmp_path) == set()
+    assert run("revoke", spec, "--patient", WHO, "--yes", "--local").code == 0
+    assert run("verify", tmp_path / "out").code == 0
+    assert mentions(tmp_path / "lineage") == []
+
+
+def test_only_the_rows_of_the_bank_may_differ(make: Callable[..., Path], bank: Path, tmp_path: Path) -> None:
+    assert run("build", make(), "--local").code == 0
+    without(bank)
+    rest = resting(tmp_path)
+    refused = run("revoke", make(sampler={"steps": 5}), "--patient", WHO, "--yes", "--local")
+    assert refused.code == 2 and "sampler.steps: was" in refused.err
+    assert resting(tmp_path) == rest and not (tmp_path / "lineage/revocations").exists()
+
+
+def test_a_lineage_with_a_hole_cannot_tell(make: Callable[..., Path], tmp_path: Path) -> None:
+    assert run("build", make(), "--local").code == 0
+    next((tmp_path / "lineage/units").glob("000001-*.parquet")).unlink()
+    refused = run("revoke", make(), "--patient", WHO)
+    assert refused.code == 2
+    assert "is missing, so what shard 000001 rests on is not known" in refused.err
+
+
+def test_models_that_were_trained_on_the_set_are_named(make: Callable[..., Path], tmp_path: Path) -> None:
+    assert run("build", make(), "--local").code == 0
+    lock = read_lock((tmp_path / "out/spec.lock.yaml").read_bytes())
+    own = {"sets": [{"name": lock["name"], "recipe_sha256": lock["recipe_sha256"]}]}
+    for name, training in {
+        "direct": own,
+        "later": {"base": {"id": "direct", "training": own}},
+        "other": {"sets": [{"name": "x", "recipe_sha256": "0"}]},
+    }.items():
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text(json.dumps({"training": training}))
+    listed = run("revoke", make(), "--patient", "nobody", "--models", tmp_path / "models")
+    text = " ".join(listed.out.split())
+    assert "models/direct: trained on it" in text
+    assert "models/later: goes on from direct, which was trained on it" in text
+    assert "models/other" not in text
+    assert "0 tiles of 0 shards rest on the patient" in text
