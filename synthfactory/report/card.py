@@ -41,6 +41,7 @@ FIRST_COLUMNS = ("device", "dtype", "batch_size", "threads", "attention", "torch
 SCREENS = {
     "tissue": "share of pixels that show tissue",
     "blur": "sharpness (mean absolute Laplacian of optical density)",
+    "nearest_real": "cosine similarity to the bank's nearest real tile, against what real tiles of other patients reach",
     "agreement": "cosine similarity of the tile's embedding to its condition",
 }
 _ACTIVE = re.compile(r"([\\`*_{}\[\]#!|~$@:])")  # what starts markup, a link or a mention
@@ -122,7 +123,7 @@ def _screens(screens: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             name,
             SCREENS.get(name, ""),
-            ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sorted(limits.items())),
+            ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sorted(limits.items()) if key != "holdout"),
         )
         for name, limits in sorted(screens.items())
         if isinstance(limits, Mapping)

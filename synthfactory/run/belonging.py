@@ -19,6 +19,7 @@ from synthfactory.plan.seeds import Keys
 from synthfactory.privacy.projection import Projection
 from synthfactory.privacy.release import Release
 from synthfactory.run.keys import make_keys, read_keys
+from synthfactory.run.nearest_real import holdout_mac
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
 from synthfactory.run.releasing import charged, kept, stated
 from synthfactory.run.source import UNCONDITIONAL
@@ -37,7 +38,11 @@ def recipe_of(prepared: Prepared, keys: Keys, found: Found) -> dict[str, Any]:
         macs = dict.fromkeys(spec.classes, f"release:{says['release_sha256'][:16]}")
         return recipe(spec, prepared.facts, macs, says)
     macs = {name: UNCONDITIONAL if bank is None else bank.class_mac(keys.conditions, name) for name in spec.classes}
-    return recipe(spec, prepared.facts, macs)
+    return recipe(spec, prepared.facts, macs, holdout=_holdout(prepared, keys))
+
+
+def _holdout(prepared: Prepared, keys: Keys) -> str | None:
+    return None if prepared.holdout is None else holdout_mac(prepared.holdout, keys.conditions)
 
 
 def _facts(prepared: Prepared, found: Found) -> tuple[list[str], str]:
@@ -59,7 +64,9 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     found = kept(prepared, standing.lock)
     if found is None and prepared.bank is None and prepared.conditions.tiles is not None:
         banks = standing.lock["recipe"]["class_banks"]
-        values = recipe(spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes})
+        values = recipe(
+            spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes}, holdout=_holdout(prepared, keys)
+        )
     else:
         values = recipe_of(prepared, keys, found)
     try:

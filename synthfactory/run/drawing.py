@@ -22,7 +22,7 @@ from synthfactory.run.budget import BudgetSpentError
 from synthfactory.run.task import Task, Tick
 from synthfactory.sample.engine import Drawn
 from synthfactory.sample.official import AnyEngine
-from synthfactory.screen import Verdict, screen_tiles
+from synthfactory.screen import Nearest, Verdict, screen_tiles
 from synthfactory.shards.record import LineageRow
 from synthfactory.shards.tarfmt import encode_image
 from synthfactory.spec.sampler import Sampler
@@ -67,10 +67,10 @@ class _Finished:
 class Drawing:
     """Engine, screens and format of a build; `unit` works through one task."""
 
-    def __init__(self, engine: AnyEngine, spec: Spec, keys: Keys) -> None:
-        self._engine, self._spec, self._keys = engine, spec, keys
+    def __init__(self, engine: AnyEngine, spec: Spec, keys: Keys, nearest: Nearest | None = None) -> None:
+        self._engine, self._spec, self._keys, self._nearest = engine, spec, keys, nearest
         self._calls_end: int | None = None
-        self._embeds = spec.screen.agreement is not None
+        self._embeds = spec.screen.embeds
 
     def unit(self, task: Task, scratch: Path, batch_size: int, tick: Tick, calls_end: int | None = None) -> Unit:
         """Draws, screens and encodes the unit's tiles into a spool file in `scratch`.
@@ -135,7 +135,7 @@ class Drawing:
     def _finished(self, batch: _Batch, drawn: Drawn) -> _Finished:
         images, embeddings = drawn.wait()
         began = time.perf_counter()
-        verdicts = screen_tiles(images, batch.conditions, self._spec.screen, embeddings)
+        verdicts = screen_tiles(images, batch.conditions, self._spec.screen, embeddings, self._nearest)
         screened = time.perf_counter()
         tiles = [
             (

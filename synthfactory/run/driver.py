@@ -26,6 +26,7 @@ from synthfactory.run.belonging import begun, check_agrees
 from synthfactory.run.budget import RunBudget, spent_before
 from synthfactory.run.conditioning import conditioning
 from synthfactory.run.keys import guard
+from synthfactory.run.nearest_real import laid_out
 from synthfactory.run.prepare import Prepared, Standing, expected_of, read_standing
 from synthfactory.run.progress import Progress, duration
 from synthfactory.run.task import OUT_OF_BUDGET, Done, Failed, Pool, Setup, Task, Tick, UnitResult
@@ -164,7 +165,10 @@ def _build_leased(
     waiting = [shard for shard in range(asked) if shard not in commits]
     result = BuildResult(0, sum(step.tiles for step in rounds), asked, 0)
     if waiting:
-        setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock))
+        nearest = None
+        if prepared.bank is not None and prepared.holdout is not None:
+            nearest = laid_out(spec, prepared.bank, prepared.holdout, keys.conditions, lineage)
+        setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock), nearest)
         opened = time.perf_counter()
         tasks = Tasks(spec, rounds, conditioning(prepared, found, keys.conditions, lineage))
         result.seconds["condition"] += time.perf_counter() - opened

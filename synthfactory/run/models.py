@@ -94,7 +94,7 @@ def _locked(lock: Mapping[str, Any] | None, part: str, source: str) -> str | Non
 def needs_encoder(spec: Spec) -> bool:
     """Whether a build embeds anything itself: real tiles, or its own for the agreement screen."""
     source = spec.embeddings
-    return source.tiles is not None or source.shards is not None or spec.screen.agreement is not None
+    return source.tiles is not None or source.shards is not None or spec.screen.embeds
 
 
 def _encoder(spec: Spec, model: Opened, lock: Mapping[str, Any] | None) -> EncoderFolder | None:

@@ -26,6 +26,7 @@ from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, check_chain
 from synthfactory.plan.units import key_of, unit_of
 from synthfactory.run.models import choose_model
+from synthfactory.run.nearest_real import check_apart, open_holdout
 from synthfactory.run.protecting import protection
 from synthfactory.run.source import Conditions, open_conditions, placed
 from synthfactory.shards.base import NotAFileError
@@ -119,6 +120,7 @@ class Prepared:
     facts: ModelFacts
     conditions: Conditions
     protection: tuple[str, ...] = ()  # what the plan says of privacy
+    holdout: Bank | None = None  # real tiles of other patients, where the screen `nearest_real` is on
 
     @property
     def bank(self) -> Bank | None:
@@ -153,6 +155,7 @@ class Prepared:
         return replace(self, conditions=found)._protected()
 
     def _protected(self) -> Prepared:
+        check_apart(self.spec, self.holdout, self.bank)
         says = protection(self.spec, self.folder, self.facts, self.conditions.summaries, self.bank)
         return replace(self, protection=says)
 
@@ -191,7 +194,8 @@ def prepare(spec: Spec) -> Prepared:
     """Opens model and source and checks that they fit one another and the spec; InputError names what does not."""
     chosen = choose_model(spec)
     conditions = open_conditions(chosen.spec, chosen.facts, chosen.encoder)
-    return Prepared(chosen.spec, chosen.model, chosen.encoder, chosen.facts, conditions)._protected()
+    holdout = open_holdout(chosen.spec, chosen.facts)
+    return Prepared(chosen.spec, chosen.model, chosen.encoder, chosen.facts, conditions, holdout=holdout)._protected()
 
 
 def standing_of(spec: Spec) -> Standing:

@@ -50,7 +50,7 @@ def probe_batch(spec: Spec) -> int:
 def _measured(model: LoadedModel, spec: Spec, device: torch.device) -> int:
     engine = Engine(model, dtype=spec.execution.dtype)
     step = Sampler(solver="euler", steps=1, guidance=Guidance(scale=2.0))
-    embed = spec.screen.agreement is not None
+    embed = spec.screen.embeds
 
     def peak(rows: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)

@@ -24,6 +24,7 @@ class Setup:
     lock: dict[str, Any]
     run_id: str
     other_fingerprint: dict[str, Any] | None = None  # strict: what this build's shards were made with
+    nearest: str | None = None  # LINEAGE's path of what the screen `nearest_real` compares with
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from synthfactory.run.fingerprint import fingerprint
 from synthfactory.run.keys import read_keys
 from synthfactory.run.models import choose_model
 from synthfactory.run.task import OUT_OF_BUDGET, Setup, Task, Tick, UnitResult
+from synthfactory.screen import Nearest
 from synthfactory.shards.commit import commit_shard
 from synthfactory.shards.record import TileRecord, lineage_parquet, public_parquet
 from synthfactory.shards.store import open_store
@@ -44,7 +45,8 @@ class Worker:
         execution = lock["execution"]
         self._batch_size = int(execution["batch_size"])
         self._engine = make_engine(folder, chosen.encoder, execution)
-        self._drawing = Drawing(self._engine, spec, read_keys(spec, self._lineage))
+        nearest = None if setup.nearest is None else Nearest.from_bytes(self._lineage.read(setup.nearest))
+        self._drawing = Drawing(self._engine, spec, read_keys(spec, self._lineage), nearest)
         self._class_index = {entry["name"]: int(entry["class_index"]) for entry in lock["classes"]}
         self._folder = folder
         self._check_fingerprint()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from synthfactory.screen.nearest import Nearest
 from synthfactory.spec.sections import Screen
 
 TISSUE_DENSITY = 0.06  # glass and lumina lie below, pale stroma above
@@ -64,10 +65,12 @@ def screen_tiles(
     conditions: np.ndarray | None,
     screen: Screen,
     embeddings: np.ndarray | None,
+    nearest: Nearest | None = None,
 ) -> list[Verdict]:
     """A verdict per tile, uint8 (N, H, W, 3), drawn for conditions float32 (N, E).
 
-    `embeddings`, float32 (N, E), are the encoder's of the tiles; needed by the agreement screen only.
+    `embeddings`, float32 (N, E), are the encoder's of the tiles; only the screens `agreement` and `nearest_real` need them, and the latter
+    `nearest`.
     Limits are inclusive. A score that is not finite drops the tile, for a reason of its own.
     """
     scores: dict[str, np.ndarray] = {}
@@ -86,6 +89,11 @@ def screen_tiles(
         scores["agreement"] = cosine(embeddings, conditions)
         limits.append(("agreement", "far from its condition", screen.agreement.min, np.inf))
         limits.append(("agreement", "too near its condition", -np.inf, screen.agreement.max))
+    if screen.nearest_real is not None:
+        if embeddings is None or nearest is None:
+            raise ValueError("the nearest_real screen needs the tiles' embeddings and the bank's directions")
+        scores["nearest_real"] = nearest.cosine(embeddings)
+        limits.append(("nearest_real", "too near a real tile", -np.inf, nearest.threshold))
     verdicts = []
     for row in range(len(images)):
         values = {name: float(score[row]) for name, score in scores.items()}

@@ -139,7 +139,7 @@ class Spec(FrozenModel):
     @model_validator(mode="after")
     def _across(self) -> Spec:
         found = [*self._class_problems(), *self._size_problems(), *self._sampler_problems(), *self._place_problems()]
-        found = found or self._unconditional_problems()
+        found = found or [*self._unconditional_problems(), *self._dp_problems()]
         if found:
             raise Problems(found)
         return self
@@ -183,7 +183,15 @@ class Spec(FrozenModel):
                 break
         if self.screen.agreement is not None:
             found.append(("screen.agreement", "compares a tile with its condition, and there is none; leave it out"))
+        if self.screen.nearest_real is not None:
+            found.append(("screen.nearest_real", "compares tiles with the bank, and there is none; leave it out"))
         return found
+
+    def _dp_problems(self) -> list[tuple[str, str]]:
+        if self.privacy.mechanism != "dp" or self.screen.nearest_real is None:
+            return []
+        what = "looks at the bank's own tiles, which the epsilon does not cover; leave it out (no condition is any patient's)"
+        return [("screen.nearest_real", what)]
 
     def _size_problems(self) -> list[tuple[str, str]]:
         shares = {name: item.fraction for name, item in self.classes.items() if item.fraction is not None}

@@ -46,6 +46,22 @@ class AgreementScreen(FrozenModel):
         return self
 
 
+class NearestRealScreen(FrozenModel):
+    """Drops tiles nearer to a real tile of the bank than real tiles of other patients are: fewer near copies, and no guarantee."""
+
+    holdout: str = Field(
+        description="Parquet bank of real tiles of other patients, which sets the threshold.",
+        examples=["holdout.parquet"],
+    )
+    percentile: float = Field(
+        default=99.5,
+        ge=50,
+        lt=100,
+        description="Of the holdout's cosines to the bank's nearest tile; what is above is dropped. Default 99.5.",
+        examples=[99.5],
+    )
+
+
 class Screen(FrozenModel):
     """Which tiles are kept; a screen that is left out or null is off. Dropped tiles are drawn again."""
 
@@ -60,6 +76,16 @@ class Screen(FrozenModel):
         description="Screen of agreement with the condition; null = off (default).",
         examples=[{"min": 0.4}],
     )
+    nearest_real: NearestRealScreen | None = Field(
+        default=None,
+        description="Screen of nearness to the bank's own tiles; null = off (default).",
+        examples=[{"holdout": "holdout.parquet"}],
+    )
+
+    @property
+    def embeds(self) -> bool:
+        """Whether drawn tiles must be embedded."""
+        return self.agreement is not None or self.nearest_real is not None
 
 
 class Output(FrozenModel):
