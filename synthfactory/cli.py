@@ -63,6 +63,7 @@ for command in (
     sets.status,
     sets.gc,
     sets.preview,
+    sets.ethics,
     embed,
     phantom,
     model,

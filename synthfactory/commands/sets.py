@@ -45,6 +45,44 @@ def status(out: str) -> None:
         sys.exit(EXIT_INCOMPLETE)
 
 
+@click.command(short_help="One page on privacy, for an ethics board.")
+@out_argument
+@click.option(
+    "--audit",
+    "audit_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Report of `synthfactory audit`.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write (default: print it).",
+)
+def ethics(out: str, audit_file: Path | None, target: Path | None) -> None:
+    """Print one page: who might attack, the mechanism and its exact guarantee, what remains, what was attacked and how it went."""
+    from synthfactory.report.ethics import ethics_page
+
+    standing = open_set(out)
+    report = None
+    if audit_file is not None:
+        try:
+            report = json.loads(audit_file.read_text())
+        except (OSError, ValueError):
+            report = {}
+        report = report if isinstance(report, dict) else {}
+    page = ethics_page(standing.lock, [step.to_json() for step in standing.rounds], standing.commits, report)
+    if target is None:
+        click.echo(page)
+        return
+    try:
+        target.write_text(page)
+    except OSError as error:
+        raise InputError(f"-o {target}: cannot be written ({error.strerror or error}); name another file") from None
+    click.echo(f"{target}: {len(page.splitlines())} lines of Markdown")
+
+
 @click.command(short_help="Remove what no commit names.")
 @out_argument
 @click.option("--lineage", help="The build's lineage folder: makes sure that no build is at work.")

@@ -55,7 +55,7 @@ def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], c
     licence = {
         key: value for key, value in (lock["model"].get("licence") or {}).items() if key not in ("name", "sharing")
     }
-    template = _environment().get_template("dataset-card.md.j2")
+    template = environment().get_template("dataset-card.md.j2")
     return template.render(
         lock=lock,
         model=lock["model"],
@@ -91,7 +91,8 @@ def quoted(value: str) -> str:
     return json.dumps(value)
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """For templates: what is not defined is an error; filters `cell` and `quoted`."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,

@@ -1,0 +1,83 @@
+"""One page for an ethics board: threat model, mechanism and exact guarantee, what remains, what was attacked and how it went."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from synthfactory.plan.lock import lock_yaml
+from synthfactory.report.card import SHARING, cell, environment
+from synthfactory.report.facts import gather, is_unconditional, privacy, terms
+from synthfactory.shards.commit import Commit
+from synthfactory.spec.errors import InputError
+
+AUDIT_FORMAT = "synthfactory-audit/1"
+
+
+def ethics_page(
+    lock: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    commits: Mapping[int, Commit],
+    audit: Mapping[str, Any] | None = None,
+) -> str:
+    """The page, Markdown; a pure function of its arguments. InputError where the audit is of another set, or is none."""
+    says, name = lock["recipe"]["privacy"], terms(lock)[0]
+    text: str = (
+        environment()
+        .get_template("ethics.md.j2")
+        .render(
+            lock=lock,
+            facts=gather(lock, rounds, commits),
+            mechanism=says["mechanism"],
+            says=says,
+            privacy=privacy(lock, cell),
+            unconditional=is_unconditional(lock),
+            factor=math.exp(says.get("epsilon", 0.0)),
+            bound=_bound(says),
+            audit=None if audit is None else list(_audited(audit, lock)),
+            terms_name=name,
+            sharing_words=SHARING[lock["terms"]["sharing"]],
+        )
+    )
+    return text
+
+
+def _bound(says: Mapping[str, Any]) -> float:
+    if says["mechanism"] != "dp":
+        return math.nan
+    from synthfactory.privacy.accountant import auc_bound, mu_of, sigma_for
+
+    return auc_bound(mu_of(sigma_for(says["epsilon"], says["delta"])))
+
+
+def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any]) -> Iterator[str]:
+    """What an audit found, a line each."""
+    if audit.get("format") != AUDIT_FORMAT:
+        raise InputError("--audit: is no report of `synthfactory audit`")
+    if audit.get("lock_sha256") != hashlib.sha256(lock_yaml(lock)).hexdigest():
+        raise InputError("--audit: is of another set, or of this one before it changed; run `synthfactory audit` again")
+    try:
+        for name, control in audit["controls"].items():
+            held = {True: "held", False: "FAILED", None: "could not be run"}[control["passed"]]
+            yield f"control, {name}: {held}" + (f" ({control['why']})" if control.get("why") else "")
+        yield f"near copies of members, by {audit['copies']['by']}: {_figure(audit['copies']['rate'])} of tiles"
+        yield f"tiles nearer to members than to as many others (0.5 is chance): {_figure(audit['nearer_to_members'])}"
+        membership = audit["membership"]
+        for name, attack in membership.items() if "why" not in membership else ():
+            yield f"membership by {name}, area under the curve (0.5 is chance): {_figure(attack['auc'])}"
+        epsilon = audit["epsilon"]
+        if "at_least_999" in epsilon:
+            against = ", which CONTRADICTS what is stated" if epsilon["contradicts_what_is_stated"] else ""
+            yield f"epsilon that the attacks show at least (99.9 %): {epsilon['at_least_999']:.2f}{against}"
+    except (KeyError, TypeError, AttributeError):
+        raise InputError("--audit: is a damaged report; run `synthfactory audit` again") from None
+
+
+def _figure(found: Mapping[str, Any]) -> str:
+    if found.get("value") is None:
+        return str(found["why"])
+    interval = found.get("interval_999")
+    shown = f" (99.9 %: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{found['value']:.3f}{shown}"

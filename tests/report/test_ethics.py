@@ -1,0 +1,72 @@
+"""The page for an ethics board: exact words for each mechanism, and no more than what was measured."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import Any
+
+import pytest
+from card_making import lock as make_lock
+
+from synthfactory.plan.lock import lock_yaml
+from synthfactory.report.ethics import ethics_page
+from synthfactory.spec.errors import InputError
+
+DP = {
+    "mechanism": "dp", "epsilon": 1.0, "delta": 1e-6, "population": 5000, "cohort": "lung", "label_level": "tile",
+    "release_sha256": "a" * 64, "projection_sha256": "b" * 64, "provenance": "invented | tissue",
+}  # fmt: skip
+
+
+def page(privacy: dict[str, Any], audit: dict[str, Any] | None = None) -> str:
+    lock = copy.deepcopy(make_lock())
+    lock["recipe"]["privacy"] = privacy
+    return " ".join(ethics_page(lock, [], {}, audit).split())
+
+
+def audit_of(lock: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    figure = {"value": 0.512, "interval_999": [0.4, 0.6], "n": 9}
+    return {
+        "format": "synthfactory-audit/1", "lock_sha256": hashlib.sha256(lock_yaml(lock)).hexdigest(),
+        "controls": {"planted copies": {"passed": True, "why": ""}},
+        "copies": {"by": "pixels", "rate": {"value": None, "why": "not measurable with n = 3", "n": 3}},
+        "nearer_to_members": figure, "membership": {"max cosine": {"auc": figure}},
+        "epsilon": {"value": None, "why": "no epsilon"}, **changes,
+    }  # fmt: skip
+
+
+def test_each_mechanism_says_what_it_gives() -> None:
+    none, mix, dp = page({"mechanism": "none"}), page({"mechanism": "mix", "k": 5, "max_weight": 0.4}), page(DP)
+    assert "Guarantee: none. A tile may be a near copy" in none and "Treat the set as personal data" in none
+    assert "Guarantee: none. Blending 5 patients" in mix and "not a privacy guarantee" in mix
+    assert "e^1.0 = 2.72" in dp and "invented \\| tissue" in dp
+    assert "no test of one patient's membership has an area under the curve above 0.5" in dp
+    for text in (none, mix, dp):
+        assert "no audit was given" in text
+        assert "private data" not in text and "anonymous" not in text and "anonymised" not in text
+    assert "synthfactory revoke" in mix and "synthfactory revoke" not in dp
+
+
+def test_what_was_attacked_is_shown_and_what_could_not_be() -> None:
+    lock = make_lock()
+    text = " ".join(ethics_page(lock, [], {}, audit_of(lock)).split())
+    assert "control, planted copies: held" in text.replace("\\", "")
+    assert "not measurable with n = 3" in text
+    assert "0.512 (99.9 %: 0.400 to 0.600)" in text.replace("\\", "")
+    assert "An audit that finds nothing proves nothing" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "x"}, "is no report"),
+        ({"lock_sha256": "0"}, "is of another set"),
+        ({"controls": 3}, "is a damaged report"),
+        ({"copies": {}}, "is a damaged report"),
+    ],
+)
+def test_an_audit_of_something_else_is_refused(change: dict[str, Any], message: str) -> None:
+    lock = make_lock()
+    with pytest.raises(InputError, match=message):
+        ethics_page(lock, [], {}, audit_of(lock, **change))
