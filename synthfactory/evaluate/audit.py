@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from synthfactory.evaluate.figures import LEAST_PATIENTS, Attack, Figure, median, share, too_few, unmeasured
+from synthfactory.evaluate.figures import LEAST_PATIENTS, Attack, Figure, median, share, unmeasured
 from synthfactory.evaluate.membership import CONFIDENCE, epsilon_shown
 from synthfactory.evaluate.neighbours import nearest
 
@@ -240,10 +240,16 @@ def innocent(members: Real, holdout: Real, search: Search = nearest, seed: int =
     drawn_rows, rest_rows = halves(holdout, seed)
     drawn, rest = holdout.of(drawn_rows), holdout.of(rest_rows)
     mine, theirs = equal(members, rest, seed)
+    patients = members.count_patients(), holdout.count_patients()
     members, rest = members.of(mine), rest.of(theirs)
-    few = too_few(members.count_patients(), rest.count_patients())
-    if few:
-        return Innocence({}, False, f"{few}, and the holdout is halved for it")
+    least = min(members.count_patients(), rest.count_patients())
+    if least < LEAST_PATIENTS:
+        return Innocence(
+            {},
+            False,
+            f"not measurable with n = {least} patients a side of one kind; there are {patients[0]:,} members, and {patients[1]:,} in the "
+            f"holdout, which is halved; {LEAST_PATIENTS} a side are needed",
+        )
     as_drawn = Drawn(drawn.embeddings, drawn.classes)
     confidence = 1 - (1 - CONFIDENCE) / (len(ATTACKS) + 1)  # of each, so that all hold at once
     every = np.ones(len(drawn), bool)

@@ -40,10 +40,9 @@ def _moved_over(tile: np.ndarray, other: np.ndarray, random: np.random.Generator
     """What leaves on one side is gone; another tile shows where it was."""
     (y, x), side = _offset(len(tile), 0.2, random), len(tile)
     found = other.copy()
-    found[max(0, y) : side + min(0, y), max(0, x) : side + min(0, x)] = tile[
-        max(0, -y) : side - max(0, y), max(0, -x) : side - max(0, x)
-    ]
-    return found
+    stays = tile[max(0, -y) : side - max(0, y), max(0, -x) : side - max(0, x)]
+    found[max(0, y) : side + min(0, y), max(0, x) : side + min(0, x)] = stays
+    return np.asarray(found)
 
 
 def _moved_mirrored(tile: np.ndarray, other: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -97,7 +97,7 @@ def test_the_control_passes_sets_of_the_holdout_and_fails_where_kinds_differ() -
     assert all(innocent(real(10 + n, "m"), real(30 + n, "h")).passed for n in range(3))
     assert not innocent(real(1, "m", off=3.0), HOLDOUT).passed
     few = innocent(MEMBERS, real(2, "h", patients=18))
-    assert few.why_not.startswith("not measurable with n = 8 others")
+    assert few.why_not.startswith("not measurable with n = 9 patients a side")
     assert not few.passed
 
 
@@ -115,7 +115,7 @@ def test_the_limit_is_set_on_one_half_and_tried_on_the_other() -> None:
     one, other = halves(holdout, 0)
     assert not set(holdout.patients[one]) & set(holdout.patients[other])
     assert len(one) + len(other) == len(holdout)
-    assert {"a": 15, "b": 15} == {name: holdout.of(one).count_patients(name) for name in "ab"}
+    assert {name: holdout.of(one).count_patients(name) for name in "ab"} == {"a": 15, "b": 15}
     scores = np.zeros(len(holdout))
     scores[other] = 1.0  # seen only where the limit is tried
     found = threshold(scores, holdout, 0)
