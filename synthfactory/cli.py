@@ -16,6 +16,7 @@ import click
 
 from synthfactory.commands import build as making
 from synthfactory.commands import sets
+from synthfactory.commands.audit import audit
 from synthfactory.commands.calibrate import calibrate
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, say
 from synthfactory.commands.doctor import doctor
@@ -64,6 +65,7 @@ for command in (
     sets.gc,
     sets.preview,
     sets.ethics,
+    audit,
     embed,
     phantom,
     model,

@@ -46,8 +46,8 @@ def auc(members: np.ndarray, others: np.ndarray, confidence: float = CONFIDENCE)
     return Auc(value, (low, high))
 
 
-def proportion(hits: int, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """Clopper and Pearson's exact interval of a share."""
+def proportion(hits: float, count: float, confidence: float = CONFIDENCE) -> Interval:
+    """Clopper and Pearson's exact interval of a share; `count` need not be whole, where it stands for as many independent ones."""
     tail = (1 - confidence) / 2
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, count - hits + 1))
     high = 1.0 if hits == count else float(beta.ppf(1 - tail, hits + 1, count - hits))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthfactory.evaluate.copies import copy_scores, pattern
+from synthfactory.evaluate.copies import copy_scores, fingerprint, pattern
+from synthfactory.evaluate.neighbours import nearest
+from synthfactory.evaluate.planted import TESTING, TUNING, plant, schedule
 from synthfactory.phantom import CLASSES, cohort_tiles
 
 LIMIT = 0.6
@@ -72,3 +74,30 @@ def test_a_tile_without_a_pattern_is_like_nothing(patterns: np.ndarray) -> None:
     blank = pattern(np.full((224, 224, 3), 240, np.uint8))
     assert not blank.any()
     assert np.abs(copy_scores(blank, patterns[:3])).max() < 1e-3
+
+
+def test_a_fingerprint_puts_the_original_on_the_shortlist(tiles: np.ndarray, patterns: np.ndarray) -> None:
+    """No turn changes it at all; of every change the original is the nearest of all tiles, but for shifts among the nearest three."""
+    prints = np.stack([fingerprint(each) for each in patterns])
+    middle, spread = prints.mean(axis=0), prints.std(axis=0) + 1e-6
+    assert fingerprint(np.rot90(patterns[0])[::-1]) == pytest.approx(prints[0], abs=0.7)
+    for name, change in CHANGES.items():
+        for number in range(0, len(tiles), 4):
+            copy = np.ascontiguousarray(change(tiles[number], tiles[(number + 7) % len(tiles)]))
+            rows, _ = nearest(((fingerprint(pattern(copy)) - middle) / spread)[None], (prints - middle) / spread, 3)
+            assert number in rows[0][: 3 if name in ("shifted", "all of it") else 1], name
+
+
+def test_both_families_of_planted_copies_do_all_that_copies_are_made_by(tiles: np.ndarray) -> None:
+    random = np.random.default_rng(0)
+    for family in (TUNING, TESTING):
+        assert {"shifted", "stained anew", "compressed", "mirrored", "turned", "blended"} <= set(family)
+        for name in family:
+            made = plant(tiles[0], tiles[1], family, (name,), random)
+            assert (made.shape, made.dtype) == (tiles[0].shape, tiles[0].dtype)
+            assert not np.array_equal(made, tiles[0]), name
+            assert copy_scores(pattern(made), pattern(tiles[0])[None])[0] > LIMIT, name
+    assert not set(map(id, TUNING.values())) & set(map(id, TESTING.values()))
+    plans = schedule(TESTING, 40)
+    assert {plan[0] for plan in plans} == set(TESTING)
+    assert max(map(len, plans)) == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from synthfactory.evaluate import neighbours
-from synthfactory.evaluate.neighbours import nearest, unit
+from synthfactory.evaluate.neighbours import Product, nearest, unit
 
 
 @pytest.mark.parametrize("by", ["cosine", "euclidean"])
@@ -43,3 +43,38 @@ def test_what_cannot_be_compared_is_refused() -> None:
             nearest(queries, references, k)
     with pytest.raises(ValueError, match="not finite"):
         nearest(good, np.full((3, 4), np.nan))
+
+
+def test_pairs_of_one_number_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "REFERENCES", 16)
+    monkeypatch.setattr(neighbours, "FIRST", 4)
+    random = np.random.default_rng(1)
+    x, numbers = random.standard_normal((60, 5)), np.arange(60) // 20
+    rows, distances = nearest(x, x, 2, apart=(numbers, numbers))
+    whole = ((unit(x)[:, None].astype(np.float64) - unit(x)[None]) ** 2).sum(2) / 2
+    whole[numbers[:, None] == numbers[None]] = np.inf
+    assert np.array_equal(rows, whole.argsort(1, kind="stable")[:, :2])
+    assert (distances > 1e-6).all()
+    _, alone = nearest(x, x, 2, apart=(np.zeros(60), np.zeros(60)))
+    assert np.isinf(alone).all()
+
+
+def test_a_coarse_product_is_made_up_for() -> None:
+    """Products off by up to 30 %: what the bound cannot rule out is searched again, and the answer is that of exact ones."""
+    random = np.random.default_rng(2)
+    queries, references = random.standard_normal((50, 8)), random.standard_normal((400, 8))
+    calls: list[int] = []
+
+    def coarse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        calls.append(len(a))
+        return np.asarray(
+            (a @ b.T) + 0.3 * np.linalg.norm(a, axis=1)[:, None] * random.uniform(-1, 1, (len(a), len(b)))
+        )
+
+    rows, distances = nearest(queries, references, 3, product=Product(coarse, 0.3, 4))
+    wanted, apart = nearest(queries, references, 3)
+    assert calls
+    assert np.array_equal(rows, wanted)
+    assert np.array_equal(distances, apart)
+    blind, _ = nearest(queries, references, 3, product=Product(coarse, 0.0, 4))
+    assert not np.array_equal(blind, wanted), "without its bound the coarse product misses some"

@@ -1,0 +1,221 @@
+"""From what `synthfactory audit` was asked for to a written report: the set, its encoder, its mechanism, and what was attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from synthfactory.model.encoder import EncoderFolder, encoder_of, open_encoder
+from synthfactory.model.folder import BUILT_IN, open_model
+from synthfactory.model.weights import load_encoder
+from synthfactory.plan.lock import LOCK
+from synthfactory.run.audit_tiles import (
+    Source,
+    Tick,
+    check_apart,
+    has_patterns,
+    open_drawn,
+    open_source,
+    report_place,
+    write_report,
+)
+from synthfactory.run.auditing import FORMAT, NO_PROOF, SEED, Audit, Mechanism, lock_sha256
+from synthfactory.run.driver import check_output
+from synthfactory.run.prepare import Standing, read_standing
+from synthfactory.run.progress import Progress
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.hubname import repo_of
+
+MECHANISMS = ("none", "mix", "dp")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's arguments."""
+
+    out: str
+    members: str
+    holdout: str
+    encoder: str | None = None
+    encoder_id: str | None = None
+    model: str | None = None
+    mechanism: str | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    report: str = "audit.json"
+
+
+def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
+    """The report, written to its place. InputError for what cannot be audited; UnfitError, and nothing written, where a control fails."""
+    place = report_place(asked.report, asked.out)
+    standing = read_standing(asked.out)
+    lock = standing.lock
+    if lock is None:
+        raise InputError(f"{asked.out}: holds no set (no {LOCK}); name the output.path of a build")
+    mechanism = mechanism_of(lock, asked)
+    folder = encoder_for(lock, asked)
+    tile_px = int(lock["model"]["tile_size_px"])
+    if folder.image_size_px != tile_px:
+        raise InputError(
+            f"--encoder: {folder.id} takes {folder.image_size_px} px, but tiles of {asked.out} have {tile_px} px; no tile is resized, "
+            "so name an encoder of that size"
+        )
+    _check_whole(asked.out, standing)
+    embed = load_encoder(folder).embed
+    steps = _Steps(say)
+    try:
+        sources = [
+            open_source(given, option, folder, embed, steps.begin)
+            for option, given in (("--members", asked.members), ("--holdout", asked.holdout))
+        ]
+        check_apart(*sources)
+        count = sum(commit.tiles for commit in standing.commits.values())
+        tick = steps.begin(f"{asked.out}: {count:,} tiles to embed with {folder.id}", count)
+        drawn = open_drawn(asked.out, standing.store, folder, embed, tick)
+        audit = Audit(drawn, sources[0], sources[1], embed, folder.image_size_px, mechanism, steps.begin)
+        figures = audit.run()
+    finally:
+        steps.close()
+    found = {
+        "format": FORMAT,
+        "internal": f"Names tiles of real patients: never published. {NO_PROOF}",
+        "set": {
+            "place": asked.out, "name": lock["name"], "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
+            "tiles": len(drawn.keys), "classes": sorted(set(drawn.drawn.classes.tolist())),
+        },
+        "members": _described(sources[0]), "holdout": _described(sources[1]),
+        "encoder": _independence(lock, folder),
+        "mechanism": vars(mechanism),
+        "seed": SEED,
+        **figures,
+    }  # fmt: skip
+    found["not_measured"] = _not_measured(found, audit, folder)
+    write_report(place, found)
+    return found
+
+
+class _Steps:
+    """Progress of one step after the other."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._progress = say, Progress(0, say=say, screened=False)
+
+    def begin(self, what: str, total: int) -> Tick:
+        """Says what begins; the tick takes what is done."""
+        self._progress.close()
+        self._say(what)
+        self._progress = progress = Progress(total, say=self._say, screened=False)
+        return lambda count: progress.tick(count, 0)
+
+    def close(self) -> None:
+        """Ends the last one."""
+        self._progress.close()
+
+
+def mechanism_of(lock: Mapping[str, Any], asked: Asked) -> Mechanism:
+    """As the lock's recipe says (a lock without it: none), or as the options do where it says none. InputError where they disagree."""
+    stated = lock["recipe"].get("privacy") or {}
+    name = str(stated.get("mechanism", "none"))
+    if asked.mechanism is None:
+        if asked.epsilon is not None or asked.delta is not None:
+            raise InputError("--epsilon, --delta: go with --mechanism dp; add it, or leave them out")
+        return Mechanism(name, stated.get("epsilon"), stated.get("delta"))
+    if name != "none" and name != asked.mechanism:
+        raise InputError(f"--mechanism {asked.mechanism}: {asked.out}/{LOCK} says {name}; leave the option out")
+    epsilon = asked.epsilon if asked.epsilon is not None else stated.get("epsilon")
+    delta = asked.delta if asked.delta is not None else stated.get("delta")
+    if asked.mechanism != "dp":
+        if asked.epsilon is not None or asked.delta is not None:
+            raise InputError(
+                f"--mechanism {asked.mechanism}: has neither epsilon nor delta; leave --epsilon and --delta out"
+            )
+        return Mechanism(asked.mechanism)
+    if epsilon is None or delta is None:
+        raise InputError("--mechanism dp: needs --epsilon and --delta, what it promises")
+    for key, value in (("epsilon", epsilon), ("delta", delta)):
+        if name == "dp" and stated.get(key) not in (None, value):
+            raise InputError(f"--{key} {value:g}: {asked.out}/{LOCK} says {stated[key]:g}; leave the option out")
+    return Mechanism("dp", float(epsilon), float(delta))
+
+
+def encoder_for(lock: Mapping[str, Any], asked: Asked) -> EncoderFolder:
+    """The encoder to look with: the one named, else that of the set's own model."""
+    if asked.encoder is not None:
+        if asked.model is not None:
+            raise InputError("--model: is for its encoder, and --encoder names one; leave one of them out")
+        return open_encoder(asked.encoder, asked.encoder_id)
+    model, known = lock["model"], lock["encoder"]
+    if asked.model is not None or model["id"] in BUILT_IN:
+        name = asked.model or str(model["id"])
+        folder = open_model(name)
+        if folder.sha256 != model["sha256"]:
+            right = (
+                "name that folder" if asked.model else "name its folder with --model, or another encoder with --encoder"
+            )
+            raise InputError(
+                f"--model: {name} ({folder.sha256[:12]}) is not the model of {asked.out}, {model['id']} ({model['sha256'][:12]}); {right}"
+            )
+        if folder.has_encoder:
+            return encoder_of(folder)
+        raise InputError(f"--model: {name} holds no encoder; name {folder.encoder['id']} with --encoder")
+    if known.get("source"):
+        return open_encoder(f"{str(known['source']).partition('@')[0]}@{known['revision']}")
+    raise InputError(
+        f"{asked.out}: its lock names model {model['id']} but no place; give its folder with --model, or another encoder with --encoder"
+    )
+
+
+def _check_whole(out: str, standing: Standing) -> None:
+    if not standing.commits:
+        raise InputError(f"{out}: holds no tile yet; build it first")
+    faults = check_output(standing, quick=False).findings
+    if faults:
+        raise InputError(
+            f"{out}: has {len(faults):,} fault{'s' * (len(faults) > 1)}; `synthfactory verify {out}` names them"
+        )
+
+
+def _described(source: Source) -> dict[str, Any]:
+    return {
+        "place": source.place,
+        "tiles": len(source.real),
+        "patients": source.real.count_patients(),
+        "pixels": source.pixels is not None,
+    }
+
+
+def _independence(lock: Mapping[str, Any], folder: EncoderFolder) -> dict[str, Any]:
+    known = lock["encoder"]
+    same = (
+        known["sha256"] == folder.sha256
+        if known.get("sha256")
+        else repo_of(str(known.get("id", ""))) == repo_of(folder.id)
+    )
+    note = (
+        "the very encoder that conditions the set's model, so not independent of it"
+        if same
+        else "not the encoder that conditions the set's model"
+    )
+    return {"id": folder.id, "sha256": folder.sha256, "independent": not same, "note": note}
+
+
+def _not_measured(found: Mapping[str, Any], audit: Audit, folder: EncoderFolder) -> list[str]:
+    """What a reader must not take for looked at."""
+    lines = [f"class {label}: members or holdout have no tile of it" for label in audit.left_out]
+    if not audit.pixels:
+        sides = (("--members", audit.members), ("--holdout", audit.holdout))
+        without = [f"{option} {source.place}" for option, source in sides if source.pixels is None]
+        why = f"{' and '.join(without)}: embeddings alone"
+        if not has_patterns(folder.image_size_px):
+            why = f"tiles of {folder.image_size_px} px are too small for it"
+        lines.append(f"pixel check of copies: {why}")
+    if not found["encoder"]["independent"]:
+        lines.append("an encoder of its own: with another one the same tiles may look otherwise")
+    for name, control in found["controls"].items():
+        if control["passed"] is None:
+            lines.append(f"control '{name}': {control['why']}")
+    lines.append(
+        "copies turned by other than right angles, scaled, or shifted by over a quarter of a tile; attacks that know noise or conditions"
+    )
+    return lines
