@@ -120,8 +120,11 @@ def scratch() -> Check:
 
 
 def stores(spec: Spec) -> Iterator[Check]:
-    """Write access and exclusive creation at both places; room for the set where it is a local folder."""
-    for what, place in (("output", spec.output.path), ("lineage", spec.lineage)):
+    """Write access and exclusive creation at every place that is written to; room for the set where it is a local folder."""
+    places = [("output", spec.output.path), ("lineage", spec.lineage)]
+    if spec.privacy.ledger is not None:
+        places.append(("ledger", spec.privacy.ledger))
+    for what, place in places:
         try:
             yield _store(what, place)
         except (InputError, OSError, NotImplementedError) as error:

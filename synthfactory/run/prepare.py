@@ -213,7 +213,10 @@ def check_writable(spec: Spec) -> None:
     """
     for field, problem in spec.nesting_problems(resolve=os.path.realpath):
         raise spec.error(field, problem)
-    for field, place in (("output.path", spec.output.path), ("lineage", spec.lineage)):
+    places = [("output.path", spec.output.path), ("lineage", spec.lineage)]
+    if spec.privacy.ledger is not None:
+        places.append(("privacy.ledger", spec.privacy.ledger))
+    for field, place in places:
         try:
             root = getattr(open_store(place), "root", None)
         except InputError as error:

@@ -94,6 +94,13 @@ def check_places(spec: Spec) -> None:
         *((f"embeddings.{key}", place, "a URL or an absolute path") for key, place in spec.embeddings.places()),
         ("output.path", spec.output.path, "a URL or an absolute path"),
         ("lineage", spec.lineage, "a URL or an absolute path"),
+        ("privacy.ledger", spec.privacy.ledger, "a URL or an absolute path"),
+        ("privacy.projection", spec.privacy.projection, "an absolute path"),
+        (
+            "screen.nearest_real.holdout",
+            getattr(spec.screen.nearest_real, "holdout", None),
+            "a URL or an absolute path",
+        ),
     ]
     wrong = []
     for path, place, right in named:

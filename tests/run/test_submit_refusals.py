@@ -42,6 +42,14 @@ def test_tile_folders_and_their_metadata_are_checked_too() -> None:
         check_places(spec_of(text))
 
 
+def test_ledger_and_holdout_are_checked_too() -> None:
+    asked = "{mechanism: dp, epsilon: 1, population: 9, cohort: c, label_level: tile, ledger: ledger, projection: p.safetensors}"
+    with pytest.raises(InputError, match=r"privacy\.ledger: 'ledger' .*\n.*privacy\.projection: 'p\.safetensors' "):
+        check_places(spec_of(TEXT + f"\nprivacy: {asked}\n"))
+    with pytest.raises(InputError, match=r"screen\.nearest_real\.holdout: 'h\.parquet' would"):
+        check_places(spec_of(TEXT + "\nscreen: {nearest_real: {holdout: h.parquet}}\n"))
+
+
 @pytest.mark.parametrize("place", ["/a/b", "file:///a/b", "s3://bucket/b", "simplecache::s3://bucket/b"])
 def test_urls_and_absolute_paths_mean_the_same_everywhere(place: str) -> None:
     check_places(spec_of(TEXT.replace("s3://bucket/bank.parquet", place).replace("phantom", "/models/m")))
