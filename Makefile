@@ -55,6 +55,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/sampling.py
 	$(BIN)/python tests/benchmarks/loader.py
 	$(BIN)/python tests/benchmarks/training.py
+	$(BIN)/python tests/benchmarks/neighbours.py
+	$(BIN)/python tests/benchmarks/planted_copies.py
 
 # The built-in model from nothing: tiles, encoder and autoencoder side by side, diffusion, export, figures. Resumes where it stopped.
 phantom-model: $(VENV)/.run

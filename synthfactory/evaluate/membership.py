@@ -88,11 +88,3 @@ def epsilon_shown(
     if tpr[0] <= delta or fpr[1] <= 0:
         return 0.0
     return max(0.0, math.log((tpr[0] - delta) / fpr[1]))
-
-
-def nearest_scores(distances_N: np.ndarray, patients_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(patients, score of each): the best of a patient's tiles, as minus the least distance to anything that was made."""
-    names, of_row = np.unique(patients_N, return_inverse=True)
-    best = np.full(len(names), -np.inf)
-    np.maximum.at(best, of_row, -np.asarray(distances_N, np.float64))
-    return names, best

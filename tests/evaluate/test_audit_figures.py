@@ -174,3 +174,12 @@ def test_too_few_patients_give_a_reason_and_no_figure(members: int) -> None:
     found = Attack(np.arange(float(members)), np.arange(50.0)).to_json()
     assert found["auc"]["value"] is None
     assert found["auc"]["why"].startswith(f"not measurable with n = {members} members")
+
+
+def test_a_patients_score_is_that_of_its_most_telling_tile() -> None:
+    """One copied tile of eight gives its patient away by the nearest, whatever the others say."""
+    far = Drawn(np.concatenate([MEMBERS.embeddings[:1], -MEMBERS.embeddings[8:]]), MEMBERS.classes[7:])
+    found = attacks(far, MEMBERS, HOLDOUT)[""]["max cosine"]
+    assert found.members.max() == pytest.approx(0.0, abs=1e-6)
+    assert found.members.argmax() == np.unique(MEMBERS.patients).tolist().index("m0")
+    assert np.sort(np.concatenate([found.members, found.others]))[-2] < -0.01

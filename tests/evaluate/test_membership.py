@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from synthfactory.evaluate.membership import auc, epsilon_shown, hits_at, nearest_scores, proportion
+from synthfactory.evaluate.membership import auc, epsilon_shown, hits_at, proportion
 
 
 def shifted(seed: int, shift: float, m: int = 400, n: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -71,9 +71,3 @@ def test_exact_intervals_of_shares() -> None:
     assert proportion(10, 10, 0.95) == pytest.approx((0.6915, 1.0), abs=1e-3)
     low, high = proportion(50, 100, 0.95)
     assert (low, high) == pytest.approx((0.398, 0.602), abs=1e-3)
-
-
-def test_a_patients_score_is_the_nearest_of_its_tiles() -> None:
-    names, scores = nearest_scores(np.array([0.3, 0.1, 0.5, 0.2]), np.array(["b", "a", "b", "a"]))
-    assert names.tolist() == ["a", "b"]
-    assert scores == pytest.approx([-0.1, -0.3])
