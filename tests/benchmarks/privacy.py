@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from synthfactory.evaluate.labels import LabelProbe
-from synthfactory.evaluate.membership import auc, nearest_scores
+from synthfactory.evaluate.membership import auc
 from synthfactory.model.encoder import encoder_of
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_encoder
@@ -98,7 +98,9 @@ def nearest_auc(pool: Cohort, conditions: dict[int, np.ndarray], members: np.nda
     for number, made in conditions.items():
         rows = pool.classes == number
         best[rows] = (directions(pool.x[rows]) @ directions(made).T).max(axis=1)
-    names, scores = nearest_scores(-best, pool.patients)
+    names, of_row = np.unique(pool.patients, return_inverse=True)
+    scores = np.full(len(names), -np.inf)
+    np.maximum.at(scores, of_row, best)
     return shown(scores[np.isin(names, members)], scores[np.isin(names, others)])
 
 
