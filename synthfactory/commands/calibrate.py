@@ -166,6 +166,9 @@ def _prepared(spec_file: str) -> tuple[Prepared, list[Guidance]]:
     spec = load_spec(spec_file)
     if spec.embeddings.unconditional:
         raise spec.error("embeddings", "calibrate compares tiles with their conditions; name a bank or tiles")
+    if spec.privacy.mechanism == "dp":
+        what = "calibrate looks at the bank itself, which epsilon does not cover, and steps are published; use public tiles"
+        raise spec.error("privacy.mechanism", what)
     guidances = list(dict.fromkeys(spec.sampler_for(name).guidance for name in spec.classes))
     sampler = spec.sampler.model_copy(update={"steps": 1})
     classes = {name: item.model_copy(update={"sampler": None}) for name, item in spec.classes.items()}

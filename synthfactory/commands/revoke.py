@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from synthfactory.commands.common import EXIT_INCOMPLETE, fit, open_spec, say, spec_argument, with_bank
+from synthfactory.commands.common import EXIT_INCOMPLETE, fit, open_set, open_spec, say, with_bank
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import is_url
 
 
 @click.command(short_help="Take a patient out of a set.")
-@spec_argument
+@click.argument("target", metavar="SPEC.yaml | OUT")
 @click.option("--patient", required=True, help="The patient's id, as the bank spells it.")
-@click.option("--yes", is_flag=True, help="Take back the tiles and draw others; without it, only list.")
+@click.option("--lineage", help="With OUT: the lineage folder of its build.")
+@click.option(
+    "--yes", is_flag=True, help="Take back the tiles and draw others (needs the spec); without it, only list."
+)
 @click.option(
     "--models",
     multiple=True,
@@ -21,45 +27,64 @@ from synthfactory.commands.common import EXIT_INCOMPLETE, fit, open_spec, say, s
     help="Folder to look through for models that were trained on the set; may be given several times.",
 )
 @click.option("--local", is_flag=True, help="Draw in this process, without Ray.")
-def revoke(spec_file: str, patient: str, yes: bool, models: tuple[Path, ...], local: bool) -> None:  # fmt: skip
-    """List what of the spec's set rests on a patient who withdraws consent; with --yes, take it back and draw it anew.
+def revoke(
+    target: str, patient: str, lineage: str | None, yes: bool, models: tuple[Path, ...], local: bool
+) -> None:  # fmt: skip
+    """List what of a set rests on a patient who withdraws consent; with --yes, take it back and draw it anew.
 
     First take the patient's rows out of the bank. Copies that were handed on are not reached.
     """
-    from synthfactory.commands.build import pool_maker
-    from synthfactory.run import driver
-    from synthfactory.run.prepare import standing_of
-    from synthfactory.run.revoking import UNDER_DP, check_gone, models_on, resting_on, withdraw
+    from synthfactory.run.revoking import UNDER_DP, models_on, resting_on
     from synthfactory.shards.store import open_store
-    from synthfactory.spec.load import load_spec
 
-    spec = load_spec(spec_file)
-    standing = standing_of(spec)
-    if standing.lock is None:
-        raise spec.error("output.path", "holds no set yet, so nothing rests on anybody")
+    out, beside, is_spec = _places(target, lineage)
+    standing = open_set(out)
     for folder, how in models_on(standing.lock, models):
         click.echo(fit(f"model {folder}: {how}; what it learnt stays in it: retrain it, or withdraw it"))
     says = standing.lock["recipe"]["privacy"]
     if says["mechanism"] == "dp":
         click.echo(fit(UNDER_DP.format_map(says)))
         return
-    found = resting_on(patient, standing, open_store(spec.lineage))
+    found = resting_on(patient, standing, open_store(beside))
     for name, keys in sorted(found.tiles.items()):
         for key in keys:
             click.echo(f"{name}  {key}")
     tiles = f"{found.count} tile{'s' * (found.count != 1)} of {len(found.shards)} shard{'s' * (len(found.shards) != 1)}"
     click.echo(fit(f"{tiles} rest on the patient, and {found.dropped} candidates that were dropped"))
     if not yes:
-        click.echo("nothing was changed; --yes takes them back and draws others")
+        click.echo("nothing was changed; --yes, with the spec, takes them back and draws others")
         return
+    if not is_spec:
+        raise InputError(f"{target}: is a set; tiles are drawn anew by its spec, so name that: revoke SPEC.yaml --yes")
+    _withdrawn(target, patient, standing, local)
+
+
+def _places(target: str, lineage: str | None) -> tuple[str, str, bool]:
+    """(OUT, LINEAGE, whether `target` is a spec)."""
+    if not is_url(target) and not Path(target).is_dir():
+        from synthfactory.spec.load import load_spec
+
+        spec = load_spec(target)
+        return spec.output.path, spec.lineage, True
+    if lineage is None:
+        raise InputError(f"{target}: a set does not say what it rests on; add --lineage, or name its spec instead")
+    return target, lineage, False
+
+
+def _withdrawn(spec_file: str, patient: str, standing: Any, local: bool) -> None:
+    from synthfactory.commands.build import pool_maker
+    from synthfactory.run import driver
+    from synthfactory.run.revoking import check_gone, withdraw
+
     prepared = open_spec(spec_file)
     check_gone(patient, prepared)
     prepared = with_bank(prepared)
     check_gone(patient, prepared)
     for line in withdraw(patient, prepared, standing):
         say(line)
-    result = driver.build(with_bank(open_spec(spec_file)), pool_maker(local, None, None), say=say)
-    for line in driver.summary(result, spec.output.path):
+    prepared = with_bank(open_spec(spec_file))
+    result = driver.build(prepared, pool_maker(local, None, None), say=say)
+    for line in driver.summary(result, prepared.spec.output.path):
         click.echo(fit(line))
     if not result.complete:
         sys.exit(EXIT_INCOMPLETE)

@@ -149,6 +149,8 @@ def fit_projection(
     """From public embeddings (N, E) with labels (N,): their mean, main directions, and the norm that 95 % of them stay below."""
     if not np.isfinite(embeddings_NE).all() or len(embeddings_NE) <= dimension:
         raise ValueError(f"{dimension} dimensions need more than that many public embeddings, all of them finite")
+    if dimension > embeddings_NE.shape[1]:
+        raise ValueError(f"{dimension} dimensions are more than the {embeddings_NE.shape[1]} of an embedding")
     x = embeddings_NE.astype(np.float64)
     mean = x.mean(axis=0)
     _, vectors = np.linalg.eigh(np.cov(x - mean, rowvar=False))

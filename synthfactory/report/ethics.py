@@ -56,7 +56,8 @@ def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any]) -> Iterator[str]
     """What an audit found, a line each."""
     if audit.get("format") != AUDIT_FORMAT:
         raise InputError("--audit: is no report of `synthfactory audit`")
-    if audit.get("lock_sha256") != hashlib.sha256(lock_yaml(lock)).hexdigest():
+    of = audit.get("set")
+    if not isinstance(of, Mapping) or of.get("lock_sha256") != hashlib.sha256(lock_yaml(lock)).hexdigest():
         raise InputError("--audit: is of another set, or of this one before it changed; run `synthfactory audit` again")
     try:
         for name, control in audit["controls"].items():

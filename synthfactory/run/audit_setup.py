@@ -79,7 +79,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         steps.close()
     found = {
         "format": FORMAT,
-        "internal": f"Names tiles of real patients: never published. {NO_PROOF}",
+        "internal": f"Names tiles of real patients, and is not covered by any epsilon: never published. {NO_PROOF}",
         "set": {
             "place": asked.out, "name": lock["name"], "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
             "tiles": len(drawn.keys), "classes": sorted(set(drawn.drawn.classes.tolist())),

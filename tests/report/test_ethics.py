@@ -28,7 +28,7 @@ def page(privacy: dict[str, Any], audit: dict[str, Any] | None = None) -> str:
 def audit_of(lock: dict[str, Any], **changes: Any) -> dict[str, Any]:
     figure = {"value": 0.512, "interval_999": [0.4, 0.6], "n": 9}
     return {
-        "format": "synthfactory-audit/1", "lock_sha256": hashlib.sha256(lock_yaml(lock)).hexdigest(),
+        "format": "synthfactory-audit/1", "set": {"lock_sha256": hashlib.sha256(lock_yaml(lock)).hexdigest()},
         "controls": {"planted copies": {"passed": True, "why": ""}},
         "copies": {"by": "pixels", "rate": {"value": None, "why": "not measurable with n = 3", "n": 3}},
         "nearer_to_members": figure, "membership": {"max cosine": {"auc": figure}},
@@ -61,7 +61,8 @@ def test_what_was_attacked_is_shown_and_what_could_not_be() -> None:
     ("change", "message"),
     [
         ({"format": "x"}, "is no report"),
-        ({"lock_sha256": "0"}, "is of another set"),
+        ({"set": {"lock_sha256": "0"}}, "is of another set"),
+        ({"set": 3}, "is of another set"),
         ({"controls": 3}, "is a damaged report"),
         ({"copies": {}}, "is a damaged report"),
     ],

@@ -288,6 +288,34 @@ def test_what_no_release_can_give_is_refused_before_anything_is_spent(
     assert entries(tmp_path) == [] and not (tmp_path / "out").exists()
 
 
+def test_what_looks_at_the_bank_is_refused_under_dp(
+    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, tmp_path: Path
+) -> None:
+    refused = run("calibrate", spec_file(**dp()))
+    assert refused.code == 2 and "calibrate looks at the bank itself, which epsilon does not cover" in refused.err
+    refused = run("plan", spec_file(**dp(), screen={"nearest_real": {"holdout": str(many)}}))
+    assert refused.code == 2 and "screen.nearest_real: looks at the bank's own tiles" in refused.err
+
+
+def test_a_projection_and_the_ledger_by_command(
+    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, tiny: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "own.safetensors"
+    asked = ("privacy", "fit", many, "-o", target, "--model", tiny / "model", "--dimension", "4")
+    assert run(*asked, "--provenance", " ").code == 2
+    made = run(*asked, "--provenance", "invented numbers")
+    assert made.code == 0, made.err
+    assert "4 directions of 16, from 1,800 embeddings of 2 classes" in made.out
+    wide = run(*asked[:-1], "32", "--provenance", "x")
+    assert wide.code == 2 and "Traceback" not in wide.err, wide.err
+    empty = run("privacy", "ledger", tmp_path / "ledger")
+    assert empty.code == 0 and "no release yet" in empty.out
+    assert run("build", spec_file(**dp()), "--local").code == 0
+    told = run("privacy", "ledger", tmp_path / "ledger")
+    assert told.out.startswith("tests\n") and "epsilon 2, delta 1e-06" in told.out and "together: epsilon 2" in told.out
+    assert run("privacy", "ledger", tmp_path / "ledger", "--cohort", "other").code == 2
+
+
 def test_a_projection_of_unknown_provenance_is_refused(
     spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
 ) -> None:

@@ -66,6 +66,9 @@ def test_tiles_of_a_patient_are_listed_taken_back_and_drawn_anew(
     assert {line.split()[-1] for line in listed.out.splitlines() if line.startswith(("alpha  ", "beta  "))} == rest
     assert "nothing was changed" in listed.out
     assert resting(tmp_path) == rest
+    by_set = run("revoke", tmp_path / "out", "--lineage", tmp_path / "lineage", "--patient", WHO)
+    assert by_set.out == listed.out
+    assert "add --lineage" in run("revoke", tmp_path / "out", "--patient", WHO).err
     early = run("revoke", spec, "--patient", WHO, "--yes", "--local")
     assert early.code == 2 and "embeddings.bank: still holds rows of this patient" in early.err
     assert resting(tmp_path) == rest
