@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import log_ndtr, ndtr
 
 from synthfactory.privacy.moments import SENSITIVITY
 from synthfactory.spec.errors import InputError
@@ -24,7 +24,7 @@ STEP = 1.0005  # by which noise is raised until the accountant agrees
 def delta_of(mu: float, epsilon: float) -> float:
     """The smallest delta for which a Gaussian release of this mu is (epsilon, delta)-DP."""
     # e^epsilon alone would overflow where epsilon is large; its product with the tail is below 1
-    return float(norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu)))
+    return float(ndtr(mu / 2 - epsilon / mu) - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu)))
 
 
 def mu_for(epsilon: float, delta: float) -> float:
@@ -73,4 +73,4 @@ def epsilon_together(sigmas: Iterable[float], delta: float) -> float:
 
 def auc_bound(mu: float) -> float:
     """The largest area under the curve that any test of one patient's membership can have: Phi(mu / sqrt 2)."""
-    return float(norm.cdf(mu / math.sqrt(2)))
+    return float(ndtr(mu / math.sqrt(2)))

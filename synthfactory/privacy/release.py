@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from synthfactory.plan.keyed import normals
-from synthfactory.privacy.accountant import sigma_for
 from synthfactory.privacy.moments import SENSITIVITY, WEIGHTS, Layout, Summed
 from synthfactory.privacy.projection import Projection
 from synthfactory.spec.errors import InputError
@@ -98,6 +97,8 @@ def release(
     total: Summed, projection: Projection, cohort: str, classes: Sequence[str], epsilon: float, delta: float
 ) -> Release:
     """Adds the noise. Every call spends (epsilon, delta) anew: whoever calls it keeps what it returns."""
+    from synthfactory.privacy.accountant import sigma_for  # scipy: conditions are drawn without it
+
     sigma = sigma_for(epsilon, delta)
     return Release(
         cohort, tuple(classes), epsilon, delta, sigma, projection.sha256, projection.dimension, noisy(total.vector, sigma)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from synthfactory.plan.lock import (
     LOCK,
@@ -16,24 +16,27 @@ from synthfactory.plan.lock import (
 )
 from synthfactory.plan.recipe import recipe
 from synthfactory.plan.seeds import Keys
-from synthfactory.privacy.projection import Projection
-from synthfactory.privacy.release import Release
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.nearest_real import holdout_mac
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
-from synthfactory.run.releasing import charged, kept, stated
 from synthfactory.run.source import UNCONDITIONAL
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.names import slug_collisions
 
-Found = tuple[Release, Projection] | None  # under differential privacy
+if TYPE_CHECKING:  # scipy takes half a second, and most plans have no use for it
+    from synthfactory.privacy.projection import Projection
+    from synthfactory.privacy.release import Release
+
+Found: TypeAlias = "tuple[Release, Projection] | None"  # under differential privacy
 
 
 def recipe_of(prepared: Prepared, keys: Keys, found: Found) -> dict[str, Any]:
     """Under differential privacy nothing in it depends on the bank but through the release."""
     bank, spec = prepared.bank, prepared.spec
     if found is not None:
+        from synthfactory.run.releasing import stated
+
         says = stated(*found)
         macs = dict.fromkeys(spec.classes, f"release:{says['release_sha256'][:16]}")
         return recipe(spec, prepared.facts, macs, says)
@@ -61,7 +64,7 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
         return
     spec = prepared.spec
     keys = read_keys(spec, open_store(spec.lineage))
-    found = kept(prepared, standing.lock)
+    found = _kept(prepared, standing.lock)
     if found is None and prepared.bank is None and prepared.conditions.tiles is not None:
         banks = standing.lock["recipe"]["class_banks"]
         values = recipe(
@@ -130,7 +133,7 @@ def begun(
         standing = read_standing(spec.output.path)  # another build was faster: agree with it, or be refused
         assert standing.lock is not None
     check_agrees(prepared, standing)
-    keys, found = read_keys(spec, lineage), kept(prepared, standing.lock)
+    keys, found = read_keys(spec, lineage), _kept(prepared, standing.lock)
     values = recipe_of(prepared, keys, found)
     levels, cohort = _facts(prepared, found)
     return grown(standing.lock, list(spec.classes), values, levels, cohort), keys, found
@@ -140,7 +143,18 @@ def _released(prepared: Prepared, say: Callable[[str], None]) -> Found:
     asked = prepared.spec.privacy
     if asked.mechanism != "dp":
         return None
+    from synthfactory.run.releasing import charged
+
     release, projection, new = charged(prepared)
     done = "is charged" if new else "was charged before, and its release is taken again:"
     say(f"privacy: cohort {asked.cohort} {done} epsilon {release.epsilon:g} at delta {release.delta:g}")
     return release, projection
+
+
+def _kept(prepared: Prepared, lock: dict[str, Any]) -> Found:
+    """The release that the set was begun with; None where it was begun, or is asked for, without one."""
+    if {lock["recipe"]["privacy"]["mechanism"], prepared.spec.privacy.mechanism} != {"dp"}:
+        return None
+    from synthfactory.run.releasing import kept
+
+    return kept(prepared, lock)

@@ -47,14 +47,9 @@ def charged(prepared: Prepared) -> tuple[Release, Projection, bool]:
     return entry.release, projection, new
 
 
-def kept(prepared: Prepared, lock: Mapping[str, Any]) -> tuple[Release, Projection] | None:
-    """The release that a set was begun with; None where it was begun, or is asked for, without one.
-
-    InputError where the ledger does not hold it any more.
-    """
+def kept(prepared: Prepared, lock: Mapping[str, Any]) -> tuple[Release, Projection]:
+    """The release that a set was begun with. InputError where the ledger does not hold it any more."""
     spec, says = prepared.spec, lock["recipe"]["privacy"]
-    if says["mechanism"] != "dp" or spec.privacy.mechanism != "dp":
-        return None
     for entry in ledger_of(spec).entries():
         if entry.release.sha256 == says["release_sha256"]:
             return entry.release, open_projection(spec, prepared.folder, prepared.facts)

@@ -312,7 +312,9 @@ def test_a_projection_and_the_ledger_by_command(
     assert empty.code == 0 and "no release yet" in empty.out
     assert run("build", spec_file(**dp()), "--local").code == 0
     told = run("privacy", "ledger", tmp_path / "ledger")
-    assert told.out.startswith("tests\n") and "epsilon 2, delta 1e-06" in told.out and "together: epsilon 1.99" in told.out
+    assert (
+        told.out.startswith("tests\n") and "epsilon 2, delta 1e-06" in told.out and "together: epsilon 1.99" in told.out
+    )
     assert run("privacy", "ledger", tmp_path / "ledger", "--cohort", "other").code == 2
 
 
