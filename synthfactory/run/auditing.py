@@ -170,6 +170,7 @@ class Audit:
         why = ""
         if not fits:
             why = f"of {len(found):,} planted copies {found.mean():.1%} are found; {FOUND:.0%} are needed for the audit to mean anything"
+            why += "" if self.pixels else "; name sources with pixels, in which copies are looked for by pixels"
         elif not quiet:
             why = f"{limit.alarms.value:.1%} of real tiles look like copies; at most {ALARMS:.0%} may"
         return {
