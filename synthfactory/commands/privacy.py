@@ -34,6 +34,7 @@ def privacy() -> None:
 def fit(bank: str, target: Path, provenance: str, model_name: str, dimension: int) -> None:  # fmt: skip
     """Make a projection from BANK, a parquet bank of PUBLIC embeddings: no noise covers what is read here."""
     import numpy as np
+    from safetensors import SafetensorError
 
     from synthfactory.embeddings.parquet import load_bank
     from synthfactory.model.find import find_model
@@ -52,10 +53,10 @@ def fit(bank: str, target: Path, provenance: str, model_name: str, dimension: in
         raise InputError(f"{bank}: {error}") from None
     try:
         made.save(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"-o {target}: cannot be written ({error}); name another file") from None
     click.echo(
-        f"{target}: {made.dimension} directions of {made.width}, from {len(rows):,} embeddings of {len(set(rows.labels))} classes\n"
+        f"{target}:\n{made.dimension} directions of {made.width}, from {len(rows):,} embeddings of {len(set(rows.labels))} classes\n"
         f"classes lie {made.between:.2f} clips apart; sha256 {made.sha256[:12]}"
     )
 
@@ -72,7 +73,12 @@ def ledger(ledger: str, cohort: str | None, delta: float) -> None:
     if not 0 < delta < 1:
         raise InputError(f"--delta {delta:g}: lies between 0 and 1, for example 1e-6")
     store = open_store(ledger, reading=True)
-    names = cohorts(store)
+    try:
+        names = cohorts(store)
+    except OSError as error:
+        raise InputError(
+            f"{ledger}: cannot be read ({error.strerror or error}); name the folder or URL of a ledger"
+        ) from None
     if cohort is not None and cohort not in names:
         raise InputError(f"{ledger}: holds no release of cohort '{cohort}'; it has {', '.join(names) or 'none at all'}")
     if not names:

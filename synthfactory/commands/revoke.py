@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -43,7 +43,7 @@ def revoke(
         click.echo(fit(f"model {folder}: {how}; what it learnt stays in it: retrain it, or withdraw it"))
     says = standing.lock["recipe"]["privacy"]
     if says["mechanism"] == "dp":
-        click.echo(fit(UNDER_DP.format_map(says)))
+        click.echo(fit(UNDER_DP.format(factor=math.exp(says["epsilon"]), **says)))
         return
     found = resting_on(patient, standing, open_store(beside))
     for name, keys in sorted(found.tiles.items()):
@@ -56,7 +56,7 @@ def revoke(
         return
     if not is_spec:
         raise InputError(f"{target}: is a set; tiles are drawn anew by its spec, so name that: revoke SPEC.yaml --yes")
-    _withdrawn(target, patient, standing, local)
+    _withdrawn(target, patient, local)
 
 
 def _places(target: str, lineage: str | None) -> tuple[str, str, bool]:
@@ -71,7 +71,7 @@ def _places(target: str, lineage: str | None) -> tuple[str, str, bool]:
     return target, lineage, False
 
 
-def _withdrawn(spec_file: str, patient: str, standing: Any, local: bool) -> None:
+def _withdrawn(spec_file: str, patient: str, local: bool) -> None:
     from synthfactory.commands.build import pool_maker
     from synthfactory.run import driver
     from synthfactory.run.revoking import check_gone, withdraw
@@ -80,7 +80,7 @@ def _withdrawn(spec_file: str, patient: str, standing: Any, local: bool) -> None
     check_gone(patient, prepared)
     prepared = with_bank(prepared)
     check_gone(patient, prepared)
-    for line in withdraw(patient, prepared, standing):
+    for line in withdraw(patient, prepared):
         say(line)
     prepared = with_bank(open_spec(spec_file))
     result = driver.build(prepared, pool_maker(local, None, None), say=say)

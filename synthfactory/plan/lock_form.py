@@ -75,7 +75,7 @@ class _Released(FrozenModel):
     mechanism: Literal["dp"]
     epsilon: Annotated[float, Field(gt=0)]
     delta: Fraction
-    population: Positive
+    population: dict[ClassName, Positive]
     cohort: SetName
     label_level: Literal["slide", "region", "tile"]
     release_sha256: Sha256

@@ -46,16 +46,14 @@ def recipe(
     model: ModelFacts,
     bank_macs: Mapping[str, str],
     released: Mapping[str, Any] | None = None,
-    holdout: str | None = None,
 ) -> dict[str, Any]:
     """The recipe as a JSON-ready dict. `bank_macs` are HMACs of each class's bank rows under a key that is not published.
 
-    `holdout` is the HMAC of the other patients' rows that the screen `nearest_real` rests on: where they lie is not published.
     `released` is what a release under differential privacy adds: its sha256, the projection's and whose data that is.
     """
     screen = spec.screen.model_dump()
     if screen["nearest_real"] is not None:
-        screen["nearest_real"]["holdout"] = holdout
+        screen["nearest_real"]["holdout"] = "in lineage"  # where it lies is not published
     return {
         "name": spec.name,
         "model": {"id": model.id, "revision": model.revision, "sha256": model.sha256},

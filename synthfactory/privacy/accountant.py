@@ -74,3 +74,8 @@ def epsilon_together(sigmas: Iterable[float], delta: float) -> float:
 def auc_bound(mu: float) -> float:
     """The largest area under the curve that any test of one patient's membership can have: Phi(mu / sqrt 2)."""
     return float(ndtr(mu / math.sqrt(2)))
+
+
+def over(total: float, cap: float) -> bool:
+    """Whether releases are over a cap; what rounding adds is none of it."""
+    return total > cap * (1 + 1e-6)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from synthfactory.privacy.accountant import epsilon_together
+from synthfactory.privacy.accountant import epsilon_together, over
 from synthfactory.privacy.release import Release
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.store import Store
@@ -47,6 +47,7 @@ class Entry:
     number: int
     request: Request
     release: Release
+    cap: float
 
 
 class Ledger:
@@ -74,42 +75,64 @@ class Ledger:
             values = unsealed(json.loads(self._store.read(self._path(number))))
             asked = dict(values["request"])
             request = Request(**{**asked, "classes": tuple(asked["classes"])})
-            release = Release.from_json(values["release"])
+            release, cap = Release.from_json(values["release"]), float(values["cap"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"ledger: {self._path(number)} was changed or is damaged ({error}); restore it, for the budget rests on it"
             ) from None
         if request.cohort != self.cohort:
             raise InputError(f"ledger: {self._path(number)} is of cohort '{request.cohort}', not '{self.cohort}'")
-        return Entry(number, request, release)
+        return Entry(number, request, release, cap)
 
     def spent(self, delta: float) -> float:
         """The epsilon at this delta of everything released so far, together."""
         return epsilon_together([entry.release.sigma for entry in self.entries()], delta)
 
+    def check(self, request: Request, sigma: float, cap: float) -> Entry | None:
+        """The entry that answers the request; None where a release of this noise would be new, and may be made.
+
+        InputError where it may not: the cohort's releases together, this one with them, are over the cap, at the smallest delta that any of
+        them names (else a larger delta would buy what a smaller one refuses); or `cap` is above that of the cohort's first release.
+        """
+        return self._answer(self.entries(), request, sigma, cap)
+
+    def _answer(self, known: Sequence[Entry], request: Request, sigma: float, cap: float) -> Entry | None:
+        for entry in known:
+            if entry.request == request:
+                return entry
+        fixed = min((entry.cap for entry in known), default=cap)
+        if over(cap, fixed):
+            raise InputError(
+                f"cap {cap:g} of cohort '{self.cohort}' is above {fixed:g}, under which its patients were released before; a cap is not "
+                "raised later"
+            )
+        delta = min([request.delta, *(entry.request.delta for entry in known)])
+        before: Sequence[float] = [entry.release.sigma for entry in known]
+        total = epsilon_together([*before, sigma], delta)
+        if over(total, cap):
+            raise InputError(
+                f"cohort '{self.cohort}': {len(known)} releases have spent epsilon {epsilon_together(before, delta):.3g} at delta "
+                f"{delta:g}; with this one it would be {total:.4g}, over the cap of {cap:g}; build from a release that is there (the same "
+                "classes, epsilon, delta, projection and bank)"
+            )
+        return None
+
     def charge(self, request: Request, sigma: float, cap: float, make: Callable[[], Release]) -> tuple[Entry, bool]:
         """(the entry that answers the request, whether it is new). `make` releases, with noise of this sigma; it is called only where
-        nothing answers yet and the cap allows it, and what it made is thrown away unseen where another charge came first.
-
-        InputError where the cohort's releases together, this one with them, are over `cap` (epsilon at the request's delta).
+        `check` allows it, and what it made is thrown away unseen where another charge came first. InputError as `check`.
         """
         for _ in range(TRIES):
-            known = self.entries()
-            for entry in known:
-                if entry.request == request:
-                    return entry, False
-            before: Sequence[float] = [entry.release.sigma for entry in known]
-            total = epsilon_together([*before, sigma], request.delta)
-            if total > cap:
-                raise InputError(
-                    f"cohort '{self.cohort}': {len(known)} releases have spent epsilon {epsilon_together(before, request.delta):.3g}; with "
-                    f"this one it would be {total:.3g} at delta {request.delta:g}, over the cap of {cap:g}"
-                )
-            made = make()
-            values = sealed({"request": request.to_json(), "release": made.to_json()})
+            known = (
+                self.entries()
+            )  # looked at once: what is added to it since takes the number, and all is looked at again
+            found = self._answer(known, request, sigma, cap)
+            if found is not None:
+                return found, False
+            number, made = len(known) + 1, make()
+            values = sealed({"request": request.to_json(), "release": made.to_json(), "cap": cap})
             content = json.dumps(values, indent=1, sort_keys=True).encode()
-            if self._store.create(self._path(len(known) + 1), content):
-                return Entry(len(known) + 1, request, made), True
+            if self._store.create(self._path(number), content):
+                return Entry(number, request, made, cap), True
         raise InputError(f"ledger: others charge '{self.cohort}' all the time; try again")
 
 

@@ -21,6 +21,7 @@ from synthfactory.spec.errors import InputError
 FORMAT = "synthfactory-projection/1"
 MAX_DIMENSION, DEFAULT_DIMENSION = 32, 16
 MAX_WIDTH = 65_536
+MAX_PROVENANCE = 400
 CLIPPED_SHARE = 0.05  # of the public tiles, when a projection is fitted
 
 
@@ -136,6 +137,8 @@ def _fault(made: Projection) -> str | None:
         and made.residual >= 0
     ):
         return "clip and between must be above 0, residual at least 0, all finite"
+    if len(made.provenance) > MAX_PROVENANCE or not made.provenance.isprintable():
+        return f"says whose data it was made from in more than {MAX_PROVENANCE} characters, or in some that cannot be printed"
     return None if made.provenance.strip() else "does not say whose data it was made from"
 
 
@@ -146,7 +149,10 @@ def fit_projection(
     provenance: str,
     dimension: int = DEFAULT_DIMENSION,
 ) -> Projection:
-    """From public embeddings (N, E) with labels (N,): their mean, main directions, and the norm that 95 % of them stay below."""
+    """From public embeddings (N, E) with labels (N,): their mean, main directions, and the norm that 95 % of them stay below.
+
+    ValueError where they are too few, or of one class only.
+    """
     if not np.isfinite(embeddings_NE).all() or len(embeddings_NE) <= dimension:
         raise ValueError(f"{dimension} dimensions need more than that many public embeddings, all of them finite")
     if dimension > embeddings_NE.shape[1]:
@@ -166,4 +172,6 @@ def fit_projection(
     outside = (x - mean) - flat @ basis.T
     rest = max(x.shape[1] - dimension, 1)
     residual = float(np.sqrt((outside**2).sum() / (len(x) * rest)))
+    if len(names) < 2:
+        raise ValueError("all embeddings are of one class; the distance between classes needs two")
     return Projection(mean, basis, clip, between, residual, provenance, encoder)

@@ -34,14 +34,19 @@ def ethics_page(
             says=says,
             privacy=privacy(lock, cell),
             unconditional=is_unconditional(lock),
-            factor=math.exp(says.get("epsilon", 0.0)),
-            bound=_bound(says),
+            factor=_up(math.exp(says.get("epsilon", 0.0)), 4),
+            bound=_up(_bound(says), 3),
             audit=None if audit is None else list(_audited(audit, lock)),
             terms_name=name,
             sharing_words=SHARING[lock["terms"]["sharing"]],
         )
     )
     return text
+
+
+def _up(value: float, digits: int) -> str:
+    """At least the value, with that many digits behind the point: a bound that is rounded down is none."""
+    return "not finite" if not math.isfinite(value) else f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def _bound(says: Mapping[str, Any]) -> float:

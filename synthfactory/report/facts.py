@@ -26,7 +26,8 @@ PRIVACY_DP = (
     "conditions were drawn from one release of cohort {cohort} under (epsilon, delta)-differential privacy with epsilon = {epsilon:g} and "
     "delta = {delta:g}, for adding or removing one patient with all tiles; any number of tiles of this release costs nothing more, and "
     "other releases of the same patients add up. Not covered: what the base model remembers of its own training set, the projection "
-    "(from: {provenance}), the names of the classes and the numbers of tiles asked for"
+    "(from: {provenance}), names of classes, numbers of patients and tiles as declared, and whether a build takes place at all (a bank "
+    "with damaged rows is refused)"
 )
 PRIVACY_UNCONDITIONAL = (
     "tiles were drawn without conditions; what the model remembers of its training set may still show, "
@@ -177,6 +178,8 @@ def privacy(lock: Mapping[str, Any], inert: Callable[[str], str] = str) -> str:
 
 def cohort(lock: Mapping[str, Any]) -> str:
     """Whether the conditions belong to a published model's training set, in words."""
+    if lock["recipe"]["privacy"]["mechanism"] == "dp":
+        return "not stated: under differential privacy it would tell of patients"
     return (
         "none: there are no conditions"
         if is_unconditional(lock)

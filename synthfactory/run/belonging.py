@@ -17,7 +17,6 @@ from synthfactory.plan.lock import (
 from synthfactory.plan.recipe import recipe
 from synthfactory.plan.seeds import Keys
 from synthfactory.run.keys import make_keys, read_keys
-from synthfactory.run.nearest_real import holdout_mac
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
 from synthfactory.run.source import UNCONDITIONAL
 from synthfactory.shards.store import Store, open_store
@@ -41,11 +40,7 @@ def recipe_of(prepared: Prepared, keys: Keys, found: Found) -> dict[str, Any]:
         macs = dict.fromkeys(spec.classes, f"release:{says['release_sha256'][:16]}")
         return recipe(spec, prepared.facts, macs, says)
     macs = {name: UNCONDITIONAL if bank is None else bank.class_mac(keys.conditions, name) for name in spec.classes}
-    return recipe(spec, prepared.facts, macs, holdout=_holdout(prepared, keys))
-
-
-def _holdout(prepared: Prepared, keys: Keys) -> str | None:
-    return None if prepared.holdout is None else holdout_mac(prepared.holdout, keys.conditions)
+    return recipe(spec, prepared.facts, macs)
 
 
 def _facts(prepared: Prepared, found: Found) -> tuple[list[str], str]:
@@ -67,9 +62,7 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     found = _kept(prepared, standing.lock)
     if found is None and prepared.bank is None and prepared.conditions.tiles is not None:
         banks = standing.lock["recipe"]["class_banks"]
-        values = recipe(
-            spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes}, holdout=_holdout(prepared, keys)
-        )
+        values = recipe(spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes})
     else:
         values = recipe_of(prepared, keys, found)
     try:
@@ -123,8 +116,8 @@ def begun(
     """
     spec = prepared.spec
     if standing.lock is None:
+        found = _released(prepared, say)  # first: what it may refuse, it refuses before anything is written
         keys = make_keys(spec, lineage)
-        found = _released(prepared, say)
         values = recipe_of(prepared, keys, found)
         levels, cohort = _facts(prepared, found)
         lock = build_lock(spec, prepared.facts, values, list(spec.classes), levels, prepared.maker, cohort)

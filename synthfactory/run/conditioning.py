@@ -19,6 +19,7 @@ from synthfactory.run.protecting import CLUSTER_KEY
 from synthfactory.run.task import Source
 from synthfactory.shards.record import Part
 from synthfactory.shards.store import Store
+from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
 WEAKEST = ("slide", "region", "tile")  # what a blend may claim of its label: no more than its least
@@ -66,11 +67,11 @@ class Blends:
         path = f"privacy/clusters-{known}.bin"
         for _ in range(2):
             try:
-                return np.frombuffer(lineage.read(path), np.uint8)
+                return _checked(lineage.read(path), index, k, f"{lineage.place}/{path}")
             except FileNotFoundError:
-                made = assigned(lambda rows: self._bank.take(low + rows), index, k, CLUSTER_KEY)
-                lineage.create(path, made.tobytes())
-        return made
+                found = assigned(lambda rows: self._bank.take(low + rows), index, k, CLUSTER_KEY).tobytes()
+                lineage.create(path, hashlib.sha256(found).digest() + found)
+        raise InputError(f"{lineage.place}/{path}: cannot be read back; correct the permissions of the lineage folder")
 
     def of(self, slots: Sequence[Slot]) -> tuple[np.ndarray, tuple[Source, ...]]:
         """See Conditioning."""
@@ -86,6 +87,15 @@ class Blends:
             ]
             sources.append(Source(min((level for level, _, _ in facts), key=WEAKEST.index), tuple(parts)))
         return conditions, tuple(sources)
+
+
+def _checked(data: bytes, index: ClassIndex, k: int, where: str) -> np.ndarray:
+    """The cluster of each row, as it was kept. InputError where it is damaged, or not of these rows."""
+    digest, found = data[:32], np.frombuffer(data[32:], np.uint8)
+    whole = hashlib.sha256(found.tobytes()).digest() == digest and len(found) == int(index.starts[-1])
+    if not whole or min(cluster.patients for cluster in clusters_of(found, index)) < k:
+        raise InputError(f"{where}: is damaged; restore it from a copy (tiles that exist were blended by it)")
+    return found
 
 
 class Draws:

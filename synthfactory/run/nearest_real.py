@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
-import json
 
 import numpy as np
 
@@ -66,18 +64,10 @@ def check_apart(spec: Spec, holdout: Bank | None, bank: Bank | None) -> None:
         )
 
 
-def holdout_mac(holdout: Bank, key: bytes) -> str:
-    """What the recipe says of the holdout: HMAC-SHA256 of its rows."""
-    says = json.dumps([holdout.classes[name].sha256 for name in sorted(holdout.classes)]).encode()
-    return hmac.new(key, b"synthfactory-holdout" + says, hashlib.sha256).hexdigest()
-
-
 def laid_out(spec: Spec, bank: Bank, holdout: Bank, key: bytes, lineage: Store) -> str:
-    """LINEAGE's path of the screen's data, made unless it stands: a threshold once taken stays that of the set."""
+    """LINEAGE's path of the screen's data, made unless it stands: a threshold once taken stays, whoever leaves the holdout."""
     assert spec.screen.nearest_real is not None
-    known = hashlib.sha256(
-        f"{bank.mac(key)}:{holdout_mac(holdout, key)}:{spec.screen.nearest_real.percentile}".encode()
-    )
+    known = hashlib.sha256(f"{bank.mac(key)}:{spec.screen.nearest_real.percentile}".encode())
     path = f"privacy/nearest-{known.hexdigest()[:24]}.bin"
     if lineage.size(path) is None:
         rows = np.concatenate(

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.report.contact import contact_sheet
 from synthfactory.report.status import first_tiles
+from synthfactory.run.belonging import check_agrees
 from synthfactory.run.driver import BuildResult, build
 from synthfactory.run.keys import guard
 from synthfactory.run.local import LocalPool
-from synthfactory.run.prepare import Prepared, read_standing
+from synthfactory.run.prepare import Prepared, check_writable, read_standing
 from synthfactory.run.progress import duration
 from synthfactory.shards.store import Store, open_store
 
@@ -50,6 +51,14 @@ class ClassPilot:
 def pilot(prepared: Prepared, *, per_class: int, workers: int, say: Callable[[str], None]) -> Iterator[str]:
     """Runs the pilot; yields what to print. Writes only LINEAGE/pilot/."""
     spec = prepared.spec
+    check_writable(spec)
+    standing = read_standing(spec.output.path)
+    check_agrees(prepared, standing)
+    if spec.privacy.mechanism == "dp" and standing.lock is not None:
+        raise spec.error(
+            "output.path",
+            "the set stands already, and a pilot would need its release; ask for a few tiles more instead",
+        )
     with tempfile.TemporaryDirectory(prefix="synthfactory-pilot-") as scratch:
         classes = {
             name: item.model_copy(update={"count": per_class, "fraction": None}) for name, item in spec.classes.items()

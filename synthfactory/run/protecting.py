@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from synthfactory.embeddings.bank import Bank
@@ -11,6 +14,7 @@ from synthfactory.model.find import Opened
 from synthfactory.model.folder import ModelFolder
 from synthfactory.plan.allocate import class_counts
 from synthfactory.plan.conditions import ClassIndex
+from synthfactory.plan.lock import LOCK, read_lock
 from synthfactory.plan.plan import ClassSummary
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.privacy.mix import assigned, clusters_of, most_tiles
@@ -20,7 +24,7 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
 if TYPE_CHECKING:  # scipy takes half a second, and most plans have no use for it
-    from synthfactory.privacy.ledger import Ledger
+    from synthfactory.privacy.ledger import Ledger, Request
 
 PROJECTION = "projection.safetensors"
 CLUSTER_KEY = b"synthfactory-mix"  # no secret: what comes of it stays in LINEAGE
@@ -60,9 +64,11 @@ def ledger_of(spec: Spec) -> Ledger:
 
     assert spec.privacy.ledger is not None and spec.privacy.cohort is not None
     try:
-        return Ledger(open_store(spec.privacy.ledger), spec.privacy.cohort)
-    except InputError as error:
+        found = Ledger(open_store(spec.privacy.ledger), spec.privacy.cohort)
+        found.entries()
+    except (InputError, OSError) as error:
         raise spec.error("privacy.ledger", str(error)) from None
+    return found
 
 
 def protection(
@@ -86,9 +92,23 @@ def protection(
                 f"the unit of protection is the patient, and {summaries[name].unknown_rows:,} rows of {name} name none; give each a "
                 "patient_id, or leave those rows out",
             )
-    return (
-        _mix(spec, counts, summaries, bank) if spec.privacy.mechanism == "mix" else _dp(spec, model, facts, summaries)
-    )
+    _check_spelling(spec, () if bank is None else bank.groups.patients)
+    if spec.privacy.mechanism == "mix":
+        return _mix(spec, counts, summaries, bank)
+    return _dp(spec, model, facts, summaries, bank)
+
+
+def _check_spelling(spec: Spec, patients: Iterable[str | None]) -> None:
+    """One person under two names would count twice, and lose twice of what was promised."""
+    known: dict[str, str] = {}
+    for name in {patient for patient in patients if patient is not None}:
+        alike = known.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), name)
+        if alike != name:
+            raise spec.error(
+                f"embeddings.{spec.embeddings.source}",
+                f"names patients that differ in case, spaces or form of letters only ({json.dumps(min(alike, name))} and "
+                f"{json.dumps(max(alike, name))}); the patient is the unit of protection, so spell one person one way",
+            )
 
 
 def _check_most(spec: Spec, name: str, count: int, most: int) -> None:
@@ -121,23 +141,17 @@ def _mix(
     return (f"mix: each condition blends tiles of {k} patients, within one kind of tissue; {MIX}",)
 
 
-def _dp(spec: Spec, model: Opened, facts: ModelFacts, summaries: Mapping[str, ClassSummary]) -> tuple[str, ...]:
+def _dp(
+    spec: Spec, model: Opened, facts: ModelFacts, summaries: Mapping[str, ClassSummary], bank: Bank | None
+) -> tuple[str, ...]:
     from synthfactory.privacy.accountant import sigma_for
     from synthfactory.privacy.release import mean_noise
 
     asked, projection = spec.privacy, open_projection(spec, model, facts)
     epsilon, delta = float(asked.value("epsilon")), float(asked.value("delta"))
-    for name in spec.classes:
-        levels = summaries[name].label_levels
-        if set(levels) != {asked.label_level}:
-            raise spec.error(
-                "privacy.label_level",
-                f"{asked.label_level} is declared, and rows of {name} are labelled by {', '.join(levels)}",
-            )
-    sigma = sigma_for(epsilon, delta)
-    noises = {}
-    for name in spec.classes:
-        patients = summaries[name].patients
+    sigma, noises = sigma_for(epsilon, delta), {}
+    for name in spec.classes:  # by what was declared: what the bank holds must not decide whether a set comes about
+        patients = (asked.population or {})[name]
         noises[name] = mean_noise(sigma, projection.dimension, patients) / projection.between
         if noises[name] >= 1:
             raise spec.error(
@@ -146,44 +160,84 @@ def _dp(spec: Spec, model: Opened, facts: ModelFacts, summaries: Mapping[str, Cl
                 f"patient{'s' * (patients != 1)} at epsilon {epsilon:g}; about {math.ceil(patients * noises[name]):,} patients are needed, "
                 "or a larger epsilon, or another mechanism for this class",
             )
-    total = _check_cap(spec, sigma, projection)
+    stands = _standing_release(spec)
+    own = f"{asked.cohort}: the set's own release is taken again, and nothing is spent"
+    budget = own if stands else _budget(spec, sigma, projection, bank)
+    if not stands:
+        for name in spec.classes:
+            levels = summaries[name].label_levels
+            if set(levels) != {asked.label_level}:
+                raise spec.error(
+                    "privacy.label_level",
+                    f"{asked.label_level} is declared, and rows of {name} are labelled by {', '.join(levels)}",
+                )
+    few = [name for name in spec.classes if summaries[name].patients < (asked.population or {})[name] / 2]
     return (
         f"dp: epsilon {epsilon:g} at delta {delta:g} for adding or removing one patient of cohort {asked.cohort}; one release, any number "
         f"of tiles; what the base model was trained on is not covered, nor is the projection ({projection.provenance})",
-        f"ledger: {total}",
-        "noise of a class's mean over the distance between classes: "
+        f"ledger: {budget}",
+        "noise of a class's mean over the distance between classes, by the patients that were declared: "
         + ", ".join(f"{name} {value:.2f}" for name, value in noises.items()),
         "what this plan says of patients and rows is of the bank itself: internal, not covered by epsilon",
+        *(f"{name} has fewer than half of the patients that were declared: more noise than stated" for name in few),
     )
 
 
-def _check_cap(spec: Spec, sigma: float, projection: Projection) -> str:
+def _standing_release(spec: Spec) -> bool:
+    """Whether the set stands with a release that the ledger holds."""
+    try:
+        says = read_lock(open_store(spec.output.path).read(LOCK))["recipe"]["privacy"]
+    except (OSError, InputError):
+        return False
+    return any(entry.release.sha256 == says.get("release_sha256") for entry in ledger_of(spec).entries())
+
+
+def request_of(spec: Spec, projection: Projection, bank: Bank) -> Request:
+    """What the ledger is asked for."""
+    from synthfactory.privacy.ledger import Request
+
+    classes, asked = tuple(sorted(spec.classes)), spec.privacy
+    digest = hashlib.sha256(json.dumps([bank.classes[name].sha256 for name in classes]).encode()).hexdigest()
+    assert asked.cohort is not None
+    return Request(
+        asked.cohort, classes, float(asked.value("epsilon")), float(asked.value("delta")), projection.sha256, digest
+    )
+
+
+def _budget(spec: Spec, sigma: float, projection: Projection, bank: Bank | None) -> str:
     """What the ledger says, and will say. InputError where this set's release would be over the cap."""
     from synthfactory.privacy.accountant import epsilon_together
 
     asked, ledger = spec.privacy, ledger_of(spec)
-    epsilon, delta, cap = float(asked.value("epsilon")), float(asked.value("delta")), float(asked.value("cap"))
-    try:
-        entries = ledger.entries()
-    except InputError as error:
-        raise spec.error("privacy.ledger", str(error)) from None
+    delta, cap = float(asked.value("delta")), float(asked.value("cap"))
+    entries = ledger.entries()
+    delta = min([delta, *(entry.request.delta for entry in entries)])
     spent = epsilon_together([entry.release.sigma for entry in entries], delta)
-    alike = any(
-        (entry.request.epsilon, entry.request.delta, entry.request.projection_sha256)
-        == (epsilon, delta, projection.sha256)
-        and set(spec.classes) <= set(entry.request.classes)
-        for entry in entries
-    )
-    total = epsilon_together([*(entry.release.sigma for entry in entries), sigma], delta)
-    if alike:
+    if bank is None:
+        return f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g} in {asked.ledger}; more is known once the tiles are embedded"
+    request = request_of(spec, projection, bank)
+    _check_name(spec, request)
+    try:
+        found = ledger.check(request, sigma, cap)
+    except InputError as error:
+        raise spec.error("privacy.cap", str(error)) from None
+    if found is not None:
         return (
             f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g}; the release of an equal request is taken again"
         )
-    if total > cap * (1 + 1e-9):
-        raise spec.error(
-            "privacy.cap",
-            f"cohort {asked.cohort} has spent epsilon {spent:.3g} at delta {delta:g}; with this release it would be {total:.3g}, over "
-            f"{cap:g}; build from a release that is there (the same classes, epsilon and bank), or raise the cap, which weakens "
-            "what was promised",
-        )
-    return f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g}; this build's release makes it {total:.3g}"
+    total = epsilon_together([*(entry.release.sigma for entry in entries), sigma], delta)
+    new = f" ({asked.ledger} holds no release of this cohort yet: is it the right ledger?)" if not entries else ""
+    return f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g}; this build's release makes it {total:.3g}{new}"
+
+
+def _check_name(spec: Spec, request: Request) -> None:
+    """InputError where another cohort of the ledger has released these very rows: the same patients by another name."""
+    from synthfactory.privacy.ledger import Ledger, cohorts
+
+    assert spec.privacy.ledger is not None
+    store = open_store(spec.privacy.ledger)
+    for name in cohorts(store):
+        others = () if name == request.cohort else Ledger(store, name).entries()
+        if any(entry.request.bank_sha256 == request.bank_sha256 for entry in others):
+            what = f"these very rows were released before, as cohort {name}; one cohort has one name"
+            raise spec.error("privacy.cohort", what)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,12 +10,14 @@ import numpy as np
 from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.columns import pieces
 from synthfactory.privacy.accountant import sigma_for
-from synthfactory.privacy.ledger import Request
 from synthfactory.privacy.moments import Layout, Rows, summed
 from synthfactory.privacy.projection import Projection
 from synthfactory.privacy.release import Release, release
+from synthfactory.run.keys import guard
 from synthfactory.run.prepare import Prepared
-from synthfactory.run.protecting import ledger_of, open_projection
+from synthfactory.run.protecting import ledger_of, open_projection, request_of
+from synthfactory.shards.store import open_store
+from synthfactory.spec.errors import InputError
 
 
 def bank_rows(bank: Bank, classes: tuple[str, ...]) -> Iterator[Rows]:
@@ -31,19 +31,26 @@ def bank_rows(bank: Bank, classes: tuple[str, ...]) -> Iterator[Rows]:
 
 
 def charged(prepared: Prepared) -> tuple[Release, Projection, bool]:
-    """(release, its projection, whether it is new): made now, or that of an equal request. Spends the cohort's budget."""
+    """(release, its projection, whether it is new): made now, or that of an equal request. Spends the cohort's budget.
+
+    InputError where the cap refuses it.
+    """
     spec, bank = prepared.spec, prepared.bank
-    assert bank is not None and spec.privacy.cohort is not None
-    asked, projection = spec.privacy, open_projection(spec, prepared.folder, prepared.facts)
-    classes, epsilon, delta = tuple(spec.classes), float(asked.value("epsilon")), float(asked.value("delta"))
-    digest = hashlib.sha256(json.dumps([bank.classes[name].sha256 for name in classes]).encode()).hexdigest()
-    request = Request(spec.privacy.cohort, classes, epsilon, delta, projection.sha256, digest)
+    assert bank is not None and spec.privacy.ledger is not None
+    projection = open_projection(spec, prepared.folder, prepared.facts)
+    request = request_of(spec, projection, bank)
+    classes, dimension = request.classes, projection.dimension
 
     def make() -> Release:
-        total = summed(lambda: bank_rows(bank, classes), projection, Layout(len(classes), projection.dimension))
-        return release(total, projection, request.cohort, classes, epsilon, delta)
+        total = summed(lambda: bank_rows(bank, classes), projection, Layout(len(classes), dimension))
+        return release(total, projection, request.cohort, classes, request.epsilon, request.delta)
 
-    entry, new = ledger_of(spec).charge(request, sigma_for(epsilon, delta), float(asked.value("cap")), make)
+    guard(open_store(spec.privacy.ledger))
+    try:
+        cap = float(spec.privacy.value("cap"))
+        entry, new = ledger_of(spec).charge(request, sigma_for(request.epsilon, request.delta), cap, make)
+    except InputError as error:
+        raise spec.error("privacy.cap", str(error)) from None
     return entry.release, projection, new
 
 
@@ -65,5 +72,5 @@ def stated(found: Release, projection: Projection) -> dict[str, str]:
     return {
         "release_sha256": found.sha256,
         "projection_sha256": projection.sha256,
-        "provenance": projection.provenance[:400],
+        "provenance": projection.provenance,
     }

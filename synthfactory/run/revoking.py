@@ -6,33 +6,35 @@ bank. A run that was cut off is finished by the same command: what is left to do
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from synthfactory.embeddings.places import local
 from synthfactory.plan.lock import LOCK, check_same_recipe, lock_yaml
 from synthfactory.run.belonging import recipe_of
+from synthfactory.run.driver import check_affordable
 from synthfactory.run.keys import read_keys
-from synthfactory.run.prepare import Prepared, Standing
+from synthfactory.run.prepare import Prepared, Standing, read_standing
+from synthfactory.run.source import scratch_cache
 from synthfactory.shards.commit import commit_path
-from synthfactory.shards.lease import Lease
+from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.places import is_url
 from synthfactory.spec.schema import Spec
 
 UNDER_DP = (
-    "nothing of a patient can be taken out of a release under differential privacy, nor out of tiles drawn from it. That is acceptable as "
-    "far as its epsilon is: with or without this patient, any outcome was about as likely (epsilon {epsilon:g}, delta {delta:g}). Take the "
-    "patient out of the bank all the same: later releases must not be made from it"
+    "nothing of a patient can be taken out of a release under differential privacy, nor out of tiles drawn from it. Whether that is "
+    "acceptable is a matter of epsilon: with this patient, no outcome was more than {factor:.4g} times as likely as without, nor the "
+    "other way round (epsilon {epsilon:g}; but for a probability of {delta:g}). Take the patient out of the bank all the same: later "
+    "releases must not be made from it"
 )
 
 
@@ -90,6 +92,8 @@ def _rows(lineage: Store, path: str) -> list[dict[str, Any]]:
         with lineage.open(path) as handle:
             columns = ["key", "class_name", "accepted", "sources"]
             table = pq.ParquetFile(handle, pre_buffer=False).read(columns=columns, use_threads=False)
+        if set(table.column_names) != set(columns):
+            raise ValueError("it is of an earlier version, or another kind of file")
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
         raise InputError(
             f"{lineage.place}/{path}: cannot be read ({error}); restore the lineage folder from a copy"
@@ -110,52 +114,83 @@ def check_gone(patient: str, prepared: Prepared) -> None:
         )
 
 
-def withdraw(patient: str, prepared: Prepared, standing: Standing) -> Iterator[str]:
+def withdraw(patient: str, prepared: Prepared) -> Iterator[str]:
     """Takes back every shard that rests on the patient, and what LINEAGE holds of them; yields what was done, a line each.
 
-    The build that follows draws the shards anew. InputError where another build is at work, or the spec differs from the set in more than
-    its rows; nothing is touched then.
+    The build that follows draws the shards anew. InputError, and nothing is touched, where another build is at work, where nothing rests on
+    the patient, where the spec differs from the set in more than its rows, or where that build could not be made.
     """
     spec = prepared.spec
-    out, lineage = standing.store, open_store(spec.lineage)
+    lineage = open_store(spec.lineage)
     lease = Lease(lineage)
     if not lease.acquire():
         raise InputError(f"a build of {spec.output.path} seems to be at work; wait for its end, then run this again")
-    try:
+    with Heartbeat(lease):  # only now: what was committed until the lease was taken is seen
+        standing = read_standing(spec.output.path)
         found = resting_on(patient, standing, lineage)
-        lock = _relocked(prepared, standing)
-        _note(patient, prepared, found, lineage)
+        key = read_keys(spec, lineage).conditions
+        mac = hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()
+        if not (found.shards or found.stale or mac in _noted(lineage)):
+            raise InputError(f"nothing in {spec.output.path} rests on a patient of this id; spell it as the bank did")
+        lock, changed = _relocked(prepared, standing)
+        _check_rebuild(prepared, standing, found)
+        if found.shards or found.stale:
+            _note(mac, found, lineage)
+        # The lock comes first: a build that still has the old bank is refused from here on.
+        standing.store.put(LOCK, lock_yaml(lock))
+        if changed:
+            yield f"the rows of {', '.join(changed)} are others than the set was begun with; its lock says so now"
         for shard in found.shards:
-            out.delete(commit_path(shard))
+            standing.store.delete(commit_path(shard))
             for path in standing.commits[shard].objects:
-                out.delete(path)
+                standing.store.delete(path)
             lineage.delete(_unit(shard, standing.commits[shard].body))
-        yield f"took back {len(found.shards)} shards with {found.count} tiles that rest on the patient"
         for path in found.stale:
             lineage.delete(path)
+        yield f"took back {len(found.shards)} shards with {found.count} tiles that rest on the patient"
         yield from _cleared(spec, lineage)
-        out.put(LOCK, lock_yaml(lock))
-    finally:
-        lease.release()
 
 
-def _relocked(prepared: Prepared, standing: Standing) -> dict[str, Any]:
-    """The set's lock with the fingerprints of the bank as it is now."""
+def _check_rebuild(prepared: Prepared, standing: Standing, found: Resting) -> None:
+    """InputError where the build that is to follow would be refused."""
+    spec = prepared.spec
+    assert standing.lock is not None
+    gone = [entry["name"] for entry in standing.lock["classes"] if entry["name"] not in spec.classes]
+    if gone and found.shards:
+        raise spec.error(
+            "classes",
+            f"{', '.join(gone)} cannot be drawn anew, and every shard holds some; where a class has nobody left, withdraw the whole set: "
+            f"delete {spec.output.path} and {spec.lineage}, and build another without the class",
+        )
+    left = {shard: commit for shard, commit in standing.commits.items() if shard not in found.shards}
+    check_affordable(prepared, prepared.plan(replace(standing, commits=left)))
+
+
+def _relocked(prepared: Prepared, standing: Standing) -> tuple[dict[str, Any], list[str]]:
+    """(the set's lock with the fingerprints of the bank as it is now, classes whose rows are others)."""
     assert standing.lock is not None
     lock = standing.lock
     values = recipe_of(prepared, read_keys(prepared.spec, open_store(prepared.spec.lineage)), None)
-    banks = {**lock["recipe"]["class_banks"], **values["class_banks"]}
+    before, now = lock["recipe"]["class_banks"], values["class_banks"]
+    banks = {name: now.get(name, mac) for name, mac in before.items()}
     renewed = {**lock, "recipe": {**lock["recipe"], "class_banks": banks}}
     check_same_recipe(renewed, values, prepared.spec.output.path)
-    return renewed
+    return renewed, [name for name in before if banks[name] != before[name]]
 
 
-def _note(patient: str, prepared: Prepared, found: Resting, lineage: Store) -> None:
+def _noted(lineage: Store) -> set[str]:
+    """HMACs of the patients who were taken out before."""
+    found = set()
+    for path, _ in lineage.entries("revocations"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found.add(str(json.loads(lineage.read(path))["patient_hmac_sha256"]))
+    return found
+
+
+def _note(mac: str, found: Resting, lineage: Store) -> None:
     """LINEAGE/revocations/N.json: that it was done, and of which tiles; the patient by an HMAC that only the set's key can repeat."""
-    key = read_keys(prepared.spec, lineage).conditions
     says = {
-        "patient_hmac_sha256": hmac.new(key, patient.encode(), hashlib.sha256).hexdigest(),
-        "tiles": found.tiles, "shards": found.shards, "dropped_candidates": found.dropped,
+        "patient_hmac_sha256": mac, "tiles": found.tiles, "shards": found.shards, "dropped_candidates": found.dropped,
     }  # fmt: skip
     content, number = json.dumps(says, indent=1, sort_keys=True).encode(), 1
     while not lineage.create(f"revocations/{number:06d}.json", content):
@@ -163,14 +198,19 @@ def _note(patient: str, prepared: Prepared, found: Resting, lineage: Store) -> N
 
 
 def _cleared(spec: Spec, lineage: Store) -> Iterator[str]:
-    """What LINEAGE holds of real tiles beside the units: cached embeddings, the pilot's sheet."""
-    for path, _ in list(lineage.entries("pilot")):
-        lineage.delete(path)
-        yield f"removed {lineage.place}/{path}, which may show tiles that rest on the patient"
-    cache = None if is_url(spec.lineage) else Path(local(spec.lineage)) / "embeddings"
-    if cache is not None and cache.is_dir():
+    """What LINEAGE and the cache hold of real tiles beside the units; what is not ours to delete is named."""
+    why = {"pilot/": "may show tiles that rest on the patient", "privacy/nearest-": "held the patient's embeddings"}
+    for begin, reason in why.items():
+        for path, _ in list(lineage.entries(begin.partition("/")[0])):
+            if path.startswith(begin):
+                lineage.delete(path)
+                yield f"removed {lineage.place}/{path}, which {reason}"
+    cache = scratch_cache(spec.lineage)
+    if cache.is_dir():
         shutil.rmtree(cache)
         yield f"removed {cache}, a cache of embeddings (the next build makes it anew)"
+    for path, _ in lineage.entries("foreign"):
+        yield f"left {lineage.place}/{path}: was found in the set once and may hold tiles of the patient; look at it"
 
 
 def models_on(lock: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from synthfactory.spec.places import is_url
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
 
@@ -35,10 +36,12 @@ class Privacy(FrozenModel):
         default=None, ge=1e-3, le=100, description="dp: for adding or removing one patient.", examples=[1.0]
     )
     delta: float | None = Field(
-        default=None, gt=0, lt=1, description="dp: at most 1 / (10 population). Default 1e-6.", examples=[1e-6]
+        default=None, gt=0, lt=1, description="dp: at most 1 / (10 patients). Default 1e-6.", examples=[1e-6]
     )
-    population: int | None = Field(
-        default=None, ge=1, description="dp: the cohort's number of patients, as declared in public.", examples=[2000]
+    population: dict[str, Annotated[int, Field(ge=1, le=10**9)]] | None = Field(
+        default=None,
+        description="dp: patients of each class, as declared in public: noise is judged by these, never by the bank's own numbers.",
+        examples=[{"tumour": 400, "stroma": 600}],
     )
     cohort: str | None = Field(
         default=None,
@@ -52,7 +55,7 @@ class Privacy(FrozenModel):
     )  # fmt: skip
     ledger: str | None = Field(
         default=None,
-        description="dp: folder or URL of the ledger; never published, and kept as long as any set that rests on it.",
+        description="dp: absolute path or URL of the ledger; never published, and kept as long as any set that rests on it.",
         examples=["/secure/ledger"],
     )
     projection: str | None = Field(
@@ -98,7 +101,7 @@ class Privacy(FrozenModel):
         found = []
         needed = {
             "epsilon": "1.0",
-            "population": "2000",
+            "population": "{tumour: 400, stroma: 600}",
             "cohort": "lung-2026",
             "ledger": "/secure/ledger",
             "label_level": "tile",
@@ -110,10 +113,14 @@ class Privacy(FrozenModel):
             found.append(
                 ("max_tiles_per_patient", "goes with mechanisms none and mix; under dp no tile is any patient's")
             )
-        if self.population is not None and self.value("delta") > 1 / (10 * self.population):
-            most = 1 / (10 * self.population)
-            what = f"{self.value('delta'):g} is too large for {self.population:,} patients; at most 1 / (10 population) = {most:.3g}"
+        patients = sum((self.population or {}).values())
+        if patients and self.value("delta") > 1 / (10 * patients):
+            most = 1 / (10 * patients)
+            what = f"{self.value('delta'):g} is too large for {patients:,} patients; at most 1 / (10 patients) = {most:.3g}"
             found.append(("delta", what))
+        if self.ledger is not None and not (is_url(self.ledger) or self.ledger.startswith(("/", "~/"))):
+            what = f"'{self.ledger}' would be another ledger, with a budget of its own, in every folder; write an absolute path or a URL"
+            found.append(("ledger", what))
         if None not in (self.cap, self.epsilon) and self.cap < self.epsilon:  # type: ignore[operator]
             found.append(("cap", f"{self.cap:g} is below epsilon = {self.epsilon:g}, which this set alone spends"))
         return found

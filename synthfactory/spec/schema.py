@@ -188,10 +188,18 @@ class Spec(FrozenModel):
         return found
 
     def _dp_problems(self) -> list[tuple[str, str]]:
-        if self.privacy.mechanism != "dp" or self.screen.nearest_real is None:
+        if self.privacy.mechanism != "dp":
             return []
+        said = (self.privacy.population or {}).keys()
+        found = [
+            ("privacy.population", f"does not say how many patients {name} has; declare a number for every class")
+            for name in self.classes
+            if name not in said
+        ]
+        if self.screen.nearest_real is None:
+            return found
         what = "looks at the bank's own tiles, which the epsilon does not cover; leave it out (no condition is any patient's)"
-        return [("screen.nearest_real", what)]
+        return [*found, ("screen.nearest_real", what)]
 
     def _size_problems(self) -> list[tuple[str, str]]:
         shares = {name: item.fraction for name, item in self.classes.items() if item.fraction is not None}

@@ -59,7 +59,8 @@ def test_any_other_request_is_another_charge_until_the_cap(tmp_path: Path, chang
     assert ledger(tmp_path).spent(1e-6) == pytest.approx(together)
     assert 1.0 < together < 2.0  # Gaussian releases compose better than by addition
     with pytest.raises(
-        InputError, match=rf"2 releases have spent epsilon {together:.3g}; with this one it would be 1\.8"
+        InputError,
+        match=rf"2 releases have spent epsilon {together:.3g} at delta 1e-06; with this one it would be 1\.8",
     ):
         ledger(tmp_path).charge(replace(other, epsilon=0.7), SIGMA, 1.5, make)
     assert make.calls == 2, "nothing is released where the cap refuses it"
@@ -120,3 +121,21 @@ def test_cohorts_do_not_share_a_budget(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "ledger"))
     Ledger(store, "hospital a").charge(replace(ASKED, cohort="hospital a"), SIGMA, 1.1, Maker())
     assert Ledger(store, "Hospital A").entries() == []  # the same slug, another name
+
+
+def test_a_larger_delta_buys_nothing_and_a_cap_is_not_raised_later(tmp_path: Path) -> None:
+    made = ledger(tmp_path)
+    made.charge(ASKED, SIGMA, 1.2, Maker())
+    cheap = sigma_for(1.0, 1e-2)
+    with pytest.raises(InputError, match=r"at delta 1e-06; with this one it would be"):
+        made.charge(replace(ASKED, delta=1e-2), cheap, 1.2, Maker())
+    with pytest.raises(InputError, match=r"a cap is not raised later"):
+        made.charge(replace(ASKED, epsilon=0.9), SIGMA, 5.0, Maker())
+    assert len(made.entries()) == 1
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.2, 0.3, 0.7, 1.0, 2.0, 3.0, 8.0])
+@pytest.mark.parametrize("delta", [1e-8, 1e-6, 1e-5])
+def test_a_first_release_of_the_caps_own_epsilon_fits(tmp_path: Path, epsilon: float, delta: float) -> None:
+    asked = replace(ASKED, epsilon=epsilon, delta=delta)
+    assert ledger(tmp_path).check(asked, sigma_for(epsilon, delta), epsilon) is None

@@ -14,7 +14,7 @@ from synthfactory.report.ethics import ethics_page
 from synthfactory.spec.errors import InputError
 
 DP = {
-    "mechanism": "dp", "epsilon": 1.0, "delta": 1e-6, "population": 5000, "cohort": "lung", "label_level": "tile",
+    "mechanism": "dp", "epsilon": 1.0, "delta": 1e-6, "population": {"a": 5000}, "cohort": "lung", "label_level": "tile",
     "release_sha256": "a" * 64, "projection_sha256": "b" * 64, "provenance": "invented | tissue",
 }  # fmt: skip
 
@@ -40,8 +40,8 @@ def test_each_mechanism_says_what_it_gives() -> None:
     none, mix, dp = page({"mechanism": "none"}), page({"mechanism": "mix", "k": 5, "max_weight": 0.4}), page(DP)
     assert "Guarantee: none. A tile may be a near copy" in none and "Treat the set as personal data" in none
     assert "Guarantee: none. Blending 5 patients" in mix and "not a privacy guarantee" in mix
-    assert "e^1.0 = 2.72" in dp and "invented \\| tissue" in dp
-    assert "no test of one patient's membership has an area under the curve above 0.5" in dp
+    assert "where e^1.0 = 2.7183" in dp and "invented \\| tissue" in dp
+    assert "no test of one patient's membership has an area under the curve above 0.567" in dp
     for text in (none, mix, dp):
         assert "no audit was given" in text
         assert "private data" not in text and "anonymous" not in text and "anonymised" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -59,7 +60,8 @@ def dp(tiny: Path, many: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
     def make(**changes: Any) -> dict[str, Any]:
         asked = {
-            "mechanism": "dp", "epsilon": 2.0, "population": 5000, "cohort": "tests", "label_level": "tile",
+            "mechanism": "dp", "epsilon": 2.0,
+            "population": {"alpha": 300, "beta": 300, "gamma": 300}, "cohort": "tests", "label_level": "tile",
             "ledger": str(tmp_path / "ledger"), "projection": str(tmp_path / "projection.safetensors"), **changes,
         }  # fmt: skip
         asked = {name: value for name, value in asked.items() if value is not None}
@@ -123,14 +125,19 @@ def test_the_condition_of_a_blend_is_what_lineage_says(spec_file: MakeSpec, many
     assert run("build", spec, "--local").code == 0
     kept = sorted((tmp_path / "lineage/privacy").glob("clusters-*.bin"))
     assert len(kept) == len(CLASSES)
-    assert all(len(path.read_bytes()) == 900 for path in kept)
+    assert all(len(path.read_bytes()) == 32 + 900 for path in kept)
     before = Counter(part["patient_id"] for row in lineage_rows(tmp_path) for part in row["sources"])
     for path in kept:
-        path.write_bytes(bytes(900))  # all rows in one cluster: other patients stand together
+        one = bytes(900)  # all rows in one cluster: other patients stand together
+        path.write_bytes(hashlib.sha256(one).digest() + one)
     shutil.rmtree(tmp_path / "out")
     shutil.rmtree(tmp_path / "lineage/units")
     assert run("build", spec, "--local").code == 0
     assert Counter(part["patient_id"] for row in lineage_rows(tmp_path) for part in row["sources"]) != before
+    kept[0].write_bytes(kept[0].read_bytes()[:-5])
+    shutil.rmtree(tmp_path / "out/commits")
+    damaged = run("build", spec, "--local")
+    assert damaged.code == 2 and "clusters-" in damaged.err and "is damaged; restore it" in damaged.err
 
 
 def test_a_release_is_charged_once_and_taken_again(
@@ -142,7 +149,8 @@ def test_a_release_is_charged_once_and_taken_again(
     text = " ".join(planned.out.split())
     assert "dp: epsilon 2 at delta 1e-06 for adding or removing one patient of cohort tests" in text
     assert "tests has spent epsilon 0 of 2; this build's release makes it 2" in text
-    assert "noise of a class's mean over the distance between classes: alpha 0." in text
+    assert "holds no release of this cohort yet: is it the right ledger?" in text
+    assert "by the patients that were declared: alpha 0." in text
     assert entries(tmp_path) == []  # a plan spends nothing
     ended = run("build", spec, "--local")
     assert ended.code == 0, ended.err
@@ -203,8 +211,63 @@ def test_a_cap_holds_over_sets(spec_file: MakeSpec, dp: Callable[..., dict[str, 
         "build", spec_file(**other, output={"path": str(tmp_path / "second")}, lineage=str(tmp_path / "l2")), "--local"
     )
     assert refused.code == 2
-    assert "cohort tests has spent epsilon 2 at delta 1e-06; with this release it would be" in refused.err
+    assert (
+        "spec.yaml:" in refused.err
+        and "privacy.cap: cohort 'tests': 1 releases have spent epsilon 2 at delta 1e-06" in refused.err
+    )
     assert not (tmp_path / "second").exists() and len(entries(tmp_path)) == 1
+
+
+def test_neither_a_larger_delta_nor_another_name_buys_more(
+    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    assert run("build", spec_file(**dp(cap=2.0)), "--local").code == 0
+    elsewhere = {"output": {"path": str(tmp_path / "second")}, "lineage": str(tmp_path / "l2")}
+    cheap = dp(epsilon=1.0, delta=0.01, cap=2.0, population={"alpha": 4, "beta": 4})
+    for given, message in (
+        (cheap, "privacy."),
+        (dp(epsilon=1.0, cap=9.0), "a cap is not raised later"),
+        (dp(cohort="other"), "these very rows were released before, as cohort tests"),
+    ):
+        refused = run("build", spec_file(**given, **elsewhere), "--local")
+        assert refused.code == 2 and message in refused.err, refused.err
+        assert "spec.yaml:" in refused.err and not (tmp_path / "second").exists() and not (tmp_path / "l2").exists()
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_standing_set_goes_on_from_its_release_whatever_the_bank_holds(
+    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, tiny: Path, tmp_path: Path
+) -> None:
+    assert run("build", spec_file(**dp()), "--local").code == 0
+    make_bank_file(many, tiny / "model", {"alpha": 2, "beta": 2}, seed=4)
+    grown = dp()
+    grown["classes"] = {"alpha": 8, "beta": 3}
+    planned = run("plan", spec_file(**grown))
+    assert planned.code == 0, planned.err
+    assert "the set's own release is taken again, and nothing is spent" in " ".join(planned.out.split())
+    ended = run("build", spec_file(**grown), "--local")
+    assert ended.code == 0, ended.err
+    piloted = run("pilot", spec_file(**grown), "--tiles", 1)
+    assert piloted.code == 2 and "a pilot would need its release" in piloted.err
+    assert len(entries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("mechanism", ["mix", "dp"])
+def test_one_person_under_two_spellings_is_refused(
+    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, mechanism: str
+) -> None:
+    table = pq.read_table(many)
+    patients = table["patient_id"].to_pylist()
+    patients[7] = patients[0].lower().replace("-", "\u2011")
+    patients[8] = patients[0].lower()
+    pq.write_table(table.set_column(table.column_names.index("patient_id"), "patient_id", [patients]), many)
+    given = (
+        dp()
+        if mechanism == "dp"
+        else {"privacy": {"mechanism": "mix"}, "classes": CLASSES, "embeddings": {"bank": str(many)}}
+    )
+    refused = run("plan", spec_file(**given))
+    assert refused.code == 2 and "differ in case, spaces or form of letters only" in refused.err
 
 
 def test_a_class_cannot_join_a_release_and_a_lost_ledger_stops_the_build(
@@ -266,8 +329,14 @@ def test_what_cannot_be_protected_so_is_refused_by_plan(
         ({"epsilon": 0}, "privacy.epsilon: 0 is too small; at least 0.001"),
         ({"epsilon": -1.0}, "privacy.epsilon: -1.0 is too small"),
         ({"epsilon": None}, "privacy.epsilon: is missing; mechanism dp needs it"),
-        ({"delta": 1e-3}, "privacy.delta: 0.001 is too large for 5,000 patients; at most 1 / (10 population) = 2e-05"),
+        ({"delta": 1e-3}, "privacy.delta: 0.001 is too large for 900 patients; at most 1 / (10 patients) = 0.000111"),
         ({"population": None}, "privacy.population: is missing"),
+        ({"population": {"alpha": 300}}, "privacy.population: does not say how many patients beta has"),
+        ({"population": {"alpha": 3, "beta": 300}}, "privacy.epsilon: noise would drown alpha: "),
+        (
+            {"ledger": "ledger"},
+            "privacy.ledger: 'ledger' would be another ledger, with a budget of its own, in every folder",
+        ),
         ({"noise_seed": 7}, "privacy.noise_seed: has no place here: the noise is the system's own"),
         ({"seed": 7}, "privacy.seed: has no place here"),
         ({"cap": 1.0}, "privacy.cap: 1 is below epsilon = 2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,9 @@ def test_tiles_of_a_patient_are_listed_taken_back_and_drawn_anew(
     assert WHO not in note.read_text() and json.loads(note.read_text())["shards"]
 
 
+@pytest.mark.parametrize("where", ["lock_yaml", "commit_path", "_cleared"])
 def test_what_was_cut_off_is_finished_by_the_same_command(
-    make: Callable[..., Path], bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Path], bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     spec = make()
     assert run("build", spec, "--local").code == 0
@@ -98,12 +100,61 @@ def test_what_was_cut_off_is_finished_by_the_same_command(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(revoking, "lock_yaml", cut)  # after the shards are gone, before the lock is another
+        patched.setattr(revoking, where, cut)
         assert run("revoke", spec, "--patient", WHO, "--yes", "--local").code == 130
-    assert resting(tmp_path) == set()
+    assert (resting(tmp_path) == set()) == (where == "_cleared")
     assert run("revoke", spec, "--patient", WHO, "--yes", "--local").code == 0
     assert run("verify", tmp_path / "out").code == 0
-    assert mentions(tmp_path / "lineage") == []
+    assert resting(tmp_path) == set() and mentions(tmp_path / "lineage") == []
+
+
+def test_a_patient_of_another_spelling_changes_nothing(make: Callable[..., Path], bank: Path, tmp_path: Path) -> None:
+    assert run("build", make(), "--local").code == 0
+    without(bank)
+    before = (tmp_path / "out/spec.lock.yaml").read_bytes()
+    refused = run("revoke", make(), "--patient", WHO.lower(), "--yes", "--local")
+    assert refused.code == 2 and "rests on a patient of this id" in refused.err
+    assert (tmp_path / "out/spec.lock.yaml").read_bytes() == before
+
+
+def test_what_another_build_has_committed_meanwhile_is_seen(
+    make: Callable[..., Path], bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing and the lease a build with the old bank ends: its tiles must go too."""
+    spec = make()
+    assert run("build", spec, "--local").code == 0
+    shutil.copytree(tmp_path / "out", tmp_path / "kept")
+    rest, before = resting(tmp_path), {key: image for key, image, _ in iter_tiles(str(tmp_path / "out"))}
+    shutil.rmtree(tmp_path / "out/commits")
+    (tmp_path / "out/commits").mkdir()
+    acquire = revoking.Lease.acquire
+
+    def late(lease: Any) -> bool:
+        if (tmp_path / "kept/commits").exists():
+            shutil.copytree(tmp_path / "kept/commits", tmp_path / "out/commits", dirs_exist_ok=True)
+            (tmp_path / "kept/commits").rename(tmp_path / "kept/once")
+        return acquire(lease)
+
+    without(bank)
+    with monkeypatch.context() as patched:
+        patched.setattr(revoking.Lease, "acquire", late)
+        assert run("revoke", spec, "--patient", WHO, "--yes", "--local").code == 0
+    after = {key: image for key, image, _ in iter_tiles(str(tmp_path / "out"))}
+    assert rest and all((after[key] != before[key]).any() for key in rest)
+
+
+def test_where_nobody_is_left_nothing_is_touched(make: Callable[..., Path], bank: Path, tmp_path: Path) -> None:
+    assert run("build", make(), "--local").code == 0
+    whole = {path.name for path in (tmp_path / "out").rglob("*")}
+    table = pq.read_table(bank)
+    pq.write_table(table.filter(pc.equal(table["label"], "beta")), bank)
+    text = make().read_text()
+    assert run("revoke", make(), "--patient", WHO, "--yes", "--local").code == 2
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(text.replace("alpha: 4\n", ""))
+    refused = run("revoke", spec, "--patient", WHO, "--yes", "--local")
+    assert refused.code == 2 and "alpha cannot be drawn anew" in refused.err, refused.err
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == whole
 
 
 def test_only_the_rows_of_the_bank_may_differ(make: Callable[..., Path], bank: Path, tmp_path: Path) -> None:

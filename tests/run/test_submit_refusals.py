@@ -43,8 +43,9 @@ def test_tile_folders_and_their_metadata_are_checked_too() -> None:
 
 
 def test_ledger_and_holdout_are_checked_too() -> None:
-    asked = "{mechanism: dp, epsilon: 1, population: 9, cohort: c, label_level: tile, ledger: ledger, projection: p.safetensors}"
-    with pytest.raises(InputError, match=r"privacy\.ledger: 'ledger' .*\n.*privacy\.projection: 'p\.safetensors' "):
+    asked = "{mechanism: dp, epsilon: 1, population: {alpha: 999, beta: 999}, cohort: c, label_level: tile, "
+    asked += "ledger: ~/ledger, projection: p.safetensors}"
+    with pytest.raises(InputError, match=r"privacy\.ledger: '~/ledger' .*\n.*privacy\.projection: 'p\.safetensors' "):
         check_places(spec_of(TEXT + f"\nprivacy: {asked}\n"))
     with pytest.raises(InputError, match=r"screen\.nearest_real\.holdout: 'h\.parquet' would"):
         check_places(spec_of(TEXT + "\nscreen: {nearest_real: {holdout: h.parquet}}\n"))
