@@ -89,6 +89,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     return Workshop(tmp_path, str(model), {"method": "ode", "solver": "euler", "steps": 1})
 
 
+@pytest.mark.slow
 def test_a_workers_memory_does_not_grow_with_the_shard(shop: Workshop) -> None:
     with Child() as small, Child() as large:
         found = side_by_side([small, large], [shop.spec(tiles, tiles, "webp", screen={}) for tiles in (200, 2000)])

@@ -154,7 +154,7 @@ def test_sigkill_of_a_driver_with_ray_leaves_workers_that_do_no_harm(
                 continue
 
 
-@pytest.mark.parametrize("lease", [True, False])
+@pytest.mark.parametrize("lease", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_two_drivers_race_on_one_output(
     spec_file: MakeSpec, tmp_path: Path, undisturbed: tuple[dict[str, bytes], float], lease: bool
 ) -> None:
@@ -172,7 +172,11 @@ def test_two_drivers_race_on_one_output(
 
 @pytest.mark.parametrize(
     ("number", "how"),
-    [(signal.SIGINT, ["--local"]), (signal.SIGTERM, ["--local"]), (signal.SIGTERM, ["--workers", 2])],
+    [
+        (signal.SIGINT, ["--local"]),
+        pytest.param(signal.SIGTERM, ["--local"], marks=pytest.mark.slow),
+        (signal.SIGTERM, ["--workers", 2]),
+    ],
     ids=["Ctrl-C", "SIGTERM", "SIGTERM with Ray"],
 )
 def test_an_interrupted_build_ends_with_130_and_goes_on(
