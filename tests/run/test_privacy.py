@@ -252,6 +252,17 @@ def test_a_standing_set_goes_on_from_its_release_whatever_the_bank_holds(
     assert len(entries(tmp_path)) == 1
 
 
+def test_a_pilot_makes_the_release_that_the_build_takes(
+    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    piloted = run("pilot", spec_file(**dp()), "--tiles", 1)
+    assert piloted.code == 0, piloted.err
+    assert "cohort tests is charged epsilon 2" in piloted.err
+    built = run("build", spec_file(**dp()), "--local")
+    assert built.code == 0 and "its release is taken again" in built.err
+    assert len(entries(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("mechanism", ["mix", "dp"])
 def test_one_person_under_two_spellings_is_refused(
     spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, mechanism: str
