@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := out/phantom-model
 
-.PHONY: help demo test test-all lint format bench phantom-model phantom-bank solver-table loop clean
+.PHONY: help demo test test-all lint format bench phantom-model phantom-bank phantom-projection solver-table loop clean
 
 help:
 	@echo "make demo           builds specs/demo.yaml into out/demo and shows how to look at it"
@@ -71,6 +71,13 @@ phantom-model: $(VENV)/.run
 # The bank that the demo draws from: invented patients that no model was trained on.
 phantom-bank: $(VENV)/.run
 	$(BIN)/synthfactory phantom bank specs/phantom-bank.parquet --cohort bank
+
+# The projection that mechanism dp takes by default: from the cohort that the model was trained on, which is nobody's data.
+phantom-projection: $(VENV)/.dev
+	test -f out/projection/bank.parquet || \
+		$(BIN)/synthfactory phantom bank out/projection/bank.parquet --cohort train --per-class 200
+	$(BIN)/synthfactory privacy fit out/projection/bank.parquet -o synthfactory/model/weights/phantom/projection.safetensors \
+		--provenance "invented tissue of synthfactory's phantom, cohort train: no person's data"
 
 # Quality of each solver against network calls, on the built-in model: written beside it, where `steps: auto` reads it.
 solver-table: $(VENV)/.run
