@@ -18,8 +18,9 @@ from running import run
 from tinymodel import EMBEDDING, make_bank_file
 
 from synthfactory.model.folder import open_model
-from synthfactory.privacy.projection import fit_projection
+from synthfactory.privacy.projection import fit_projection, load_projection
 from synthfactory.run.prepare import prepare
+from synthfactory.run.protecting import PROJECTION
 from synthfactory.run.releasing import charged
 from synthfactory.spec.load import load_spec
 
@@ -426,3 +427,14 @@ def test_the_ledger_does_not_lie_in_what_is_published(
     refused = run("plan", spec_file(**dp(ledger=str(tmp_path / "out/ledger"))))
     assert refused.code == 2
     assert "privacy.ledger: and output.path lie inside one another" in refused.err
+
+
+def test_the_built_in_models_projection_is_of_its_own_encoder() -> None:
+    """Made anew with every revision of the model (`make phantom-projection`)."""
+    model = open_model("phantom")
+    found = load_projection(model.path / PROJECTION)
+    assert found.width == model.condition_width and found.dimension == 16
+    assert {key: found.encoder[key] for key in ("id", "sha256")} == {
+        key: model.encoder[key] for key in ("id", "sha256")
+    }
+    assert "no person's data" in found.provenance
