@@ -83,6 +83,22 @@ def allocate(
             found[worst] -= 1
 
 
+def topped_up(
+    total: int,
+    real: Mapping[str, int],
+    floors: Mapping[str, int] | None = None,
+    caps: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """`total` tiles added such that real and added are as even over the classes as they can be, the rarest first.
+
+    ValueError as `allocate`.
+    """
+    low = {name: count + (floors or {}).get(name, 0) for name, count in real.items()}
+    high = {name: count + (caps or {}).get(name, total) for name, count in real.items()}
+    level = allocate(total + sum(real.values()), dict.fromkeys(real, 1.0), low, high)
+    return {name: level[name] - count for name, count in real.items()}
+
+
 def _near(
     total: int, weights: Mapping[str, Fraction], low: Mapping[str, int], high: Mapping[str, int]
 ) -> dict[str, int]:

@@ -50,6 +50,7 @@ class Plan:
     shortfall: Mapping[str, int]  # tiles that no attempt gave; they are not tried again
     shards_done: int
     cohort: str = "unknown"  # whether patients of a published model's training set are among the conditions
+    balance: tuple[str, ...] = ()  # how the total was shared out, a sentence each
     privacy: tuple[str, ...] = ()  # what stands between the bank and the conditions, a sentence each
 
     @property
@@ -70,6 +71,7 @@ def make_plan(
     seconds_per_call: float | None = None,
     cohort: str = "unknown",
     privacy: Sequence[str] = (),
+    balance: Sequence[str] = (),
 ) -> Plan:
     """Computes the plan; `committed` tiles and those of `shortfall` are not drawn again.
 
@@ -85,7 +87,19 @@ def make_plan(
     missing = {name: max(0, want[name] - done.get(name, 0) - given_up.get(name, 0)) for name in counts}
     cost = estimate(spec, missing, seconds_per_call or model.seconds_per_call, measured=seconds_per_call is not None)
     return Plan(
-        spec, model, counts, bank, tuple(rounds), step, cost, done, given_up, shards_done, cohort, tuple(privacy)
+        spec,
+        model,
+        counts,
+        bank,
+        tuple(rounds),
+        step,
+        cost,
+        done,
+        given_up,
+        shards_done,
+        cohort,
+        tuple(balance),
+        tuple(privacy),
     )
 
 
@@ -175,7 +189,8 @@ def render(plan: Plan, width: int = 80) -> str:
         entries.append(f"time           {_span(low)} to {_span(high)} on one device, divided by the number of workers")
     heading = f"{spec.name}: model {plan.model.id} revision {plan.model.revision}, into {spec.output.path}"
     lines = [*_wrapped(heading, width, 2), "", *_table(plan, total, width), ""]
-    entries += [f"{'' if number else 'privacy':<15}{text}" for number, text in enumerate(plan.privacy)]
+    for title, texts in (("balance", plan.balance), ("privacy", plan.privacy)):
+        entries += [f"{'' if number else title:<15}{text}" for number, text in enumerate(texts)]
     for entry in entries:
         lines += _wrapped(entry, width, 15)
     for note in _notes(plan):

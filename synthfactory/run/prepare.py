@@ -25,6 +25,7 @@ from synthfactory.plan.plan import ClassSummary, Plan, make_plan
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, check_chain
 from synthfactory.plan.units import key_of, unit_of
+from synthfactory.run.balancing import balanced
 from synthfactory.run.models import choose_model
 from synthfactory.run.nearest_real import check_apart, open_holdout
 from synthfactory.run.protecting import protection
@@ -120,6 +121,7 @@ class Prepared:
     facts: ModelFacts
     conditions: Conditions
     protection: tuple[str, ...] = ()  # what the plan says of privacy
+    balance: tuple[str, ...] = ()  # what the plan says of how the total was shared out
     holdout: Bank | None = None  # real tiles of other patients, where the screen `nearest_real` is on
 
     @property
@@ -177,6 +179,7 @@ class Prepared:
             bank=self.conditions.summaries,
             cohort=self.conditions.cohort,
             privacy=self.protection,
+            balance=self.balance,
             rounds=standing.rounds,
             committed=done,
             shortfall=shortfall,
@@ -195,7 +198,9 @@ def prepare(spec: Spec) -> Prepared:
     chosen = choose_model(spec)
     conditions = open_conditions(chosen.spec, chosen.facts, chosen.encoder)
     holdout = open_holdout(chosen.spec, chosen.facts)
-    return Prepared(chosen.spec, chosen.model, chosen.encoder, chosen.facts, conditions, holdout=holdout)._protected()
+    spec, shared = balanced(chosen.spec, conditions)
+    made = Prepared(spec, chosen.model, chosen.encoder, chosen.facts, conditions, balance=shared, holdout=holdout)
+    return made._protected()
 
 
 def standing_of(spec: Spec) -> Standing:

@@ -13,6 +13,7 @@ from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, field_validator, 
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from synthfactory.spec.balance import Balance
 from synthfactory.spec.embeddings import Embeddings
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.model import Model
@@ -37,6 +38,12 @@ class ClassSpec(FrozenModel):
     fraction: float | None = Field(
         default=None, gt=0.0, le=1.0, description="Share of `total`, above 0; all classes sum to 1.", examples=[0.5]
     )
+    floor: int | None = Field(
+        default=None, ge=0, le=MAX_TILES, description="With `balance`: at least so many tiles.", examples=[50]
+    )
+    cap: int | None = Field(
+        default=None, ge=1, le=MAX_TILES, description="With `balance`: at most so many tiles.", examples=[500]
+    )
     sampler: SamplerOverride | None = Field(
         default=None, description="What differs from the spec's sampler for this class.", examples=[{"steps": 20}]
     )
@@ -55,8 +62,6 @@ class ClassSpec(FrozenModel):
     def _one_size(self) -> ClassSpec:
         if self.count is not None and self.fraction is not None:
             raise ValueError("has both count and fraction; keep one of them")
-        if self.count is None and self.fraction is None:
-            raise ValueError("has neither count nor fraction; write for example {count: 40}")
         return self
 
     @classmethod
@@ -89,6 +94,11 @@ class Spec(FrozenModel):
         min_length=1,
         description="Class name (the bank's label) to its number of tiles, or to {count or fraction, sampler}.",
         examples=[{"phantom-gland": 40, "phantom-keratin": {"count": 20, "sampler": {"steps": 20}}}],
+    )
+    balance: Balance | None = Field(
+        default=None,
+        description="How total is shared out over classes without counts, from what real tiles there are.",
+        examples=["uniform", {"kind": "temperature", "temperature": 2.0}],
     )
     embeddings: Embeddings = Field(
         description="Source of the conditioning embeddings.", examples=[{"bank": "bank.parquet"}]
@@ -202,6 +212,39 @@ class Spec(FrozenModel):
         return [*found, ("screen.nearest_real", what)]
 
     def _size_problems(self) -> list[tuple[str, str]]:
+        if self.balance is not None:
+            return self._balance_problems(self.balance)
+        found = []
+        for name, item in self.classes.items():
+            if item.count is None and item.fraction is None:
+                found.append((f"classes.{name}", "has neither count nor fraction; write for example {count: 40}"))
+            for bound in ("floor", "cap"):
+                if getattr(item, bound) is not None:
+                    found.append((f"classes.{name}.{bound}", "goes with balance; the class has a size of its own"))
+        return found or self._share_problems()
+
+    def _balance_problems(self, balance: Balance) -> list[tuple[str, str]]:
+        found = []
+        if self.total is None:
+            found.append(("total", "is missing; balance shares it out over the classes, for example total: 6000"))
+        for name, item in self.classes.items():
+            if item.count is not None or item.fraction is not None:
+                found.append(
+                    (
+                        f"classes.{name}",
+                        "has a size of its own, which balance is to find; write {} or its floor and cap",
+                    )
+                )
+            if isinstance(balance.against, dict) and name not in balance.against:
+                found.append(("balance.against", f"does not say how many real tiles {name} has"))
+        if balance.against == "bank" and self.privacy.mechanism == "dp":
+            what = "bank: real counts are not covered by epsilon, and the set's would tell them; write {class: count} as declared"
+            found.append(("balance.against", what))
+        if balance.against == "bank" and self.embeddings.unconditional:
+            found.append(("balance", "counts the bank's rows, and there is none; leave it out"))
+        return found
+
+    def _share_problems(self) -> list[tuple[str, str]]:
         shares = {name: item.fraction for name, item in self.classes.items() if item.fraction is not None}
         if not shares:
             return (

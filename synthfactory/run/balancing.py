@@ -1,0 +1,111 @@
+"""A spec with `balance` -> the same with counts, and what the plan says of them: real, synthetic, total, effective patients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from synthfactory.plan.balance import allocate, effective_patients, shares, topped_up
+from synthfactory.plan.plan import ClassSummary
+from synthfactory.run.source import Conditions
+from synthfactory.spec.schema import Spec
+
+
+def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]:
+    """(the spec with a count for every class, sentences for the plan); as it is without `balance`.
+
+    InputError at its place in the spec where floors and caps leave no room, or a class comes to no tile.
+    """
+    balance = spec.balance
+    if balance is None:
+        return spec, ()
+    assert spec.total is not None
+    real = _real(spec, conditions.summaries)
+    floors = {name: item.floor for name, item in spec.classes.items() if item.floor is not None}
+    caps = {name: item.cap for name, item in spec.classes.items() if item.cap is not None}
+    try:
+        if balance.kind == "top_up" and not balance.even_fraction:
+            counts = topped_up(spec.total, real, floors, caps)
+        else:
+            kind = "uniform" if balance.kind == "top_up" else balance.kind
+            counts = allocate(spec.total, shares(kind, real, balance.parameter), floors, caps)
+    except ValueError as error:
+        raise spec.error("total", f"{spec.total:,} cannot be shared out: {error}") from None
+    empty = [name for name, count in counts.items() if not count]
+    if empty and (balance.kind != "top_up" or balance.even_fraction):
+        raise spec.error(
+            f"classes.{empty[0]}", f"comes to no tile of {spec.total:,}; raise total, give it a floor, or leave it out"
+        )
+    for name in empty:
+        raise spec.error(
+            f"classes.{name}", "has more real tiles than the others would have with total; leave it out, or raise total"
+        )
+    classes = {
+        name: item.model_copy(update={"count": counts[name], "floor": None, "cap": None})
+        for name, item in spec.classes.items()
+    }
+    made = spec.model_copy(update={"classes": classes, "total": None, "balance": None})
+    return made, (_sentence(spec, counts, real), *_per_class(counts, real, conditions), *_trap(spec, counts, real))
+
+
+def _real(spec: Spec, summaries: Mapping[str, ClassSummary]) -> dict[str, int]:
+    assert spec.balance is not None
+    if spec.balance.against == "bank":
+        return {name: summaries[name].rows for name in spec.classes}
+    given = spec.balance.against
+    assert isinstance(given, dict)
+    return {name: given[name] for name in spec.classes}
+
+
+def _sentence(spec: Spec, counts: Mapping[str, int], real: Mapping[str, int]) -> str:
+    assert spec.balance is not None
+    of = "the bank's rows" if spec.balance.against == "bank" else "the counts given"
+    more = f" ({spec.balance.parameter:g})" if spec.balance.parameter is not None else ""
+    return (
+        f"{spec.balance.kind}{more} against {of}: {sum(counts.values()):,} synthetic beside {sum(real.values()):,} real"
+    )
+
+
+def _per_class(counts: Mapping[str, int], real: Mapping[str, int], conditions: Conditions) -> list[str]:
+    lines = []
+    for name, count in counts.items():
+        weigh = _effective(conditions, name)
+        behind = "" if weigh is None else f", from {weigh:.3g} effective patients"
+        share = count / (count + real[name])
+        lines.append(
+            f"{name}: {real[name]:,} real and {count:,} synthetic are {real[name] + count:,} ({share:.0%} synthetic{behind})"
+        )
+    return lines
+
+
+def _effective(conditions: Conditions, name: str) -> float | None:
+    """How many patients with equally many tiles the class's rows amount to."""
+    if conditions.bank is not None:
+        patients, starts = conditions.bank.patients_of(name)
+        return effective_patients(dict(zip(patients, np.diff(starts).tolist(), strict=True)))
+    if conditions.tiles is None:
+        return None
+    tiles: dict[str, int] = {}
+    for label, patient in zip(conditions.tiles.labels, conditions.tiles.patient_ids, strict=True):
+        if label == name:
+            tiles[patient or ""] = tiles.get(patient or "", 0) + 1
+    return effective_patients(tiles)
+
+
+def _trap(spec: Spec, counts: Mapping[str, int], real: Mapping[str, int]) -> list[str]:
+    """Where 'synthetic' would tell classes apart."""
+    assert spec.balance is not None
+    if spec.balance.kind == "top_up" and spec.balance.even_fraction:
+        fewest = min(real.values())
+        return [
+            f"take at most {fewest:,} real tiles of each class beside them: then every class is as synthetic as the others"
+        ]
+    parts = {name: count / (count + real[name]) for name, count in counts.items()}
+    if max(parts.values()) - min(parts.values()) < 0.2:
+        return []
+    low, high = min(parts, key=parts.__getitem__), max(parts, key=parts.__getitem__)
+    return [
+        f"warning: beside all real tiles {high} would be {parts[high]:.0%} synthetic and {low} {parts[low]:.0%}: a classifier may learn "
+        "that synthetic means one class; take fewer real tiles of the common classes, so that the shares are even"
+    ]

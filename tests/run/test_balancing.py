@@ -1,0 +1,123 @@
+"""`balance` from the spec to the set: what plan prints, what is drawn, what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import run
+from tinymodel import make_bank_file
+
+from synthfactory.shards.reader import iter_tiles
+
+MakeSpec = Callable[..., Path]
+
+
+@pytest.fixture
+def make(spec_file: MakeSpec, tiny: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A bank of 24, 12 and 3 rows (8, 4 and 1 patients)."""
+    bank = make_bank_file(tmp_path / "bank.parquet", tiny / "model", {"alpha": 8, "beta": 4, "gamma": 1})
+
+    def made(**changes: Any) -> Path:
+        given = {"total": 18, "classes": {"alpha": {}, "beta": {}, "gamma": {}}, **changes}
+        return spec_file(
+            embeddings={"bank": str(bank)}, output={"path": str(tmp_path / "out"), "shard_size": 9}, **given
+        )
+
+    return made
+
+
+def counts(tmp_path: Path) -> dict[str, int]:
+    return dict(Counter(record["label"] for _, _, record in iter_tiles(str(tmp_path / "out"))))
+
+
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [
+        ("uniform", {"alpha": 6, "beta": 6, "gamma": 6}),
+        ("proportional", {"alpha": 11, "beta": 6, "gamma": 1}),
+        ({"kind": "temperature", "temperature": 2.0}, {"alpha": 9, "beta": 6, "gamma": 3}),
+        ({"kind": "effective_number", "beta": 0.0}, {"alpha": 6, "beta": 6, "gamma": 6}),
+        ({"kind": "proportional", "against": {"alpha": 1, "beta": 1, "gamma": 4}}, {"alpha": 3, "beta": 3, "gamma": 12}),
+        ("top_up", {"alpha": 6, "beta": 6, "gamma": 6}),
+    ],
+)  # fmt: skip
+def test_a_total_is_shared_out(
+    make: Callable[..., Path], tmp_path: Path, balance: Any, expected: dict[str, int]
+) -> None:
+    planned = run("plan", make(balance=balance))
+    assert planned.code == 0, planned.err
+    for name, count in expected.items():
+        assert f"\n{name} " in planned.out and f" {count} " in planned.out.split(f"\n{name} ")[1].splitlines()[0]
+    assert all(len(line) <= 80 for line in planned.out.splitlines())
+    if balance == "uniform":
+        assert run("build", make(balance=balance), "--local").code == 0
+        assert counts(tmp_path) == expected
+        assert run("verify", tmp_path / "out").code == 0
+
+
+def test_plan_says_real_synthetic_total_and_effective_patients_and_the_trap(make: Callable[..., Path]) -> None:
+    text = " ".join(run("plan", make(balance="uniform")).out.split())
+    assert "uniform against the bank's rows: 18 synthetic beside 39 real" in text
+    assert "gamma: 3 real and 6 synthetic are 9 (67% synthetic, from 1 effective patients)" in text
+    assert "a classifier may learn that synthetic means one class" in text
+    assert "gamma rests on 1 patient only" in text
+    even = " ".join(run("plan", make(balance="top_up")).out.split())
+    assert "take at most 3 real tiles of each class beside them" in even and "may learn" not in even
+    topped = run("plan", make(balance={"kind": "top_up", "even_fraction": False}, total=60)).out
+    assert "alpha: 24 real and 9 synthetic are 33" in " ".join(topped.split())
+    assert "gamma: 3 real and 30 synthetic are 33" in " ".join(topped.split())
+
+
+def test_a_larger_total_adds_and_takes_nothing_away(make: Callable[..., Path], tmp_path: Path) -> None:
+    balance = {"kind": "temperature", "temperature": 3.0}
+    assert run("build", make(balance=balance, total=10), "--local").code == 0
+    before = {key: image.tobytes() for key, image, _ in iter_tiles(str(tmp_path / "out"))}
+    assert run("build", make(balance=balance, total=17), "--local").code == 0
+    after = {key: image.tobytes() for key, image, _ in iter_tiles(str(tmp_path / "out"))}
+    assert len(after) == 17 and before.items() <= after.items()
+
+
+def test_floors_and_caps_are_kept(make: Callable[..., Path]) -> None:
+    classes = {"alpha": {"cap": 4}, "beta": {}, "gamma": {"floor": 7}}
+    out = run("plan", make(balance="proportional", classes=classes)).out
+    table = [line.split() for line in out.splitlines() if line.startswith(("alpha ", "beta ", "gamma "))]
+    assert [row[1] for row in table] == ["4", "7", "7"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"balance": "fair"}, "balance.kind: 'fair' is not 'uniform', 'proportional', 'temperature', 'effective_number' or 'top_up'"),
+        ({"balance": "temperature"}, "balance.temperature: is missing; kind temperature needs it"),
+        ({"balance": {"kind": "uniform", "beta": 0.9}}, "balance.beta: goes with kind: effective_number"),
+        ({"balance": {"kind": "uniform", "even_fraction": False}}, "balance.even_fraction: goes with kind: top_up"),
+        ({"balance": "uniform", "total": None}, "total: is missing; balance shares it out"),
+        ({"balance": "uniform", "classes": {"alpha": 4, "beta": {}}}, "classes.alpha: has a size of its own, which balance is to find"),
+        ({"balance": {"kind": "proportional", "against": {"alpha": 1}}}, "balance.against: does not say how many real tiles beta has"),
+        (
+            {"balance": "uniform", "classes": {"alpha": {"cap": 2}, "beta": {"cap": 2}}},
+            "18 cannot be shared out: floors and caps leave no room",
+        ),
+        ({"balance": {"kind": "proportional", "against": {"alpha": 999, "beta": 999, "gamma": 1}}}, "gamma: comes to no tile of 18"),
+        ({"balance": {"kind": "top_up", "even_fraction": False}}, "classes.alpha: has more real tiles than the others would have"),
+        ({"classes": {"alpha": {}}, "total": None}, "classes.alpha: has neither count nor fraction"),
+        ({"classes": {"alpha": {"count": 4, "floor": 2}}, "total": None}, "classes.alpha.floor: goes with balance"),
+        (
+            {"balance": "uniform", "privacy": {"mechanism": "dp", "epsilon": 1, "population": {"alpha": 9, "beta": 9, "gamma": 9},
+             "cohort": "c", "label_level": "tile", "ledger": "/nowhere"}},
+            "balance.against: bank: real counts are not covered by epsilon",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_balanced_is_refused(make: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
+    given = {key: value for key, value in changes.items() if value is not None}
+    spec = make(**given)
+    if changes.get("total", 0) is None:
+        spec.write_text("\n".join(line for line in spec.read_text().splitlines() if not line.startswith("total:")))
+    refused = run("plan", spec)
+    assert refused.code == 2, refused.out
+    assert message in refused.err and "spec.yaml:" in refused.err and "Traceback" not in refused.err
