@@ -115,7 +115,8 @@ def _near(
         lack = sum(bound - guess[name] for name, bound in under.items())
         settled = over if excess >= lack else under
         if not settled or len(settled) == len(free):
-            return {name: min(high[name], max(low[name], value)) for name, value in {**guess, **fixed}.items()}
+            near = {**guess, **fixed}
+            return {name: min(high[name], max(low[name], near[name])) for name in weights}
         fixed.update(settled)
 
 

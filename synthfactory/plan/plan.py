@@ -189,10 +189,11 @@ def render(plan: Plan, width: int = 80) -> str:
         entries.append(f"time           {_span(low)} to {_span(high)} on one device, divided by the number of workers")
     heading = f"{spec.name}: model {plan.model.id} revision {plan.model.revision}, into {spec.output.path}"
     lines = [*_wrapped(heading, width, 2), "", *_table(plan, total, width), ""]
-    for title, texts in (("balance", plan.balance), ("privacy", plan.privacy)):
-        entries += [f"{'' if number else title:<15}{text}" for number, text in enumerate(texts)]
     for entry in entries:
         lines += _wrapped(entry, width, 15)
+    for title, texts in (("balance", plan.balance), ("privacy", plan.privacy)):
+        told = [line for text in texts for line in _wrapped(text, width - 15, 2)]
+        lines += [f"{'' if number else title:<15}{line}" for number, line in enumerate(told)]
     for note in _notes(plan):
         lines += _wrapped(note, width, 2)
     return "\n".join(lines)
