@@ -224,7 +224,7 @@ def main() -> None:
     bound = auc_bound(mu_of(sigma_for(1.0, DELTA)))
     found, count = informed(pool, projection, 1.0, 3)
     print(
-        f"\ndp, epsilon 1: {count:,} coin-flipped patients, the attacker 'informed': {found}; bound {bound:.3f}",
+        f"\ndp, epsilon 1: {count:,} coin-flipped patients, the attacker 'informed': {found}; bound {bound:.4f}",
         flush=True,
     )
 
@@ -241,7 +241,7 @@ def main() -> None:
             made = drawn_from(release, projection, 10 * size, key)
             noise = mean_noise(sigma, projection.dimension, size) / projection.between
             print(
-                f"{size:>8} {epsilon:>8g} {noise:>6.2f} {auc_bound(mu_of(sigma)):>16.3f}  {nearest_auc(pool, made, inside, outside)}"
+                f"{size:>8} {epsilon:>8g} {noise:>6.2f} {auc_bound(mu_of(sigma)):>16.4f}  {nearest_auc(pool, made, inside, outside)}"
                 f"{'':>9}{utility(made, mine, unseen):.3f}",
                 flush=True,
             )
