@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from synthfactory.embeddings.vectors import unit
+
 QUERIES, REFERENCES = 2048, 16_384  # rows of a block: 134 MB of products in float32
 FIRST = 1024
 SPARE = 8  # of a shortlist, beyond the k that are asked for
@@ -34,12 +36,6 @@ class Product:
 
 
 FLOAT32 = Product(lambda a, b: np.asarray(a @ b.T))
-
-
-def unit(embeddings_NE: np.ndarray) -> np.ndarray:
-    """float32 (N, E), each of length 1; rows of zeros stay zeros."""
-    found = np.asarray(embeddings_NE, np.float32)
-    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
 
 
 def nearest(

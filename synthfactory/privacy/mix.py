@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from synthfactory.embeddings.vectors import unit
 from synthfactory.plan.conditions import ClassIndex
 from synthfactory.plan.keyed import entry, uniforms
 
@@ -163,13 +164,13 @@ def assigned(take: Take, index: ClassIndex, k: int, key: bytes) -> np.ndarray:
     learnt = np.arange(count)
     if count > LEARNT_ROWS:
         learnt = np.sort(_random(key).choice(count, LEARNT_ROWS, replace=False))
-    centres = _kmeans(_directions(take(learnt)).astype(np.float64), max(1, min(MAX_CLUSTERS, everyone // (4 * k))), key)
+    centres = _kmeans(unit(take(learnt)).astype(np.float64), max(1, min(MAX_CLUSTERS, everyone // (4 * k))), key)
     while True:
         nearest = np.empty(count, np.uint8)
         step = max(1, PIECE_BYTES // (centres.shape[1] * 8))
         for low in range(0, count, step):
             rows = np.arange(low, min(count, low + step))
-            nearest[rows] = _nearest(_directions(take(rows)), centres)
+            nearest[rows] = _nearest(unit(take(rows)), centres)
         behind = [cluster.patients for cluster in clusters_of(nearest, index, len(centres))]
         if min(behind) >= k:
             return nearest
@@ -189,10 +190,6 @@ def clusters_of(assigned_N: np.ndarray, index: ClassIndex, count: int | None = N
 
 def _random(key: bytes) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key[:16].ljust(16, b"-"), "<u8").astype(np.uint64)))
-
-
-def _directions(embeddings_NE: np.ndarray) -> np.ndarray:
-    return np.asarray(embeddings_NE / np.maximum(np.linalg.norm(embeddings_NE, axis=1, keepdims=True), 1e-12))
 
 
 def _off(directions_NE: np.ndarray, centres_CE: np.ndarray) -> np.ndarray:

@@ -9,9 +9,10 @@ import numpy as np
 from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.columns import pieces
 from synthfactory.embeddings.parquet import load_bank
+from synthfactory.embeddings.vectors import unit
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.run.source import scratch_cache
-from synthfactory.screen.nearest import Nearest, directions, highest
+from synthfactory.screen.nearest import Nearest, highest
 from synthfactory.shards.store import Store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
@@ -71,10 +72,10 @@ def laid_out(spec: Spec, bank: Bank, holdout: Bank, key: bytes, lineage: Store) 
     path = f"privacy/nearest-{known.hexdigest()[:24]}.bin"
     if lineage.size(path) is None:
         rows = np.concatenate(
-            [directions(bank.vectors.part(low, high)) for low, high in pieces(0, len(bank), bank.vectors.row_bytes)]
+            [unit(bank.vectors.part(low, high)) for low, high in pieces(0, len(bank), bank.vectors.row_bytes)]
         )
         at = np.unique(np.linspace(0, len(holdout) - 1, min(len(holdout), MOST_HELD_OUT)).astype(np.int64))
-        found = highest(directions(holdout.take(at)), (rows[low : low + 16_384] for low in range(0, len(rows), 16_384)))
+        found = highest(unit(holdout.take(at)), (rows[low : low + 16_384] for low in range(0, len(rows), 16_384)))
         threshold = float(np.percentile(found, spec.screen.nearest_real.percentile))
         lineage.create(path, Nearest(rows, threshold).to_bytes())
     return path

@@ -8,14 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from synthfactory.embeddings.vectors import unit
+
 PIECE_ROWS = 16_384
 FORMAT = "synthfactory-nearest/1"
-
-
-def directions(embeddings_NE: np.ndarray) -> np.ndarray:
-    """float32 (N, E) of length 1; rows of zeros stay zero."""
-    lengths = np.linalg.norm(embeddings_NE.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(embeddings_NE / np.maximum(lengths, 1e-12), np.float32)
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Nearest:
     def cosine(self, embeddings_nE: np.ndarray) -> np.ndarray:
         """float64 (n,): of each embedding to the bank's nearest; NaN where it is zero or not finite."""
         found = highest(
-            directions(embeddings_nE), (self.rows[at : at + PIECE_ROWS] for at in range(0, len(self.rows), PIECE_ROWS))
+            unit(embeddings_nE), (self.rows[at : at + PIECE_ROWS] for at in range(0, len(self.rows), PIECE_ROWS))
         )
         usable = np.isfinite(embeddings_nE).all(axis=1) & (embeddings_nE != 0).any(axis=1)
         return np.where(usable, found, np.nan)

@@ -21,7 +21,8 @@ def measure(rows: int, width: int) -> None:
     """One width, in this process."""
     import numpy as np
 
-    from synthfactory.evaluate.neighbours import nearest, unit
+    from synthfactory.embeddings.vectors import unit
+    from synthfactory.evaluate.neighbours import nearest
 
     random = np.random.default_rng(0)
     queries, members, others = (unit(random.standard_normal((rows, width), dtype=np.float32)) for _ in range(3))

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from synthfactory.embeddings.vectors import unit
 from synthfactory.evaluate.labels import LabelProbe
 from synthfactory.evaluate.membership import auc
 from synthfactory.model.encoder import encoder_of
@@ -37,7 +38,6 @@ from synthfactory.privacy.moments import Layout, features, summed
 from synthfactory.privacy.projection import Projection, load_projection
 from synthfactory.privacy.release import Release, condition, gaussians, mean_noise, noisy
 from synthfactory.run.protecting import PROJECTION
-from synthfactory.screen.nearest import directions
 
 TILES, HELD_OUT, PIECE = 2, 100, 200
 DELTA = 1e-6
@@ -97,7 +97,7 @@ def nearest_auc(pool: Cohort, conditions: dict[int, np.ndarray], members: np.nda
     best = np.empty(len(pool.x))
     for number, made in conditions.items():
         rows = pool.classes == number
-        best[rows] = (directions(pool.x[rows]) @ directions(made).T).max(axis=1)
+        best[rows] = (unit(pool.x[rows]) @ unit(made).T).max(axis=1)
     names, of_row = np.unique(pool.patients, return_inverse=True)
     scores = np.full(len(names), -np.inf)
     np.maximum.at(scores, of_row, best)

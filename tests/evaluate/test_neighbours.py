@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from synthfactory.embeddings.vectors import unit
 from synthfactory.evaluate import neighbours
-from synthfactory.evaluate.neighbours import Product, nearest, unit
+from synthfactory.evaluate.neighbours import Product, nearest
 
 
 @pytest.mark.parametrize("by", ["cosine", "euclidean"])

@@ -14,9 +14,10 @@ import yaml
 from running import run
 from tinymodel import make_bank_file
 
+from synthfactory.embeddings.vectors import unit
 from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.weights import load_encoder
-from synthfactory.screen.nearest import Nearest, directions
+from synthfactory.screen.nearest import Nearest
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.spec.model import model_named
 
@@ -39,7 +40,7 @@ def test_what_is_too_near_is_dropped_and_drawn_again(
     assert run("verify", tmp_path / "out").code == 0
     bank = np.stack(pq.read_table(tiny / "bank.parquet")["embedding"].to_pylist()).astype(np.float64)
     others = np.stack(pq.read_table(holdout)["embedding"].to_pylist()).astype(np.float64)
-    threshold = np.percentile((directions(others) @ directions(bank).T).max(axis=1), 50)
+    threshold = np.percentile((unit(others) @ unit(bank).T).max(axis=1), 50)
     files = sorted((tmp_path / "lineage/units").glob("*.parquet"))
     rows = [row for path in files for row in pq.read_table(path).to_pylist()]
     scores = {(row["key"], row["attempt"]): json.loads(row["scores"])["nearest_real"] for row in rows}
@@ -50,8 +51,8 @@ def test_what_is_too_near_is_dropped_and_drawn_again(
     encoder = load_encoder(find_encoder(model_named(str(tiny / "model")), model))
     kept = {row["key"]: scores[row["key"], row["attempt"]] for row in rows if row["accepted"]}
     for key, image, _ in iter_tiles(str(tmp_path / "out")):
-        seen = directions(np.asarray(encoder.embed(image[None])))
-        assert float((seen @ directions(bank).T).max()) == pytest.approx(kept[key], abs=1e-4)
+        seen = unit(np.asarray(encoder.embed(image[None])))
+        assert float((seen @ unit(bank).T).max()) == pytest.approx(kept[key], abs=1e-4)
     says = yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())["recipe"]["screen"]["nearest_real"]
     assert says == {"percentile": 50, "holdout": "in lineage"}
     assert "nearest_real" in (tmp_path / "out/README.md").read_text().replace("\\", "")
@@ -63,7 +64,7 @@ def test_both_outcomes_occur() -> None:
     """A screen whose threshold lies between: the copy goes, the stranger stays, and what is no number is no number."""
     random = np.random.default_rng(0)
     bank = random.standard_normal((50, 8)).astype(np.float32)
-    made = Nearest(directions(bank), 0.99)
+    made = Nearest(unit(bank), 0.99)
     made = Nearest.from_bytes(made.to_bytes())
     found = made.cosine(np.stack([3 * bank[7], -bank[7], np.zeros(8), np.full(8, np.nan)]).astype(np.float32))
     assert found[0] == pytest.approx(1.0, abs=1e-6) and found[0] > made.threshold > found[1]
