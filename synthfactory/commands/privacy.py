@@ -31,7 +31,7 @@ def privacy() -> None:
 @click.option(
     "--dimension", type=click.IntRange(1, 32), default=16, show_default=True, help="Directions that are kept."
 )
-def fit(bank: str, target: Path, provenance: str, model_name: str, dimension: int) -> None:  # fmt: skip
+def fit(bank: str, target: Path, provenance: str, model_name: str, dimension: int) -> None:
     """Make a projection from BANK, a parquet bank of PUBLIC embeddings: no noise covers what is read here."""
     import numpy as np
     from safetensors import SafetensorError

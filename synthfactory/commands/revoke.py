@@ -27,9 +27,7 @@ from synthfactory.spec.places import is_url
     help="Folder to look through for models that were trained on the set; may be given several times.",
 )
 @click.option("--local", is_flag=True, help="Draw in this process, without Ray.")
-def revoke(
-    target: str, patient: str, lineage: str | None, yes: bool, models: tuple[Path, ...], local: bool
-) -> None:  # fmt: skip
+def revoke(target: str, patient: str, lineage: str | None, yes: bool, models: tuple[Path, ...], local: bool) -> None:
     """List what of a set rests on a patient who withdraws consent; with --yes, take it back and draw it anew.
 
     First take the patient's rows out of the bank. Copies that were handed on are not reached.
@@ -78,11 +76,9 @@ def _withdrawn(spec_file: str, patient: str, local: bool) -> None:
 
     prepared = open_spec(spec_file)
     check_gone(patient, prepared)
-    prepared = with_bank(prepared)
-    check_gone(patient, prepared)
-    for line in withdraw(patient, prepared):
+    for line in withdraw(patient, with_bank(prepared)):
         say(line)
-    prepared = with_bank(open_spec(spec_file))
+    prepared = with_bank(open_spec(spec_file))  # opened anew: what was mapped of the bank went with the cache
     result = driver.build(prepared, pool_maker(local, None, None), say=say)
     for line in driver.summary(result, prepared.spec.output.path):
         click.echo(fit(line))

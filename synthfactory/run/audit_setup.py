@@ -27,8 +27,6 @@ from synthfactory.run.progress import Progress
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import repo_of
 
-MECHANISMS = ("none", "mix", "dp")
-
 
 @dataclass(frozen=True)
 class Asked:

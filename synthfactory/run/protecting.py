@@ -50,9 +50,9 @@ def open_projection(spec: Spec, model: Opened, facts: ModelFacts) -> Projection:
                 f"{place}: is of embeddings {found.width} wide; model {facts.id} takes {facts.condition_width}"
             )
         for key in ("id", "sha256"):
-            own_, other = found.encoder.get(key), facts.encoder.get(key)
-            if own_ and other and own_ != other:
-                raise InputError(f"{place}: is of encoder {own_}; the embeddings are of {other}")
+            fitted, given = found.encoder.get(key), facts.encoder.get(key)
+            if fitted and given and fitted != given:
+                raise InputError(f"{place}: is of encoder {fitted}; the embeddings are of {given}")
     except InputError as error:
         raise spec.error("privacy.projection", str(error)) from None
     return found
