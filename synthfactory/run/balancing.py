@@ -11,6 +11,8 @@ from synthfactory.plan.plan import ClassSummary
 from synthfactory.run.source import Conditions
 from synthfactory.spec.schema import Spec
 
+APART = 0.2  # between the largest and the smallest synthetic share of a class: from here on it is warned of
+
 
 def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]:
     """(the spec with a count for every class, sentences for the plan); as it is without `balance`.
@@ -32,15 +34,12 @@ def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]
             counts = allocate(spec.total, shares(kind, real, balance.parameter), floors, caps)
     except ValueError as error:
         raise spec.error("total", f"{spec.total:,} cannot be shared out: {error}") from None
-    empty = [name for name, count in counts.items() if not count]
-    if empty and (balance.kind != "top_up" or balance.even_fraction):
-        raise spec.error(
-            f"classes.{empty[0]}", f"comes to no tile of {spec.total:,}; raise total, give it a floor, or leave it out"
-        )
-    for name in empty:
-        raise spec.error(
-            f"classes.{name}", "has more real tiles than the others would have with total; leave it out, or raise total"
-        )
+    empty = next((name for name, count in counts.items() if not count), None)
+    if empty is not None:
+        why = f"comes to no tile of {spec.total:,}; raise total, give it a floor, or leave it out"
+        if balance.kind == "top_up" and not balance.even_fraction:
+            why = "has more real tiles than the others would have with total; leave it out, or raise total"
+        raise spec.error(f"classes.{empty}", why)
     classes = {
         name: item.model_copy(update={"count": counts[name], "floor": None, "cap": None})
         for name, item in spec.classes.items()
@@ -94,18 +93,22 @@ def _effective(conditions: Conditions, name: str) -> float | None:
 
 
 def _trap(spec: Spec, counts: Mapping[str, int], real: Mapping[str, int]) -> list[str]:
-    """Where 'synthetic' would tell classes apart."""
+    """Where 'synthetic' would tell classes apart; under top_up, how many real tiles to take so that it does not."""
     assert spec.balance is not None
-    if spec.balance.kind == "top_up" and spec.balance.even_fraction:
-        fewest = min(real.values())
-        return [
-            f"take at most {fewest:,} real tiles of each class beside them: then every class is as synthetic as the others"
-        ]
-    parts = {name: count / (count + real[name]) for name, count in counts.items()}
-    if max(parts.values()) - min(parts.values()) < 0.2:
-        return []
+    even = spec.balance.kind == "top_up" and spec.balance.even_fraction
+    beside = dict.fromkeys(real, min(real.values())) if even else real
+    advice = [f"take at most {min(real.values()):,} real tiles of each class beside them"] if even else []
+    parts = {name: count / (count + beside[name]) for name, count in counts.items()}
     low, high = min(parts, key=parts.__getitem__), max(parts, key=parts.__getitem__)
-    return [
-        f"warning: beside all real tiles {high} would be {parts[high]:.0%} synthetic and {low} {parts[low]:.0%}: a classifier may learn "
-        "that synthetic means one class; take fewer real tiles of the common classes, so that the shares are even"
-    ]
+    if parts[high] - parts[low] >= APART:
+        what = (
+            "floors and caps are in the way"
+            if even
+            else "take fewer real tiles of the common classes, so that the shares are even"
+        )
+        return [
+            *advice,
+            f"warning: {high} would be {parts[high]:.0%} synthetic and {low} {parts[low]:.0%}: a classifier may learn that synthetic means "
+            f"one class; {what}",
+        ]
+    return [f"{text}: then every class is as synthetic as the others" for text in advice]

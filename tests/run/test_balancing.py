@@ -67,6 +67,12 @@ def test_plan_says_real_synthetic_total_and_effective_patients_and_the_trap(make
     assert "gamma rests on 1 patient only" in text
     even = " ".join(run("plan", make(balance="top_up")).out.split())
     assert "take at most 3 real tiles of each class beside them" in even and "may learn" not in even
+    capped = {"alpha": {"cap": 1}, "beta": {}, "gamma": {}}
+    uneven = " ".join(run("plan", make(balance="top_up", classes=capped)).out.split())
+    assert (
+        "take at most 3 real tiles of each class beside them warning: beta would be 75% synthetic and alpha 25%"
+        in uneven
+    )
     topped = run("plan", make(balance={"kind": "top_up", "even_fraction": False}, total=60)).out
     assert "alpha: 24 real and 9 synthetic are 33" in " ".join(topped.split())
     assert "gamma: 3 real and 30 synthetic are 33" in " ".join(topped.split())
