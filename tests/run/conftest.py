@@ -11,6 +11,7 @@ import pytest
 from hub_making import CYTOSYN, SMALL, TERMS, Build
 from hubserver import GRANTED, Hub, Repo, environment, serve_hub
 from minirepo import make_repo
+from privacy_making import Dp, dp_sections
 from running import Ended, run, write_spec
 from tinymodel import make_bank_file, make_tiny_model
 
@@ -90,3 +91,15 @@ def build(tiny: Path, tmp_path: Path) -> Build:
         return run(command, spec, *(["--local"] if command == "build" else []))
 
     return make
+
+
+@pytest.fixture
+def many(tiny: Path, tmp_path: Path) -> Path:
+    """A bank of 300 patients in each class."""
+    return make_bank_file(tmp_path / "many.parquet", tiny / "model", {"alpha": 300, "beta": 300})
+
+
+@pytest.fixture
+def dp(tiny: Path, many: Path, tmp_path: Path) -> Dp:
+    """dp(**changes): sections of a spec that a release can be made for."""
+    return dp_sections(tiny / "model", many, tmp_path)

@@ -1,78 +1,23 @@
-"""`privacy` from the spec to the set: what a build states, refuses, spends and leaves behind under each mechanism."""
+"""`privacy` from the spec to the set: what a build states and leaves behind under each mechanism, and what is refused."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from privacy_making import CLASSES, Dp, MakeSpec, contents, entries, lineage_rows, recipe_of
 from running import run
-from tinymodel import EMBEDDING, make_bank_file
+from tinymodel import EMBEDDING
 
 from synthfactory.model.folder import open_model
 from synthfactory.privacy.projection import fit_projection, load_projection
-from synthfactory.run.prepare import prepare
 from synthfactory.run.protecting import PROJECTION
-from synthfactory.run.releasing import charged
-from synthfactory.spec.load import load_spec
-
-MakeSpec = Callable[..., Path]
-CLASSES = {"alpha": 6, "beta": 3}
-FAR = 8.0  # between the classes of the public embeddings
-
-
-def lineage_rows(tmp_path: Path) -> list[dict[str, Any]]:
-    found = sorted((tmp_path / "lineage/units").glob("*.parquet"))
-    return [row for path in found for row in pq.read_table(path).to_pylist()]
-
-
-def recipe_of(tmp_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())["recipe"]
-    return found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.fixture
-def many(tiny: Path, tmp_path: Path) -> Path:
-    """A bank of 300 patients in each class."""
-    return make_bank_file(tmp_path / "many.parquet", tiny / "model", {"alpha": 300, "beta": 300})
-
-
-@pytest.fixture
-def dp(tiny: Path, many: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """dp(**changes): sections of a spec that a release can be made for."""
-    random = np.random.default_rng(5)
-    public = random.standard_normal((400, EMBEDDING))
-    labels = np.arange(400) % 2
-    public[labels == 1, 0] += FAR
-    encoder = dict(open_model(str(tiny / "model")).encoder)
-    fit_projection(public, labels, encoder, "invented, for tests", 4).save(tmp_path / "projection.safetensors")
-
-    def make(**changes: Any) -> dict[str, Any]:
-        asked = {
-            "mechanism": "dp", "epsilon": 2.0,
-            "population": {"alpha": 300, "beta": 300, "gamma": 300}, "cohort": "tests", "label_level": "tile",
-            "ledger": str(tmp_path / "ledger"), "projection": str(tmp_path / "projection.safetensors"), **changes,
-        }  # fmt: skip
-        asked = {name: value for name, value in asked.items() if value is not None}
-        return {"privacy": asked, "embeddings": {"bank": str(many)}, "classes": CLASSES}
-
-    return make
-
-
-def entries(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "ledger").rglob("*.json"))
 
 
 def test_without_a_mechanism_the_plan_and_the_lock_say_unprotected(spec_file: MakeSpec, tmp_path: Path) -> None:
@@ -141,133 +86,8 @@ def test_the_condition_of_a_blend_is_what_lineage_says(spec_file: MakeSpec, many
     assert damaged.code == 2 and "clusters-" in damaged.err and "is damaged; restore it" in damaged.err
 
 
-def test_a_release_is_charged_once_and_taken_again(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    spec = spec_file(**dp())
-    planned = run("plan", spec)
-    assert planned.code == 0, planned.err
-    text = " ".join(planned.out.split())
-    assert "dp: epsilon 2 at delta 1e-06 for adding or removing one patient of cohort tests" in text
-    assert "tests has spent epsilon 0 of 2; this build's release makes it 2" in text
-    assert "holds no release of this cohort yet: is it the right ledger?" in text
-    assert "by the patients that were declared: alpha 0." in text
-    assert entries(tmp_path) == []  # a plan spends nothing
-    ended = run("build", spec, "--local")
-    assert ended.code == 0, ended.err
-    assert "cohort tests is charged epsilon 2" in ended.err
-    assert run("verify", tmp_path / "out").code == 0
-    assert all(row["sources"] == [] for row in lineage_rows(tmp_path))
-    says = recipe_of(tmp_path)["privacy"]
-    assert (says["epsilon"], says["delta"], says["cohort"], says["provenance"]) == (
-        2.0,
-        1e-6,
-        "tests",
-        "invented, for tests",
-    )
-    (charge,) = entries(tmp_path)
-    whole = contents(tmp_path / "out")
-    shutil.rmtree(tmp_path / "out/shards")
-    assert run("build", spec, "--local").code == 0  # rebuilt, from the same release
-    assert contents(tmp_path / "out") == whole
-    shutil.rmtree(tmp_path / "out")
-    ended = run("build", spec, "--local")  # a new set of an equal request
-    assert "its release is taken again" in ended.err
-    assert contents(tmp_path / "out")["shards.txt"] == whole["shards.txt"]
-    assert entries(tmp_path) == [charge]
-
-
-def test_under_dp_the_set_depends_on_the_bank_through_the_release_alone(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, tiny: Path, tmp_path: Path
-) -> None:
-    """The whole set is post-processing: with the release and another bank, every published byte is the same."""
-    spec = spec_file(**dp())
-    assert run("build", spec, "--local").code == 0
-    whole = contents(tmp_path / "out")
-    shutil.rmtree(tmp_path / "out/shards")
-    make_bank_file(many, tiny / "model", {"alpha": 290, "beta": 310}, seed=9)  # other patients altogether
-    ended = run("build", spec, "--local")
-    assert ended.code == 0, ended.err
-    assert contents(tmp_path / "out") == whole
-
-
-def test_conditions_come_from_the_releases_own_gaussians(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    prepared = prepare(load_spec(spec_file(**dp(epsilon=20.0, cohort="rich"))))
-    found, _, new = charged(prepared)
-    assert new and found.classes == ("alpha", "beta")
-    counts = found.layout.split(found.vector)[0]
-    assert counts == pytest.approx([300, 300], abs=5)
-    again, _, new = charged(prepared)
-    assert not new and np.array_equal(again.vector, found.vector)
-
-
-def test_a_cap_holds_over_sets(spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    assert run("build", spec_file(**dp(cap=2.5)), "--local").code == 0
-    other = dp(cap=2.5)
-    other["classes"] = {"alpha": 4}
-    other["privacy"]["epsilon"] = 1.9
-    refused = run(
-        "build", spec_file(**other, output={"path": str(tmp_path / "second")}, lineage=str(tmp_path / "l2")), "--local"
-    )
-    assert refused.code == 2
-    assert (
-        "spec.yaml:" in refused.err
-        and "privacy.cap: cohort 'tests': 1 releases have spent epsilon 2 at delta 1e-06" in refused.err
-    )
-    assert not (tmp_path / "second").exists() and len(entries(tmp_path)) == 1
-
-
-def test_neither_a_larger_delta_nor_another_name_buys_more(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    assert run("build", spec_file(**dp(cap=2.0)), "--local").code == 0
-    elsewhere = {"output": {"path": str(tmp_path / "second")}, "lineage": str(tmp_path / "l2")}
-    cheap = dp(epsilon=1.0, delta=0.01, cap=2.0, population={"alpha": 4, "beta": 4})
-    for given, message in (
-        (cheap, "privacy."),
-        (dp(epsilon=1.0, cap=9.0), "a cap is not raised later"),
-        (dp(cohort="other"), "these very rows were released before, as cohort tests"),
-    ):
-        refused = run("build", spec_file(**given, **elsewhere), "--local")
-        assert refused.code == 2 and message in refused.err, refused.err
-        assert "spec.yaml:" in refused.err and not (tmp_path / "second").exists() and not (tmp_path / "l2").exists()
-    assert len(entries(tmp_path)) == 1
-
-
-def test_a_standing_set_goes_on_from_its_release_whatever_the_bank_holds(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, tiny: Path, tmp_path: Path
-) -> None:
-    assert run("build", spec_file(**dp()), "--local").code == 0
-    make_bank_file(many, tiny / "model", {"alpha": 2, "beta": 2}, seed=4)
-    grown = dp()
-    grown["classes"] = {"alpha": 8, "beta": 3}
-    planned = run("plan", spec_file(**grown))
-    assert planned.code == 0, planned.err
-    assert "the set's own release is taken again, and nothing is spent" in " ".join(planned.out.split())
-    ended = run("build", spec_file(**grown), "--local")
-    assert ended.code == 0, ended.err
-    piloted = run("pilot", spec_file(**grown), "--tiles", 1)
-    assert piloted.code == 2 and "a pilot would need its release" in piloted.err
-    assert len(entries(tmp_path)) == 1
-
-
-def test_a_pilot_makes_the_release_that_the_build_takes(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    piloted = run("pilot", spec_file(**dp()), "--tiles", 1)
-    assert piloted.code == 0, piloted.err
-    assert "cohort tests is charged epsilon 2" in piloted.err
-    built = run("build", spec_file(**dp()), "--local")
-    assert built.code == 0 and "its release is taken again" in built.err
-    assert len(entries(tmp_path)) == 1
-
-
 @pytest.mark.parametrize("mechanism", ["mix", "dp"])
-def test_one_person_under_two_spellings_is_refused(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, mechanism: str
-) -> None:
+def test_one_person_under_two_spellings_is_refused(spec_file: MakeSpec, dp: Dp, many: Path, mechanism: str) -> None:
     table = pq.read_table(many)
     patients = table["patient_id"].to_pylist()
     patients[7] = patients[0].lower().replace("-", "\u2011")
@@ -280,34 +100,6 @@ def test_one_person_under_two_spellings_is_refused(
     )
     refused = run("plan", spec_file(**given))
     assert refused.code == 2 and "differ in case, spaces or form of letters only" in refused.err
-
-
-def test_a_class_cannot_join_a_release_and_a_lost_ledger_stops_the_build(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, tiny: Path, tmp_path: Path
-) -> None:
-    make_bank_file(many, tiny / "model", {"alpha": 300, "beta": 300, "gamma": 300})
-    assert run("build", spec_file(**dp()), "--local").code == 0
-    joins = dp(cap=9)
-    joins["classes"] = {**CLASSES, "gamma": 3}
-    refused = run("build", spec_file(**joins), "--local")
-    assert refused.code == 2
-    assert "classes.gamma: cannot join" in refused.err
-    other = run("build", spec_file(**dp(epsilon=1.5, cap=9)), "--local")
-    assert other.code == 2 and "privacy.epsilon: was 2.0, now 1.5" in other.err
-    shutil.rmtree(tmp_path / "ledger")
-    lost = run("build", spec_file(**dp()), "--local")
-    assert lost.code == 2 and "holds no release" in lost.err
-    assert len(entries(tmp_path)) == 0
-
-
-def test_a_changed_ledger_is_no_budget(spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    assert run("build", spec_file(**dp()), "--local").code == 0
-    (entry,) = entries(tmp_path)
-    values = json.loads(entry.read_text())
-    values["release"]["sigma"] *= 10
-    entry.write_text(json.dumps(values))
-    refused = run("plan", spec_file(**dp()))
-    assert refused.code == 2 and "was changed or is damaged" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -359,7 +151,7 @@ def test_what_cannot_be_protected_so_is_refused_by_plan(
     ],
 )
 def test_what_no_release_can_give_is_refused_before_anything_is_spent(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path, changes: dict[str, Any], message: str
+    spec_file: MakeSpec, dp: Dp, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     for command in (("plan",), ("build", "--local")):
         refused = run(command[0], spec_file(**dp(**changes)), *command[1:])
@@ -369,9 +161,7 @@ def test_what_no_release_can_give_is_refused_before_anything_is_spent(
     assert entries(tmp_path) == [] and not (tmp_path / "out").exists()
 
 
-def test_what_looks_at_the_bank_is_refused_under_dp(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, tmp_path: Path
-) -> None:
+def test_what_looks_at_the_bank_is_refused_under_dp(spec_file: MakeSpec, dp: Dp, many: Path, tmp_path: Path) -> None:
     refused = run("calibrate", spec_file(**dp()))
     assert refused.code == 2 and "calibrate looks at the bank itself, which epsilon does not cover" in refused.err
     refused = run("plan", spec_file(**dp(), screen={"nearest_real": {"holdout": str(many)}}))
@@ -379,7 +169,7 @@ def test_what_looks_at_the_bank_is_refused_under_dp(
 
 
 def test_a_projection_and_the_ledger_by_command(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], many: Path, tiny: Path, tmp_path: Path
+    spec_file: MakeSpec, dp: Dp, many: Path, tiny: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "own.safetensors"
     asked = ("privacy", "fit", many, "-o", target, "--model", tiny / "model", "--dimension", "4")
@@ -399,9 +189,7 @@ def test_a_projection_and_the_ledger_by_command(
     assert run("privacy", "ledger", tmp_path / "ledger", "--cohort", "other").code == 2
 
 
-def test_a_projection_of_unknown_provenance_is_refused(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
-) -> None:
+def test_a_projection_of_unknown_provenance_is_refused(spec_file: MakeSpec, dp: Dp, tiny: Path, tmp_path: Path) -> None:
     given = dp()
     random = np.random.default_rng(1)
     encoder = dict(open_model(str(tiny / "model")).encoder)
@@ -421,9 +209,7 @@ def test_rows_without_a_patient_are_refused_by_mix_and_dp(spec_file: MakeSpec, t
     assert "privacy.mechanism: the unit of protection is the patient, and 1 rows of alpha name none" in refused.err
 
 
-def test_the_ledger_does_not_lie_in_what_is_published(
-    spec_file: MakeSpec, dp: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_the_ledger_does_not_lie_in_what_is_published(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
     refused = run("plan", spec_file(**dp(ledger=str(tmp_path / "out/ledger"))))
     assert refused.code == 2
     assert "privacy.ledger: and output.path lie inside one another" in refused.err

@@ -1,0 +1,160 @@
+"""A release under differential privacy from the spec: charged once, taken again, and all that the set depends on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from privacy_making import CLASSES, Dp, MakeSpec, contents, entries, lineage_rows, recipe_of
+from running import run
+from tinymodel import make_bank_file
+
+from synthfactory.run.prepare import prepare
+from synthfactory.run.releasing import charged
+from synthfactory.spec.load import load_spec
+
+
+def test_a_release_is_charged_once_and_taken_again(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
+    spec = spec_file(**dp())
+    planned = run("plan", spec)
+    assert planned.code == 0, planned.err
+    text = " ".join(planned.out.split())
+    assert "dp: epsilon 2 at delta 1e-06 for adding or removing one patient of cohort tests" in text
+    assert "tests has spent epsilon 0 of 2; this build's release makes it 2" in text
+    assert "holds no release of this cohort yet: is it the right ledger?" in text
+    assert "by the patients that were declared: alpha 0." in text
+    assert entries(tmp_path) == []  # a plan spends nothing
+    ended = run("build", spec, "--local")
+    assert ended.code == 0, ended.err
+    assert "cohort tests is charged epsilon 2" in ended.err
+    assert run("verify", tmp_path / "out").code == 0
+    assert all(row["sources"] == [] for row in lineage_rows(tmp_path))
+    says = recipe_of(tmp_path)["privacy"]
+    assert (says["epsilon"], says["delta"], says["cohort"], says["provenance"]) == (
+        2.0,
+        1e-6,
+        "tests",
+        "invented, for tests",
+    )
+    (charge,) = entries(tmp_path)
+    whole = contents(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/shards")
+    assert run("build", spec, "--local").code == 0  # rebuilt, from the same release
+    assert contents(tmp_path / "out") == whole
+    shutil.rmtree(tmp_path / "out")
+    ended = run("build", spec, "--local")  # a new set of an equal request
+    assert "its release is taken again" in ended.err
+    assert contents(tmp_path / "out")["shards.txt"] == whole["shards.txt"]
+    assert entries(tmp_path) == [charge]
+
+
+def test_under_dp_the_set_depends_on_the_bank_through_the_release_alone(
+    spec_file: MakeSpec, dp: Dp, many: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """The whole set is post-processing: with the release and another bank, every published byte is the same."""
+    spec = spec_file(**dp())
+    assert run("build", spec, "--local").code == 0
+    whole = contents(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/shards")
+    make_bank_file(many, tiny / "model", {"alpha": 290, "beta": 310}, seed=9)  # other patients altogether
+    ended = run("build", spec, "--local")
+    assert ended.code == 0, ended.err
+    assert contents(tmp_path / "out") == whole
+
+
+def test_conditions_come_from_the_releases_own_gaussians(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
+    prepared = prepare(load_spec(spec_file(**dp(epsilon=20.0, cohort="rich"))))
+    found, _, new = charged(prepared)
+    assert new and found.classes == ("alpha", "beta")
+    counts = found.layout.split(found.vector)[0]
+    assert counts == pytest.approx([300, 300], abs=5)
+    again, _, new = charged(prepared)
+    assert not new and np.array_equal(again.vector, found.vector)
+
+
+def test_a_cap_holds_over_sets(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
+    assert run("build", spec_file(**dp(cap=2.5)), "--local").code == 0
+    other = dp(cap=2.5)
+    other["classes"] = {"alpha": 4}
+    other["privacy"]["epsilon"] = 1.9
+    refused = run(
+        "build", spec_file(**other, output={"path": str(tmp_path / "second")}, lineage=str(tmp_path / "l2")), "--local"
+    )
+    assert refused.code == 2
+    assert (
+        "spec.yaml:" in refused.err
+        and "privacy.cap: cohort 'tests': 1 releases have spent epsilon 2 at delta 1e-06" in refused.err
+    )
+    assert not (tmp_path / "second").exists() and len(entries(tmp_path)) == 1
+
+
+def test_neither_a_larger_delta_nor_another_name_buys_more(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
+    assert run("build", spec_file(**dp(cap=2.0)), "--local").code == 0
+    elsewhere = {"output": {"path": str(tmp_path / "second")}, "lineage": str(tmp_path / "l2")}
+    cheap = dp(epsilon=1.0, delta=0.01, cap=2.0, population={"alpha": 4, "beta": 4})
+    for given, message in (
+        (cheap, "privacy."),
+        (dp(epsilon=1.0, cap=9.0), "a cap is not raised later"),
+        (dp(cohort="other"), "these very rows were released before, as cohort tests"),
+    ):
+        refused = run("build", spec_file(**given, **elsewhere), "--local")
+        assert refused.code == 2 and message in refused.err, refused.err
+        assert "spec.yaml:" in refused.err and not (tmp_path / "second").exists() and not (tmp_path / "l2").exists()
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_standing_set_goes_on_from_its_release_whatever_the_bank_holds(
+    spec_file: MakeSpec, dp: Dp, many: Path, tiny: Path, tmp_path: Path
+) -> None:
+    assert run("build", spec_file(**dp()), "--local").code == 0
+    make_bank_file(many, tiny / "model", {"alpha": 2, "beta": 2}, seed=4)
+    grown = dp()
+    grown["classes"] = {"alpha": 8, "beta": 3}
+    planned = run("plan", spec_file(**grown))
+    assert planned.code == 0, planned.err
+    assert "the set's own release is taken again, and nothing is spent" in " ".join(planned.out.split())
+    ended = run("build", spec_file(**grown), "--local")
+    assert ended.code == 0, ended.err
+    piloted = run("pilot", spec_file(**grown), "--tiles", 1)
+    assert piloted.code == 2 and "a pilot would need its release" in piloted.err
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_pilot_makes_the_release_that_the_build_takes(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
+    piloted = run("pilot", spec_file(**dp()), "--tiles", 1)
+    assert piloted.code == 0, piloted.err
+    assert "cohort tests is charged epsilon 2" in piloted.err
+    built = run("build", spec_file(**dp()), "--local")
+    assert built.code == 0 and "its release is taken again" in built.err
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_class_cannot_join_a_release_and_a_lost_ledger_stops_the_build(
+    spec_file: MakeSpec, dp: Dp, many: Path, tiny: Path, tmp_path: Path
+) -> None:
+    make_bank_file(many, tiny / "model", {"alpha": 300, "beta": 300, "gamma": 300})
+    assert run("build", spec_file(**dp()), "--local").code == 0
+    joins = dp(cap=9)
+    joins["classes"] = {**CLASSES, "gamma": 3}
+    refused = run("build", spec_file(**joins), "--local")
+    assert refused.code == 2
+    assert "classes.gamma: cannot join" in refused.err
+    other = run("build", spec_file(**dp(epsilon=1.5, cap=9)), "--local")
+    assert other.code == 2 and "privacy.epsilon: was 2.0, now 1.5" in other.err
+    shutil.rmtree(tmp_path / "ledger")
+    lost = run("build", spec_file(**dp()), "--local")
+    assert lost.code == 2 and "holds no release" in lost.err
+    assert len(entries(tmp_path)) == 0
+
+
+def test_a_changed_ledger_is_no_budget(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
+    assert run("build", spec_file(**dp()), "--local").code == 0
+    (entry,) = entries(tmp_path)
+    values = json.loads(entry.read_text())
+    values["release"]["sigma"] *= 10
+    entry.write_text(json.dumps(values))
+    refused = run("plan", spec_file(**dp()))
+    assert refused.code == 2 and "was changed or is damaged" in refused.err
