@@ -201,6 +201,7 @@ def test_the_command_writes_a_report_for_its_owner_alone_and_prints_a_table(here
     found = json.loads(report.read_text())
     assert max(map(len, ended.out.splitlines())) <= 80
     assert found["set"]["tiles"] == 36
+    assert "is not covered by any epsilon: never published" in found["internal"]
     assert found["members"] | {"place": ""} == {"place": "", "tiles": 420, "patients": 140, "pixels": False}
     assert found["encoder"]["independent"] is False
     assert "not independent" in ended.out.replace("\n  ", " ")

@@ -26,6 +26,7 @@ def test_a_release_is_charged_once_and_taken_again(spec_file: MakeSpec, dp: Dp, 
     assert "tests has spent epsilon 0 of 2; this build's release makes it 2" in text
     assert "holds no release of this cohort yet: is it the right ledger?" in text
     assert "by the patients that were declared: alpha 0." in text
+    assert "is of the bank itself: internal, not covered by epsilon" in text
     assert entries(tmp_path) == []  # a plan spends nothing
     ended = run("build", spec, "--local")
     assert ended.code == 0, ended.err
@@ -130,6 +131,14 @@ def test_a_pilot_makes_the_release_that_the_build_takes(spec_file: MakeSpec, dp:
     built = run("build", spec_file(**dp()), "--local")
     assert built.code == 0 and "its release is taken again" in built.err
     assert len(entries(tmp_path)) == 1
+
+
+def test_a_class_without_rows_is_refused_by_plan(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
+    given = dp()
+    given["classes"] = {"alpha": 3, "gamma": 3}
+    refused = run("plan", spec_file(**given))
+    assert refused.code == 2 and "classes.gamma: " in refused.err and "spec.yaml:" in refused.err
+    assert entries(tmp_path) == []
 
 
 def test_a_class_cannot_join_a_release_and_a_lost_ledger_stops_the_build(

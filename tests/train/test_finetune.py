@@ -120,6 +120,18 @@ def test_the_export_is_the_next_specs_model_and_says_where_it_comes_from(tmp_pat
     }  # fmt: skip
     assert run("build", write_yaml(tmp_path / "spec.yaml", spec), "--local").code == 0
     assert run("verify", tmp_path / "out").code == 0
+    # and what is trained on that set can be found again, should a patient behind it withdraw
+    train(
+        load_config(config(tmp_path, out, data={"shards": str(tmp_path / "out")})),
+        tmp_path / "again",
+        tmp_path / "cache",
+    )
+    later = export(tmp_path / "again", tmp_path / "models" / "later", model_id="later", revision="3")
+    lock = yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())
+    (known,) = open_model(str(later)).config["training"]["sets"]
+    assert known == {"name": "next", "recipe_sha256": lock["recipe_sha256"]}
+    told = run("revoke", tmp_path / "spec.yaml", "--patient", "nobody", "--models", tmp_path / "models")
+    assert "later: trained on it" in " ".join(told.out.split())
 
 
 def encoder_run(tmp_path: Path, width: int = 16) -> Path:
