@@ -197,10 +197,12 @@ def _of_base(
         )
     base.check_files()
     conditioned = config.encoder_run if config.mode != "vae" else None
-    if conditioned and _average(Path(conditioned))[0] != extra["encoder_step"]:
-        raise InputError(
-            f"the run was trained on encoder step {extra['encoder_step']} of {conditioned}; it has moved on since"
-        )
+    if conditioned:
+        encoder_step, encoder = _average(Path(conditioned))
+        if encoder_step != extra["encoder_step"]:
+            raise InputError(
+                f"the run was trained on encoder step {extra['encoder_step']} of {conditioned}; it has moved on since"
+            )
     if config.finetune.lora is not None:
         own = {**own, "sit": merged(own["sit"], config.finetune.lora.scale)}
     out.mkdir(parents=True, exist_ok=True)
@@ -218,11 +220,11 @@ def _of_base(
     described = {key: base.config[key] for key in kept if key in base.config}
     runs, hours = {"vae" if config.mode == "vae" else "sit": _ran(config, step)}, {}
     if conditioned:
-        encoder_step, encoder = _average(Path(conditioned))
+        taught = load_config(f"{conditioned}/config.yaml")
         files["encoder.safetensors"] = _write(out / "encoder.safetensors", _vit(encoder))
-        described["encoder"] = dict(load_config(f"{conditioned}/config.yaml").network)
+        described["encoder"] = dict(taught.network)
         described["sit"] = described["sit"] | extra["condition"]
-        runs["encoder"] = _ran(load_config(f"{conditioned}/config.yaml"), encoder_step)
+        runs["encoder"] = _ran(taught, encoder_step)
         hours["encoder"] = _hours(Path(conditioned))
     before = {**extra["base"], "training": base.config.get("training")}  # the whole line of ancestors
     training = {
