@@ -25,6 +25,7 @@ from synthfactory.commands.model import model
 from synthfactory.commands.pack import pack
 from synthfactory.commands.phantom import phantom
 from synthfactory.commands.privacy import privacy
+from synthfactory.commands.reader import reader_study
 from synthfactory.commands.revoke import revoke
 from synthfactory.spec.errors import InputError
 
@@ -66,6 +67,7 @@ for command in (
     sets.preview,
     sets.ethics,
     audit,
+    reader_study,
     embed,
     phantom,
     model,

@@ -59,7 +59,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
             f"--encoder: {folder.id} takes {folder.image_size_px} px, but tiles of {asked.out} have {tile_px} px; no tile is resized, "
             "so name an encoder of that size"
         )
-    _check_whole(asked.out, standing)
+    check_whole(asked.out, standing)
     embed = load_encoder(folder).embed
     steps = _Steps(say)
     try:
@@ -164,10 +164,11 @@ def encoder_for(lock: Mapping[str, Any], asked: Asked) -> EncoderFolder:
     )
 
 
-def _check_whole(out: str, standing: Standing) -> None:
+def check_whole(out: str, standing: Standing, *, quick: bool = False) -> None:
+    """InputError where the set holds no tile, or `verify` (`--quick` where `quick`) finds a fault."""
     if not standing.commits:
         raise InputError(f"{out}: holds no tile yet; build it first")
-    faults = check_output(standing, quick=False).findings
+    faults = check_output(standing, quick=quick).findings
     if faults:
         raise InputError(
             f"{out}: has {len(faults):,} fault{'s' * (len(faults) > 1)}; `synthfactory verify {out}` names them"

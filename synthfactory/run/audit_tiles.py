@@ -234,19 +234,19 @@ def check_apart(members: Source, holdout: Source) -> None:
         )
 
 
-def report_place(target: str, out: str) -> Path:
-    """Where the report goes. InputError where it could be published with the set, is no .json, or cannot be written."""
+def report_place(
+    target: str, out: str, option: str = "--report", what: str = "the report", suffix: str = ".json"
+) -> Path:
+    """Where what is internal goes. InputError where it could be published with the set, ends otherwise, or cannot be written."""
     path = Path(target).expanduser()
-    if path.suffix.lower() != ".json" or is_url(target):
-        raise InputError(f"--report {target}: is no local JSON file; name one that ends in .json")
+    if path.suffix.lower() != suffix or is_url(target):
+        raise InputError(f"{option} {target}: is no local {suffix[1:].upper()} file; name one that ends in {suffix}")
     if not is_url(out):
         root = local(out).resolve()
         if root in path.resolve().parents:
-            raise InputError(
-                f"--report {target}: lies in the set, and the report is internal; name a file outside {out}"
-            )
+            raise InputError(f"{option} {target}: lies in the set, and {what} is internal; name a file outside {out}")
     if path.is_dir() or not path.resolve().parent.is_dir():
-        raise InputError(f"--report {target}: cannot be written; name a file in a folder that is there")
+        raise InputError(f"{option} {target}: cannot be written; name a file in a folder that is there")
     return path
 
 

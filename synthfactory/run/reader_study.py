@@ -1,0 +1,348 @@
+"""A blinded reader sheet: as many real tiles as synthetic ones of each class, in a secret order, on one page; its key in another file.
+
+What could tell them apart besides their pixels is made equal: every tile is encoded anew by one encoder to one length, classes and
+shown labels are the same on both sides tile by tile, and order, choice and wrong labels follow from a key that is in neither file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthfactory.embeddings.places import is_pattern, local
+from synthfactory.embeddings.tiles import TileFolder, read_tile
+from synthfactory.plan.keyed import entry
+from synthfactory.plan.lock import LOCK
+from synthfactory.report.facts import image_format, is_unconditional, label_levels
+from synthfactory.report.reader import Sheet, png_base64, reader_page
+from synthfactory.run.audit_setup import check_whole
+from synthfactory.run.audit_tiles import list_tiles, report_place
+from synthfactory.run.auditing import lock_sha256
+from synthfactory.run.prepare import Standing, read_standing
+from synthfactory.shards.reader import iter_tiles
+from synthfactory.shards.tarfmt import DamagedShardError
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import is_url
+from synthfactory.spec.text import counted, shown
+
+FORMAT = "synthfactory-reader-key/1"
+INTERNAL = "Names real tiles, and says which are real: never published, and not for those who read the page."
+WRONG_EVERY = 4  # one label in so many is wrong
+LEAST_A_SIDE = 5
+MAX_PAGE_BYTES = 192 << 20
+EMBEDDINGS_ONLY = (".parquet", ".h5", ".hdf5", ".npy", ".npz", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A tile of the sheet. `owner`: real tiles of one patient have one number."""
+
+    real: bool
+    label: str
+    shown: str
+    name: str
+    owner: int
+    png: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was written: the files, and what to say of them, a line each."""
+
+    page: Path
+    key: Path
+    lines: list[str]
+
+
+def make_study(out: str, source: str, count: int, target: str, seed: int | None, say: Callable[[str], None]) -> Made:
+    """Writes page and key. InputError, and nothing written, where a place is in OUT or taken, or one side has no tile to show."""
+    page = report_place(target, out, "-o", "the page", ".html")
+    key = key_place(page)
+    for path in (page, key):
+        if path.exists() or path.is_symlink():
+            raise InputError(f"-o {target}: {path} is there already, and answers rest on it; name another file")
+    standing = read_standing(out)
+    if standing.lock is None:
+        raise InputError(f"{out}: holds no set (no {LOCK}); name the output.path of a build")
+    check_whole(out, standing, quick=True)
+    tiles = _real_tiles(source)
+    drawn, real = Counter[str](), Counter(tiles.labels)
+    for commit in standing.commits.values():
+        drawn.update(commit.classes)
+    quotas = quotas_of(count // 2, {name: min(drawn[name], real[name]) for name in sorted(drawn.keys() & real.keys())})
+    per_side = sum(quotas.values())
+    if per_side < LEAST_A_SIDE:
+        raise InputError(
+            f"--real {source}: {counted(per_side, 'tile')} a side of a class that both have, and {LEAST_A_SIDE} are needed; the set has "
+            f"{_names(drawn)}, {source} has {_names(real)}"
+        )
+    size_px = int(standing.lock["model"]["tile_size_px"])
+    _check_size(2 * per_side, size_px)
+    lock_hash = lock_sha256(standing.store.read(LOCK, through_links=True))
+    secret = order_key(seed, lock_hash, tiles)
+    say(f"{counted(per_side, 'tile')} of {source} and as many of {out} to read")
+    rows, owners = choose_real(secret, tiles, quotas)
+    wrong = wrong_labels(secret, list(quotas), per_side, [tiles.labels[row] for row in rows])
+    read, formats = tiles.reader(), set[bool]()
+    trials = []
+    for row, owner, label in zip(rows, owners, wrong, strict=True):
+        data, image = read_tile(tiles, read, row, size_px)
+        formats.add(data[:3] == b"\xff\xd8\xff")
+        trials.append(Trial(True, tiles.labels[row], label, tiles.where(row), owner, png_base64(image)))
+    synthetic = _synthetic(out, standing, secret, quotas, size_px)
+    first = (
+        max(owners) + 1
+    )  # rows and synthetic tiles stand class by class in the same order, so the same labels are wrong
+    trials += [replace(each, shown=label, owner=first + at) for at, (each, label) in enumerate(zip(synthetic, wrong))]  # noqa: B905
+    order = [entry(secret, "page", len(trials), position) for position in range(len(trials))]
+    trials = [trials[at] for at in order]
+    sheet = Sheet(
+        [(each.png, each.shown) for each in trials], size_px, float(standing.lock["model"]["resolution_mpp"]), sorted(quotas),
+        sum(each.shown != each.label for each in trials), "" if is_unconditional(standing.lock) else label_levels(standing.lock),
+    )  # fmt: skip
+    html, page_id = reader_page(sheet)
+    place = out if is_url(out) else str(local(out).resolve())
+    body = {
+        "format": FORMAT,
+        "internal": INTERNAL,
+        "page": {"name": page.name, "sha256": hashlib.sha256(html).hexdigest(), "id": page_id},
+        "set": {"place": place, "name": standing.lock["name"], "lock_sha256": lock_hash},
+        "real": source,
+        "tiles": [
+            {"tile": at, "real": each.real, "class": each.label, "shown": each.shown, "name": each.name, "owner": each.owner}
+            for at, each in enumerate(trials, 1)
+        ],
+    }  # fmt: skip
+    _write_both(target, {key: (json.dumps(body, indent=1, allow_nan=False) + "\n").encode(), page: html})
+    lines = [
+        f"{page}: {counted(len(trials), 'tile')}, {per_side:,} real and {per_side:,} synthetic, of "
+        f"{len(quotas):,} class{'es' * (len(quotas) != 1)}; {len(html) / 1e6:.1f} MB",
+        f"{key}: the key, for its owner alone; readers must not have it, nor the set or the real tiles",
+        "INTERNAL: the page shows tiles of real patients and the key names them; neither is to be published",
+        *_told(tiles, rows, owners, sheet.wrong),
+        *(f"left out: {text}" for text in _left_out(drawn, real, quotas)),
+    ]
+    if 2 * per_side < count - count % 2:
+        lines.append(f"note: {count:,} tiles were asked for; no class that both sides have has more left")
+    if formats != {image_format(standing.lock)[0] == "jpeg"}:
+        lines.append(
+            "note: JPEG files are on one side only, or on part of it; their blocks may tell the sides apart, whatever is drawn"
+        )
+    return Made(page, key, lines)
+
+
+def key_place(page: Path) -> Path:
+    """Of FILE.html: FILE.key.json."""
+    return page.with_name(f"{page.stem}.key.json")
+
+
+def _real_tiles(source: str) -> TileFolder:
+    """As `list_tiles`; InputError for a bank, which has no pixels."""
+    where = f"--real {source}"
+    right = "name the tiles: class folders with a tiles.csv, a CSV, tars, or a packed set"
+    if source.lower().endswith(EMBEDDINGS_ONLY):
+        raise InputError(f"{where}: holds embeddings and no pixels, so there is nothing to look at; {right}")
+    if not is_url(source) and not is_pattern(source) and not local(source).exists():
+        raise InputError(f"{where}: no such file or folder; {right}")
+    try:
+        return list_tiles(source)
+    except InputError as error:
+        raise InputError(f"--real: {error}") from None
+
+
+def _names(counts: Mapping[str, int]) -> str:
+    return ", ".join(shown(name) for name in sorted(counts)[:12]) or "none"
+
+
+def _check_size(count: int, size_px: int) -> None:
+    each = size_px * size_px * 4  # three bytes a pixel, as base64
+    if count * each > MAX_PAGE_BYTES:
+        raise InputError(
+            f"-n {count}: the page would have {count * each / 1e6:,.0f} MB, which no browser opens gladly; at most "
+            f"{MAX_PAGE_BYTES // each // 2 * 2} tiles of {size_px} px fit"
+        )
+
+
+def order_key(seed: int | None, lock_hash: str, tiles: TileFolder) -> bytes:
+    """16 bytes that choice, order and wrong labels follow from: of the operating system, or of a seed and what real tiles there are.
+
+    The names of real tiles go in, since a seed alone could be guessed, and tried on the page.
+    """
+    if seed is None:
+        return secrets.token_bytes(16)
+    told = json.dumps([seed, lock_hash, tiles.files, tiles.labels, tiles.patient_ids])
+    return hashlib.blake2b(told.encode(), digest_size=16, person=b"sf-reader").digest()
+
+
+def quotas_of(per_side: int, room: Mapping[str, int]) -> dict[str, int]:
+    """Tiles a class, as even as there is room for, and `per_side` in all where there is; classes that get none are left out."""
+    found = dict.fromkeys(room, 0)
+    for _ in range(per_side):
+        open_ = [name for name in found if found[name] < room[name]]
+        if not open_:
+            break
+        found[min(open_, key=lambda name: found[name])] += 1
+    return {name: count for name, count in found.items() if count}
+
+
+def choose_real(secret: bytes, tiles: TileFolder, quotas: Mapping[str, int]) -> tuple[list[int], list[int]]:
+    """(rows, owners) class by class, `quotas` of each, of as many patients as can be.
+
+    Where a patient is not known the slide stands for one, else the tile itself.
+    """
+    owners, numbers = list[int](), dict[tuple[str, Any], int]()
+    for row, (patient, slide) in enumerate(zip(tiles.patient_ids, tiles.slide_ids, strict=True)):
+        who = ("patient", patient) if patient else ("slide", slide) if slide else ("tile", row)
+        owners.append(numbers.setdefault(who, len(numbers)))
+    rows_of: dict[str, dict[int, list[int]]] = {
+        name: {} for name in quotas
+    }  # class -> owner -> rows, both in secret order
+    listed: dict[str, list[int]] = {name: [] for name in quotas}
+    for row, label in enumerate(tiles.labels):
+        if label in listed:
+            listed[label].append(row)
+    for label, all_rows in listed.items():
+        for position in range(len(all_rows)):
+            row = all_rows[entry(secret, f"real/{label}", len(all_rows), position)]
+            rows_of[label].setdefault(owners[row], []).append(row)
+    class_of = match(quotas, {label: list(found) for label, found in rows_of.items()})
+    rows = []
+    for label, found in rows_of.items():
+        own = [owner for owner, name in class_of.items() if name == label]
+        # More than one of a patient only where there are no more patients: then those of the class in turn.
+        turns = zip_longest(*found.values())
+        rest = [row for turn in turns for row in turn if row is not None]
+        rows += list(dict.fromkeys([*(found[owner][0] for owner in own), *rest]))[: quotas[label]]
+    return rows, [owners[row] for row in rows]
+
+
+def match(quotas: Mapping[str, int], owners: Mapping[str, Sequence[int]]) -> dict[int, str]:
+    """Owner -> the one class whose tile is taken of them, so that as many as can be are of different owners (augmenting paths)."""
+    taken: dict[int, str] = {}
+    members = {label: set(listed) for label, listed in owners.items()}
+    free = {label: iter(listed) for label, listed in owners.items()}
+
+    def give(label: str, seen: set[str]) -> bool:
+        seen.add(label)
+        for owner in free[label]:
+            if owner not in taken:
+                taken[owner] = label
+                return True
+        for owner, other in list(taken.items()):
+            if other not in seen and owner in members[label] and give(other, seen):
+                taken[owner] = label  # the other class has another owner now
+                return True
+        return False
+
+    for label, quota in quotas.items():
+        for _ in range(quota):
+            if not give(label, set()):
+                break
+    return taken
+
+
+def wrong_labels(secret: bytes, names: Sequence[str], per_side: int, labels: Sequence[str]) -> list[str]:
+    """The label to show with each tile of a side, which stand class by class: every fourth is another class's, if there is another."""
+    found = list(labels)
+    if len(names) < 2:
+        return found
+    for number, at in enumerate(range(WRONG_EVERY - 1, per_side, WRONG_EVERY)):
+        others = [name for name in names if name != labels[at]]
+        found[at] = others[entry(secret, f"wrong/{labels[at]}", len(others), number % len(others))]
+    return found
+
+
+def _synthetic(out: str, standing: Standing, secret: bytes, quotas: Mapping[str, int], size_px: int) -> list[Trial]:
+    """Tiles of the set, `quotas` of each class, class by class in a secret order; only the shards that hold them are read."""
+    places: dict[tuple[int, str, int], tuple[str, int]] = {}  # (shard, class, how many of it before) -> (class, rank)
+    for label, quota in quotas.items():
+        held = [(shard, commit.classes.get(label, 0)) for shard, commit in standing.commits.items()]
+        ends = np.cumsum([count for _, count in held])
+        for rank in range(quota):
+            number = entry(secret, f"synthetic/{label}", int(ends[-1]), rank)
+            at = int(np.searchsorted(ends, number, side="right"))
+            places[held[at][0], label, number - int(ends[at]) + held[at][1]] = (label, rank)
+    met, at_hand, found = Counter[tuple[int, str]](), list[tuple[str, int]](), dict[tuple[str, int], Trial]()
+
+    def keep(shard: int, record: Mapping[str, Any]) -> bool:
+        label = str(record["label"])
+        place = places.get((shard, label, met[shard, label]))
+        met[shard, label] += 1
+        at_hand[:] = [place] if place else []
+        return place is not None
+
+    try:
+        for key, image, _ in iter_tiles(standing.store, {shard for shard, _, _ in places}, keep):
+            if image.shape[:2] != (size_px, size_px):
+                raise DamagedShardError(f"{out}: {shown(key)} is not {size_px} px wide and high, as its lock says")
+            label, _ = at_hand[0]
+            found[at_hand[0]] = Trial(False, label, label, key, 0, png_base64(image))
+        if len(found) != len(places):
+            raise DamagedShardError(f"{out}: its shards hold other classes than its commits say")
+    except DamagedShardError as error:
+        raise InputError(
+            f"{error}; `synthfactory verify {out}` names every fault, and the next build mends them"
+        ) from None
+    return [found[label, rank] for label, quota in quotas.items() for rank in range(quota)]
+
+
+def _told(tiles: TileFolder, rows: Sequence[int], owners: Sequence[int], wrong: int) -> list[str]:
+    """Patients, and how many labels are wrong."""
+    unknown = sum(not tiles.patient_ids[row] for row in rows)
+    lines = [
+        f"real tiles are of {counted(len(set(owners)), 'patient')}"
+        + "; one tile each" * (len(set(owners)) == len(rows))
+    ]
+    if unknown:
+        lines = [
+            f"note: {unknown:,} real tiles name no patient; they go by slide where it is known, else each by itself"
+        ]
+    wrong_words = (
+        f"{wrong:,} of {2 * len(rows):,} labels are wrong on purpose, half of them of real tiles; the page says so"
+    )
+    return [
+        *lines,
+        wrong_words if wrong else "no label is wrong on purpose: there is one class, so label answers cannot be judged",
+    ]
+
+
+def _left_out(drawn: Mapping[str, int], real: Mapping[str, int], quotas: Mapping[str, int]) -> list[str]:
+    sides = [("the set alone has it", drawn.keys() - real.keys()), ("only real tiles have it", real.keys() - drawn.keys()),
+             ("-n is too small for every class", (drawn.keys() & real.keys()) - quotas.keys())]  # fmt: skip
+    return [f"{shown(name)}: {why}" for why, names in sides for name in sorted(names)]
+
+
+def _write_both(target: str, files: Mapping[Path, bytes]) -> None:
+    """Their owner's alone, whole, and both or neither; never over a file that is there."""
+    beside = {path: path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}") for path in files}
+    done: list[Path] = []
+    try:
+        for path, data in files.items():
+            with open(os.open(beside[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+        for path in files:
+            os.link(beside[path], path)
+            done.append(path)
+    except BaseException as error:
+        for path in done:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"-o {target}: cannot be written ({error.strerror or error}); name another file") from None
+        raise
+    finally:
+        for path in beside.values():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
