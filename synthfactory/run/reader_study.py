@@ -299,21 +299,18 @@ def _synthetic(out: str, standing: Standing, secret: bytes, quotas: Mapping[str,
 
 def _told(tiles: TileFolder, rows: Sequence[int], owners: Sequence[int], wrong: int) -> list[str]:
     """Patients, and how many labels are wrong."""
+    patients = len(set(owners))
+    lines = [f"{len(rows):,} real tiles of {counted(patients, 'patient')}" + ", one each" * (patients == len(rows))]
     unknown = sum(not tiles.patient_ids[row] for row in rows)
-    lines = [
-        f"real tiles are of {counted(len(set(owners)), 'patient')}"
-        + "; one tile each" * (len(set(owners)) == len(rows))
-    ]
     if unknown:
-        lines = [
-            f"note: {unknown:,} real tiles name no patient; they go by slide where it is known, else each by itself"
-        ]
-    wrong_words = (
-        f"{wrong:,} of {2 * len(rows):,} labels are wrong on purpose, half of them of real tiles; the page says so"
-    )
+        lines.append(
+            f"note: {unknown:,} of them name no patient, and count as one a slide where that is known, else one a tile"
+        )
+    if not wrong:
+        return [*lines, "note: no label is wrong on purpose, since there is one class; label answers cannot be judged"]
     return [
         *lines,
-        wrong_words if wrong else "no label is wrong on purpose: there is one class, so label answers cannot be judged",
+        f"{wrong:,} of {2 * len(rows):,} labels are wrong on purpose, half of them of real tiles; the page says so",
     ]
 
 

@@ -112,15 +112,15 @@
   }
 
   function download() {
+    stopClock();
+    startClock();
+    keep();
     const name = readerName();
     if (!name) {
       tell("Write your name (or any word that stands for you) first.");
       find("reader").focus();
       return;
     }
-    stopClock();
-    startClock();
-    keep();
     const lines = answers.map((each, number) =>
       [number + 1, each.called, each.label, each.seconds.toFixed(1), `"${name}"`, page].join(","));
     const text = ["tile,real_or_synthetic,label_right,seconds,reader,page", ...lines, ""].join("\r\n");
