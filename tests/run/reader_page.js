@@ -64,6 +64,7 @@ const around = {
 new Function(...Object.keys(around), script)(...Object.values(around));
 for (const [what, argument] of act) {
   if (what === "key") document.fire("keydown", { key: argument, target: document.body });
+  else if (what === "key in name") document.fire("keydown", { key: argument, target: document.getElementById("reader") });
   else if (what === "type") { document.getElementById("reader").value = argument; document.getElementById("reader").fire("input"); }
   else if (what === "click") document.getElementById(argument).click();
   else if (what === "wait") clock += 1000 * argument;

@@ -149,6 +149,7 @@ class Checked(HTMLParser):
         self.ids.update([given["id"]] if given.get("id") else [])
         self.labels += [given.get(name) for name in ("for", "aria-labelledby") if name in given]
         self.fetched += [str(given[name]) for name in ("src", "href", "action", "srcset", "data") if name in given]
+        assert tag != "textarea" or "readonly" in given
         if tag not in ("meta", "img", "input", "br"):
             self.open.append(tag)
 
@@ -216,9 +217,11 @@ def test_what_makes_no_page_is_refused_and_nothing_written(here: Path, tmp_path:
     shutil.copytree(here / "real", large)
     for path in (large / "alpha").iterdir():
         path.write_bytes(making.png(making.picture(1, 48)))
-    shutil.copytree(here / "out", tmp_path / "damaged")
-    tar = next((tmp_path / "damaged" / "shards").glob("000000-*.tar"))
-    tar.write_bytes(tar.read_bytes()[:700] + b"x" + tar.read_bytes()[701:])
+    for name in ("damaged", "short"):
+        shutil.copytree(here / "out", tmp_path / name)
+    for tar in (tmp_path / "damaged" / "shards").glob("*.tar"):
+        tar.write_bytes(b"x" * tar.stat().st_size)
+    next((tmp_path / "short" / "shards").glob("*.tar")).write_bytes(b"x")
     (tmp_path / "there.html").write_text("")
     (tmp_path / "half.key.json").write_text("")
     before = snapshot(tmp_path)
@@ -233,7 +236,8 @@ def test_what_makes_no_page_is_refused_and_nothing_written(here: Path, tmp_path:
         (study(here, real=tmp_path / "x.csv"), "1 tile a side"),
         (study(here, out=here / "real"), "so it is no set of synthfactory's"),
         (study(here, out=tmp_path / "nothing"), "holds no set"),
-        (study(here, "-n", 40, out=tmp_path / "damaged"), "`synthfactory verify"),
+        (study(here, out=tmp_path / "damaged"), "is no tar, or not of the ustar kind; `synthfactory verify"),
+        (study(here, out=tmp_path / "short"), "has 1 fault; `synthfactory verify"),
         (study(here, "-o", inside), "lies in the set, and the page is internal"),
         (study(here, "-o", "page.txt"), "-o page.txt: is no local HTML file"),
         (study(here, "-o", "no/page.html"), "name a file in a folder that is there"),
@@ -310,7 +314,7 @@ def test_a_reader_who_sees_everything_and_one_who_guesses(sheet: dict[str, Any],
     assert "Told apart: the interval lies above guessing" in ended.out
     assert "page reader-study.html: is the one of this key" in ended.out
 
-    guesses = [line[:2] + ["yes"] + line[3:] for line in answered(sheet, "Bob", 0.5, seed=3)]
+    guesses = [[*line[:2], "yes", *line[3:]] for line in answered(sheet, "Bob", 0.5, seed=3)]
     guesses[4][1:4] = ["", "", ""]
     ended = score(sees, write_answers("guesses.csv", guesses), more=["--report", "both.json"])
     assert ended.code == 0, ended.err
@@ -409,13 +413,13 @@ def act(*orders: tuple[str, object], kept: dict[str, str] | None) -> dict[str, A
 @pytest.mark.skipif(NODE is None, reason="runs the page's script in node")
 def test_answers_by_keyboard_are_kept_saved_and_scored(sheet: dict[str, Any]) -> None:
     first = act(
-        ("key", "r"), ("click", "begin"), ("key", "r"), ("wait", 3), ("key", "y"), ("hide", True), ("wait", 50),
+        ("key", "r"), ("click", "begin"), ("key", "r"), ("wait", 2), ("key", "y"), ("wait", 1), ("hide", True), ("wait", 50),
         ("hide", False), ("wait", 1.25), ("key", "ArrowRight"), ("key", "S"), ("wait", 2), ("click", "download"),
         kept={},
     )  # fmt: skip
     assert first["shown"] == [2] and first["saved"] == [] and first["status"].startswith("Write your name")
     again = act(
-        ("type", ' =Ann, "A"\n'), ("click", "begin"), ("key", "c"), ("key", "n"), ("key", "ArrowRight"),
+        ("type", ' =Ann, "A"\n'), ("click", "begin"), ("key in name", "r"), ("key", "c"), ("key", "n"), ("key", "ArrowRight"),
         ("key", "ArrowLeft"), ("key", "n"), ("key", "q"), ("click", "download"), kept=first["kept"],
     )  # fmt: skip
     assert again["begin"] == "Go on (39 left)" and again["shown"] == [2]
@@ -432,6 +436,6 @@ def test_answers_by_keyboard_are_kept_saved_and_scored(sheet: dict[str, Any]) ->
     assert ended.code == 0, ended.err
     assert "unanswered: 38 real or synthetic, 39 labels" in ended.out
     hostile = {f"synthfactory-reader-study-{page}": json.dumps({"reader": 3, "answers": [{"called": "x"}, None]})}
-    assert act(kept=hostile)["begin"] == "Begin"
+    assert act(kept=hostile)["begin"] == "", "the button keeps its own word: nothing is taken over"
     assert "keeps nothing" in act(("click", "begin"), ("key", "s"), kept=None)["status"]
     assert act(("click", "begin"), ("key", "s"), ("key", "y"), ("click", "anew"), kept={})["shown"] == []

@@ -124,6 +124,8 @@
     const lines = answers.map((each, number) =>
       [number + 1, each.called, each.label, each.seconds.toFixed(1), `"${name}"`, page].join(","));
     const text = ["tile,real_or_synthetic,label_right,seconds,reader,page", ...lines, ""].join("\r\n");
+    find("text").value = text;
+    find("copy").hidden = false;
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
     link.download = `answers-${name.replace(/[^A-Za-z0-9]+/g, "-").replace(/^-+|-+$/g, "") || "reader"}.csv`;
@@ -141,6 +143,8 @@
     since = null;
     answers = blank();
     find("reader").value = "";
+    find("text").value = "";
+    find("copy").hidden = true;
     find("begin").textContent = "Begin";
     keep();
     tell("Nothing is answered.");
