@@ -55,6 +55,17 @@ class Trial:
     owner: int
     png: str = field(repr=False)
 
+    def to_json(self, number: int) -> dict[str, Any]:
+        """For the key: what is behind the tile of that number."""
+        return {
+            "tile": number,
+            "real": self.real,
+            "class": self.label,
+            "shown": self.shown,
+            "name": self.name,
+            "owner": self.owner,
+        }
+
 
 @dataclass(frozen=True)
 class Made:
@@ -66,7 +77,7 @@ class Made:
 
 
 def make_study(out: str, source: str, count: int, target: str, seed: int | None, say: Callable[[str], None]) -> Made:
-    """Writes page and key. InputError, and nothing written, where a place is in OUT or taken, or one side has no tile to show."""
+    """Writes page and key. InputError, and nothing written, where a place is in OUT or taken, or one side has too few tiles to show."""
     page = report_place(target, out, "-o", "the page", ".html")
     key = key_place(page)
     for path in (page, key):
@@ -76,54 +87,48 @@ def make_study(out: str, source: str, count: int, target: str, seed: int | None,
     if standing.lock is None:
         raise InputError(f"{out}: holds no set (no {LOCK}); name the output.path of a build")
     check_whole(out, standing, quick=True)
-    tiles = _real_tiles(source)
+    lock, tiles = standing.lock, _real_tiles(source)
     drawn, real = Counter[str](), Counter(tiles.labels)
     for commit in standing.commits.values():
         drawn.update(commit.classes)
     quotas = quotas_of(count // 2, {name: min(drawn[name], real[name]) for name in sorted(drawn.keys() & real.keys())})
-    per_side = sum(quotas.values())
+    per_side, size_px = sum(quotas.values()), int(lock["model"]["tile_size_px"])
     if per_side < LEAST_A_SIDE:
         raise InputError(
             f"--real {source}: {counted(per_side, 'tile')} a side of a class that both have, and {LEAST_A_SIDE} are needed; the set has "
             f"{_names(drawn)}, {source} has {_names(real)}"
         )
-    size_px = int(standing.lock["model"]["tile_size_px"])
     _check_size(2 * per_side, size_px)
     lock_hash = lock_sha256(standing.store.read(LOCK, through_links=True))
     secret = order_key(seed, lock_hash, tiles)
     say(f"{counted(per_side, 'tile')} of {source} and as many of {out} to read")
     rows, owners = choose_real(secret, tiles, quotas)
-    wrong = wrong_labels(secret, list(quotas), per_side, [tiles.labels[row] for row in rows])
-    read, formats = tiles.reader(), set[bool]()
-    trials = []
-    for row, owner, label in zip(rows, owners, wrong, strict=True):
-        data, image = read_tile(tiles, read, row, size_px)
-        formats.add(data[:3] == b"\xff\xd8\xff")
-        trials.append(Trial(True, tiles.labels[row], label, tiles.where(row), owner, png_base64(image)))
-    synthetic = _synthetic(out, standing, secret, quotas, size_px)
-    first = (
-        max(owners) + 1
-    )  # rows and synthetic tiles stand class by class in the same order, so the same labels are wrong
-    trials += [replace(each, shown=label, owner=first + at) for at, (each, label) in enumerate(zip(synthetic, wrong))]  # noqa: B905
-    order = [entry(secret, "page", len(trials), position) for position in range(len(trials))]
-    trials = [trials[at] for at in order]
+    ours, jpeg = _real(tiles, rows, owners, size_px)
+    trials = ours + _synthetic(out, standing, secret, quotas, size_px, max(owners) + 1)
+    labels = wrong_labels(secret, list(quotas), [each.label for each in ours])
+    trials = [replace(each, shown=label) for each, label in zip(trials, labels + labels, strict=True)]
+    trials = [trials[entry(secret, "page", len(trials), position)] for position in range(len(trials))]
     sheet = Sheet(
-        [(each.png, each.shown) for each in trials], size_px, float(standing.lock["model"]["resolution_mpp"]), sorted(quotas),
-        sum(each.shown != each.label for each in trials), "" if is_unconditional(standing.lock) else label_levels(standing.lock),
-    )  # fmt: skip
+        [(each.png, each.shown) for each in trials],
+        size_px,
+        float(lock["model"]["resolution_mpp"]),
+        sorted(quotas),
+        sum(each.shown != each.label for each in trials),
+        "" if is_unconditional(lock) else label_levels(lock),
+    )
     html, page_id = reader_page(sheet)
-    place = out if is_url(out) else str(local(out).resolve())
     body = {
         "format": FORMAT,
         "internal": INTERNAL,
         "page": {"name": page.name, "sha256": hashlib.sha256(html).hexdigest(), "id": page_id},
-        "set": {"place": place, "name": standing.lock["name"], "lock_sha256": lock_hash},
+        "set": {
+            "place": out if is_url(out) else str(local(out).resolve()),
+            "name": lock["name"],
+            "lock_sha256": lock_hash,
+        },
         "real": source,
-        "tiles": [
-            {"tile": at, "real": each.real, "class": each.label, "shown": each.shown, "name": each.name, "owner": each.owner}
-            for at, each in enumerate(trials, 1)
-        ],
-    }  # fmt: skip
+        "tiles": [each.to_json(at) for at, each in enumerate(trials, 1)],
+    }
     _write_both(target, {key: (json.dumps(body, indent=1, allow_nan=False) + "\n").encode(), page: html})
     lines = [
         f"{page}: {counted(len(trials), 'tile')}, {per_side:,} real and {per_side:,} synthetic, of "
@@ -135,10 +140,8 @@ def make_study(out: str, source: str, count: int, target: str, seed: int | None,
     ]
     if 2 * per_side < count - count % 2:
         lines.append(f"note: {count:,} tiles were asked for; no class that both sides have has more left")
-    if formats != {image_format(standing.lock)[0] == "jpeg"}:
-        lines.append(
-            "note: JPEG files are on one side only, or on part of it; their blocks may tell the sides apart, whatever is drawn"
-        )
+    if jpeg != {image_format(lock)[0] == "jpeg"}:
+        lines.append("note: JPEG files are on one side only, or on part of it; their blocks may tell the sides apart")
     return Made(page, key, lines)
 
 
@@ -252,19 +255,38 @@ def match(quotas: Mapping[str, int], owners: Mapping[str, Sequence[int]]) -> dic
     return taken
 
 
-def wrong_labels(secret: bytes, names: Sequence[str], per_side: int, labels: Sequence[str]) -> list[str]:
-    """The label to show with each tile of a side, which stand class by class: every fourth is another class's, if there is another."""
+def wrong_labels(secret: bytes, names: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """The label to show with each tile of a side, whose tiles stand class by class: every fourth is another class's, if there is another.
+
+    Both sides show the same ones, so that they tell nothing.
+    """
     found = list(labels)
     if len(names) < 2:
         return found
-    for number, at in enumerate(range(WRONG_EVERY - 1, per_side, WRONG_EVERY)):
+    for number, at in enumerate(range(WRONG_EVERY - 1, len(labels), WRONG_EVERY)):
         others = [name for name in names if name != labels[at]]
         found[at] = others[entry(secret, f"wrong/{labels[at]}", len(others), number % len(others))]
     return found
 
 
-def _synthetic(out: str, standing: Standing, secret: bytes, quotas: Mapping[str, int], size_px: int) -> list[Trial]:
-    """Tiles of the set, `quotas` of each class, class by class in a secret order; only the shards that hold them are read."""
+def _real(tiles: TileFolder, rows: Sequence[int], owners: Sequence[int], size_px: int) -> tuple[list[Trial], set[bool]]:
+    """(the tiles of these rows, whether any, all or none are JPEG files)."""
+    read, trials, jpeg = tiles.reader(), list[Trial](), set[bool]()
+    for row, owner in zip(rows, owners, strict=True):
+        data, image = read_tile(tiles, read, row, size_px)
+        jpeg.add(data.startswith(b"\xff\xd8\xff"))
+        label = tiles.labels[row]
+        trials.append(Trial(True, label, label, tiles.where(row), owner, png_base64(image)))
+    return trials, jpeg
+
+
+def _synthetic(
+    out: str, standing: Standing, secret: bytes, quotas: Mapping[str, int], size_px: int, owner: int
+) -> list[Trial]:
+    """Tiles of the set, `quotas` of each class, class by class in a secret order; only the shards that hold them are read.
+
+    Each is its own owner, from number `owner` on.
+    """
     places: dict[tuple[int, str, int], tuple[str, int]] = {}  # (shard, class, how many of it before) -> (class, rank)
     for label, quota in quotas.items():
         held = [(shard, commit.classes.get(label, 0)) for shard, commit in standing.commits.items()]
@@ -287,7 +309,7 @@ def _synthetic(out: str, standing: Standing, secret: bytes, quotas: Mapping[str,
             if image.shape[:2] != (size_px, size_px):
                 raise DamagedShardError(f"{out}: {shown(key)} is not {size_px} px wide and high, as its lock says")
             label, _ = at_hand[0]
-            found[at_hand[0]] = Trial(False, label, label, key, 0, png_base64(image))
+            found[at_hand[0]] = Trial(False, label, label, key, owner + len(found), png_base64(image))
         if len(found) != len(places):
             raise DamagedShardError(f"{out}: its shards hold other classes than its commits say")
     except DamagedShardError as error:
@@ -299,13 +321,12 @@ def _synthetic(out: str, standing: Standing, secret: bytes, quotas: Mapping[str,
 
 def _told(tiles: TileFolder, rows: Sequence[int], owners: Sequence[int], wrong: int) -> list[str]:
     """Patients, and how many labels are wrong."""
-    patients = len(set(owners))
+    patients, unknown = len(set(owners)), sum(not tiles.patient_ids[row] for row in rows)
     lines = [f"{len(rows):,} real tiles of {counted(patients, 'patient')}" + ", one each" * (patients == len(rows))]
-    unknown = sum(not tiles.patient_ids[row] for row in rows)
     if unknown:
-        lines.append(
-            f"note: {unknown:,} of them name no patient, and count as one a slide where that is known, else one a tile"
-        )
+        lines = [
+            f"note: {unknown:,} of {len(rows):,} real tiles name no patient; for them their slide counts as one, else the tile itself"
+        ]
     if not wrong:
         return [*lines, "note: no label is wrong on purpose, since there is one class; label answers cannot be judged"]
     return [

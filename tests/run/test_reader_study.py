@@ -204,7 +204,11 @@ def test_one_class_and_unknown_patients_and_jpeg_are_said(here: Path, tmp_path: 
     assert ended.code == 0, ended.err
     flat = " ".join(ended.out.split())
     assert "reader-study.html: 32 tiles, 16 real and 16 synthetic, of 1 class;" in flat
-    assert "16 of them name no patient" in flat and "note: JPEG files are on one side only" in flat
+    assert (
+        "16 of 16 real tiles name no patient" in flat
+        and "16 patients" not in flat
+        and "note: JPEG files are on one side only" in flat
+    )
     assert "60 tiles were asked for" in flat and "no label is wrong on purpose" in flat
     assert "No label is wrong on purpose" in Path("reader-study.html").read_text()
     assert all(each["class"] == each["shown"] for each in key_of()["tiles"])
