@@ -21,6 +21,7 @@ from synthfactory.commands.calibrate import calibrate
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, say
 from synthfactory.commands.doctor import doctor
 from synthfactory.commands.embed import embed
+from synthfactory.commands.evaluate import evaluate
 from synthfactory.commands.model import model
 from synthfactory.commands.pack import pack
 from synthfactory.commands.phantom import phantom
@@ -67,6 +68,7 @@ for command in (
     sets.preview,
     sets.ethics,
     audit,
+    evaluate,
     reader_study,
     embed,
     phantom,

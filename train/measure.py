@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from synthfactory.evaluate.intervals import bootstrap, patient_weights, rounded, wilson
 from synthfactory.model.folder import open_model
 from synthfactory.model.vae import pixels_from_uint8, pixels_to_uint8
 from synthfactory.model.weights import LoadedModel, load_model
@@ -26,7 +27,6 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Guidance, Sampler
 from train.card import SHEET, add_figures
 from train.held_out import HeldOut, held_out
-from train.intervals import bootstrap, patient_weights, rounded, wilson
 from train.judge import Judge, judge_features, judged, train_judge
 from train.streams import stream
 from train.structure import against_truth, compared, measured

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.signal import fftconvolve
 from scipy.stats import spearmanr, wasserstein_distance
 
-from train.intervals import bootstrap, patient_weights, rounded
+from synthfactory.evaluate.intervals import bootstrap, patient_weights, rounded
 from train.streams import stream
 from train.utility import Rows
 

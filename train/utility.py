@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from synthfactory.evaluate.distance import ROWS_PER_DIMENSION, KernelDistance, frechet_distance, standardised
+from synthfactory.evaluate.intervals import bootstrap, patient_weights, rounded
 from synthfactory.evaluate.labels import LabelProbe
-from train.intervals import bootstrap, patient_weights, rounded
 from train.streams import stream
 
 

@@ -15,7 +15,8 @@ def standardised(real_NE: np.ndarray, *others_NE: np.ndarray) -> list[np.ndarray
     return [(values[:, varies] - mean[varies]) / spread[varies] for values in (real_NE, *others_NE)]
 
 
-def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def cubic_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(x.y / d + 1)^3 of all pairs, (N, M)."""
     return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
 
 
@@ -32,7 +33,7 @@ class KernelDistance:
             raise ValueError("a kernel distance needs at least two rows")
         self._raw = real_NE
         self._real = standardised(real_NE)[0]
-        self._within_real = _kernel(self._real, self._real)
+        self._within_real = cubic_kernel(self._real, self._real)
         who = np.arange(len(real_NE)) if patients_N is None else patients_N
         self._counted = (who[:, None] != who[None]).astype(np.float64)  # (N, N): pairs that may be compared
         if not self._counted.any():
@@ -43,7 +44,7 @@ class KernelDistance:
         if drawn_NE.shape != self._raw.shape:
             raise ValueError(f"drawn {drawn_NE.shape} and real {self._raw.shape} must be of one shape")
         drawn = standardised(self._raw, drawn_NE)[1]
-        return self._within_real, _kernel(drawn, drawn), _kernel(self._real, drawn)
+        return self._within_real, cubic_kernel(drawn, drawn), cubic_kernel(self._real, drawn)
 
     def of(
         self, matrices: tuple[np.ndarray, np.ndarray, np.ndarray], weights_BN: np.ndarray | None = None

@@ -11,16 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from synthfactory.evaluate.density import optical_density, pixels
+
 LEAST_BLEND = 0.7  # share of the copied tile in a blend
 Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
-
-
-def _density(tile: np.ndarray) -> np.ndarray:
-    return np.asarray(-np.log10((tile.astype(np.float64) + 1.0) / 256.0))
-
-
-def _pixels(density: np.ndarray) -> np.ndarray:
-    return np.asarray(np.clip(256.0 * 10.0**-density - 1.0, 0, 255).round(), np.uint8)
 
 
 def _jpeg(tile: np.ndarray, quality: int, subsampling: int) -> np.ndarray:
@@ -53,13 +47,13 @@ def _moved_mirrored(tile: np.ndarray, other: np.ndarray, random: np.random.Gener
 
 
 def _stained_by_channel(tile: np.ndarray, other: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return _pixels(_density(tile) * random.uniform(0.75, 1.3, 3))
+    return pixels(optical_density(tile) * random.uniform(0.75, 1.3, 3))
 
 
 def _stained_across(tile: np.ndarray, other: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Densities of the three channels run into one another, and their contrast changes."""
     mix = np.eye(3) + random.uniform(-0.12, 0.12, (3, 3))
-    return _pixels(np.maximum(_density(tile) @ mix, 0.0) ** random.uniform(0.85, 1.15))
+    return pixels(np.maximum(optical_density(tile) @ mix, 0.0) ** random.uniform(0.85, 1.15))
 
 
 def _blended(tile: np.ndarray, other: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -69,7 +63,7 @@ def _blended(tile: np.ndarray, other: np.ndarray, random: np.random.Generator) -
 
 def _blended_densities(tile: np.ndarray, other: np.ndarray, random: np.random.Generator) -> np.ndarray:
     share = random.uniform(LEAST_BLEND, 0.9)
-    return _pixels(share * _density(tile) + (1 - share) * _density(other))
+    return pixels(share * optical_density(tile) + (1 - share) * optical_density(other))
 
 
 def _resampled(tile: np.ndarray, other: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -61,7 +61,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         )
     check_whole(asked.out, standing)
     embed = load_encoder(folder).embed
-    steps = _Steps(say)
+    steps = Steps(say)
     try:
         sources = [
             open_source(given, option, folder, embed, steps.begin)
@@ -93,7 +93,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-class _Steps:
+class Steps:
     """Progress of one step after the other."""
 
     def __init__(self, say: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from synthfactory.evaluate.distance import frechet_distance
-from train.intervals import bootstrap, patient_weights, wilson
+from synthfactory.evaluate.intervals import bootstrap, patient_weights, wilson
 from train.utility import Rows, Space, distances, diversity, probe, spread
 
 

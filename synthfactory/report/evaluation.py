@@ -1,0 +1,159 @@
+"""An evaluation's report as tables of at most 80 columns, with the reason wherever there is no figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from synthfactory.spec.text import shown
+
+Json = Mapping[str, Any]
+NAME = 26
+
+
+def render(found: Json) -> list[str]:
+    """What was compared, then for each space fidelity, utility and shortcuts, then sites and codecs."""
+    tiles = found["set"]
+    mark = "*" if found["contaminated"] else ""
+    lines = [f"evaluation of {tiles['name']}: {tiles['tiles']:,} tiles, lock {tiles['lock_sha256'][:12]}"]
+    for option in ("real", "unseen"):
+        side = found[option]
+        if side is not None:
+            lines.append(
+                f"{option}: {side['tiles']:,} tiles of {side['patients']:,} patients, {', '.join(side['codecs'])}"
+            )
+    if mark:
+        counts = ", ".join(f"{option} {each['patients']:,} patients" for option, each in found["contaminated"].items())
+        lines.append(
+            f"* contaminated: CytoSyn was trained on TCGA, and its patients are among the real tiles ({counts})"
+        )
+    for name, space in found["spaces"].items():
+        lines += ["", f"in {shown(name, 40)}: {space['space']['note']}", *_fidelity(space["fidelity"], mark)]
+        lines += _utility(space["utility"], mark)
+        lines += _told_apart(space["told_apart"], mark)
+    return [
+        *lines,
+        *_sites(found["sites"]),
+        *_codecs(found["codecs"], mark),
+        "",
+        *(f"not measured: {text}" for text in found["not_measured"]),
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _cell(figure: Json | None) -> str:
+    """value (low to high), or -."""
+    if figure is None or figure.get("value") is None:
+        return "-"
+    interval = figure.get("interval_95")
+    text = _number(figure["value"])
+    return text if interval is None else f"{text} ({_number(interval[0])} to {_number(interval[1])})"
+
+
+def _fidelity(found: Json, mark: str) -> list[str]:
+    if "why" in found:
+        return [f"fidelity: {found['why']}"]
+    lines = [
+        f"compared with {found['compared_with']}; {found['tiles_each']:,} tiles each, 95 % intervals",
+        f"{'figure':<{NAME}} {'drawn':<26} real",
+    ]
+    rows = [
+        (f"{what} distance", *(found[f"{what}_{side}"] for side in ("drawn", "real"))) for what in ("kernel", "frechet")
+    ]
+    for what in ("precision", "recall", "density", "coverage"):
+        sides = [found[f"manifold_{side}"] for side in ("drawn", "real")]
+        rows.append((what, *(side.get(what, side) for side in sides)))
+    for name, drawn, real in rows:
+        lines.append(f"{name + mark:<{NAME}} {_cell(drawn):<26} {_cell(real)}".rstrip())
+    reasons = {row["why"] for _, *both in rows for row in both if row.get("value") is None and "why" in row}
+    return [*lines, *(f"  -: {reason}" for reason in sorted(reasons))]
+
+
+def _utility(found: Json, mark: str) -> list[str]:
+    if "arms" not in found:
+        return [f"utility: {found['why']}"]
+    rare = found["rarest"]
+    head = f"{'probe learned from':<{NAME}} {'balanced accuracy':<26} {'rarest' if rare else ''}".rstrip()
+    lines = ["", head]
+    for name, arm in found["arms"].items():
+        lines.append(
+            f"{name + mark:<{NAME}} {_cell(arm['balanced_accuracy']):<26} {_cell(arm.get('rarest')) if rare else ''}".rstrip()
+        )
+    lines.append(f"{'synthetic / real only' + mark:<{NAME}} {_cell(found['synthetic_over_real'])}")
+    for title, gain in (("of all classes", found["gain"]), ("of the rarest", found.get("gain_rarest"))):
+        if gain is not None:
+            lines.append(
+                f"real + synthetic {title} gains {_cell(gain['over_best_free'])} over {gain['best_free']}, the best that is free"
+            )
+    if rare:
+        lines.append(f"  rarest: {', '.join(shown(name) for name in rare)}")
+    lines += _recalls(found, mark)
+    outside = found.get("leave_site_out")
+    if outside and "gain" in outside:
+        gain = outside["gain"]
+        lines.append(
+            f"leave-site-out, {outside['sites']} sites: gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
+        )
+    elif outside:
+        lines.append(f"leave-site-out: {outside['why']}")
+    return lines
+
+
+def _recalls(found: Json, mark: str) -> list[str]:
+    """A line a class, those with fewest real tiles first."""
+    order = sorted(found["classes"], key=lambda name: (found["classes"][name]["real"], name))
+    arms = [
+        arm
+        for arm in ("real only", found["gain"]["best_free"], "real + synthetic", "synthetic only")
+        if arm in found["arms"]
+    ]
+    arms = list(dict.fromkeys(arms))
+    lines = ["", f"{'recall of' + mark:<20} {'real':>6} {'drawn':>6} " + " ".join(f"{arm[:12]:>12}" for arm in arms)]
+    for name in order:
+        values = [found["arms"][arm]["recall"][name]["value"] for arm in arms]
+        cells = " ".join(f"{'-' if value is None else f'{value:.3f}':>12}" for value in values)
+        counts = found["classes"][name]
+        lines.append(f"{shown(name, 20):<20} {counts['real']:>6,} {counts['drawn']:>6,} {cells}")
+    errors = " ".join(f"{found['arms'][arm]['calibration_error']:>12.3f}" for arm in arms)
+    return [*lines, f"{'calibration error':<34} {errors}"]
+
+
+def _told_apart(found: Json, mark: str) -> list[str]:
+    lines = ["", f"{'synthetic told from real' + mark:<{NAME}} area under the curve (0.5: not at all)"]
+    for name, figure in found.items():
+        text = _cell(figure) if figure["value"] is not None else f"- {figure['why'].partition(';')[0]}"
+        lines.append(f"{shown(name, NAME):<{NAME}} {text}")
+    return lines
+
+
+def _sites(found: Json) -> list[str]:
+    if found.get("value") is None:
+        return ["", f"site against class: {found['why']}"]
+    return [
+        "",
+        f"site against class: Cramer's V {found['value']:.3f} over {found['patients']:,} patients (0: a site tells nothing of the class)",
+    ]
+
+
+def _codecs(found: Json, mark: str) -> list[str]:
+    if not found:
+        return []
+    if "why" in found:
+        return ["", f"codecs: {found['why']}"]
+    lines = []
+    for space, codecs in found.items():
+        lines += [
+            "",
+            f"saved anew, in {shown(space, 40)}: kernel distance to real tiles as they are",
+            f"{'codec' + mark:<10} {'drawn':<28} other real tiles",
+        ]
+        for codec, each in codecs.items():
+            cells = [
+                _cell({"value": each[side]["kernel"], "interval_95": each[side]["kernel_95"]})
+                for side in ("drawn", "real")
+            ]
+            lines.append(f"{codec:<10} {cells[0]:<28} {cells[1]}")
+    return lines

@@ -1,0 +1,223 @@
+"""The tiles of an evaluation: real ones with patients and sites, drawn ones of a verified set with what they rest on; their codecs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from synthfactory.embeddings.checks import member_of_cohort
+from synthfactory.embeddings.parquet import load_bank
+from synthfactory.embeddings.tiles import FORMATS, TileFolder, decode_tile
+from synthfactory.evaluate.density import stained_anew
+from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.model.encoder import EncoderFolder
+from synthfactory.run.audit_tiles import list_tiles
+from synthfactory.run.spaces import Item
+from synthfactory.shards.base import Store
+from synthfactory.shards.reader import iter_tiles
+from synthfactory.shards.store import open_store
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
+
+LOSSLESS = ("PNG", "TIFF", "WEBP")  # a lossy WebP or TIFF is not told from its container; the report says so
+CODECS_LOOKED_AT = 512  # tiles whose container is looked at
+
+
+@dataclass(frozen=True)
+class RealSide:
+    """Real tiles, listed: class, patient and site (None: unknown) of each; the tiles themselves, or a bank's vectors."""
+
+    place: str
+    option: str
+    classes: np.ndarray
+    patients: np.ndarray
+    sites: tuple[str | None, ...] | None
+    tiles: TileFolder | None
+    vectors: np.ndarray | None  # of a bank
+    codecs: tuple[str, ...]  # containers that were seen; () of a bank
+
+    def in_space(self, vectors_NE: np.ndarray) -> Tiles:
+        """With these embeddings."""
+        return Tiles(vectors_NE, self.classes, self.patients)
+
+    def items(self, size_px: int) -> Iterator[Item]:
+        """What `embedded_in` takes."""
+        assert self.tiles is not None
+        read = self.tiles.reader()
+        for row in range(len(self.classes)):
+            data = _bytes(self.tiles, read, row)
+            yield hashlib.sha256(data).digest(), _decoder(data, self.tiles.where(row), size_px)
+
+    def members_of_tcga(self) -> tuple[int, int]:
+        """(tiles, patients) whose patient id is a TCGA barcode."""
+        mine = np.array([member_of_cohort(str(name)) is not None for name in self.patients], bool)
+        return int(mine.sum()), len(np.unique(self.patients[mine]))
+
+
+def _bytes(tiles: TileFolder, read: Callable[[int], bytes], row: int) -> bytes:
+    try:
+        return read(row)
+    except OSError as error:
+        raise InputError(
+            f"{tiles.where(row)}: cannot be read ({error.strerror or error}); replace or remove it"
+        ) from None
+
+
+def _decoder(data: bytes, where: str, size_px: int) -> Callable[[], np.ndarray]:
+    return lambda: decode_tile(data, where, size_px)
+
+
+def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
+    """Lists real tiles, or reads a bank of this encoder. InputError naming `option` for what cannot be used, and tiles without a patient."""
+    codecs: tuple[str, ...] = ()
+    try:
+        if place.endswith(".parquet"):
+            bank = load_bank(
+                place,
+                width=encoder.width,
+                encoder=encoder.facts(),
+                classes=None,
+                check_preprocessing=encoder.check_preprocessing,
+            )
+            labels, patients, sites = bank.labels, bank.patient_ids, None
+            tiles, vectors = None, np.asarray(bank.embeddings)
+        else:
+            tiles = list_tiles(place)
+            labels, patients, sites, vectors = tiles.labels, tiles.patient_ids, tiles.sites, None
+            codecs = _codecs(tiles)
+        unknown = sum(name is None for name in patients)
+        if unknown:
+            raise InputError(
+                f"{place}: {unknown:,} of {len(patients):,} tiles have no patient_id; figures count by patient, so state all or take "
+                "them out"
+            )
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from None
+    known = sites if sites is not None and all(site is not None for site in sites) else None
+    return RealSide(
+        place, option, np.array(labels, np.str_), np.array(patients, np.str_), known, tiles, vectors, codecs
+    )
+
+
+def _codecs(tiles: TileFolder) -> tuple[str, ...]:
+    read, count = tiles.reader(), len(tiles.files)
+    found = set()
+    for row in np.unique(np.linspace(0, count - 1, min(count, CODECS_LOOKED_AT)).astype(int)).tolist():
+        data = _bytes(tiles, read, row)
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                found.add(str(picture.format))
+        except Exception as error:  # noqa: BLE001 - whatever Pillow raises on damaged files
+            raise InputError(
+                f"{tiles.where(row)}: is no image that can be read ({error}); replace or remove it"
+            ) from None
+    return tuple(sorted(found))
+
+
+def lossy(codecs: tuple[str, ...]) -> bool:
+    """Whether one of them loses detail for certain."""
+    return any(codec not in LOSSLESS for codec in codecs)
+
+
+@dataclass(frozen=True)
+class DrawnSide:
+    """A set's tiles: key and class of each, what it rests on, and from which sites (None: not known)."""
+
+    keys: tuple[str, ...]
+    classes: np.ndarray
+    groups: np.ndarray
+    groups_are: str
+    sites: tuple[frozenset[str], ...] | None
+
+    def in_space(self, vectors_NE: np.ndarray) -> Tiles:
+        """With these embeddings."""
+        return Tiles(vectors_NE, self.classes, self.groups)
+
+
+def drawn_items(out: str, store: Store, size_px: int, seen: list[tuple[str, str]]) -> Iterator[Item]:
+    """The tiles of a set in order, as `embedded_in` takes them; (key, label) of each is added to `seen`."""
+    for key, image, record in iter_tiles(store):
+        seen.append((key, str(record["label"])))
+        if image.shape[0] != size_px:
+            raise InputError(
+                f"{out}: {shown(key)} has {image.shape[0]} px, and {size_px} px are needed; no tile is resized"
+            )
+        yield hashlib.sha256(image.tobytes()).digest(), partial(np.asarray, image)
+
+
+def drawn_side(seen: Sequence[tuple[str, str]], lineage: str | None, site_of: Mapping[str, str]) -> DrawnSide:
+    """What `drawn_items` saw; with LINEAGE the patients behind each tile, and their sites by patient."""
+    keys, labels = [key for key, _ in seen], [label for _, label in seen]
+    if lineage is None:
+        return DrawnSide(
+            tuple(keys), np.array(labels, np.str_), np.arange(len(keys)), "each tile by itself (no lineage given)", None
+        )
+    behind = patients_behind(lineage)
+    missing = [key for key in keys if key not in behind]
+    if missing:
+        raise InputError(
+            f"--lineage: {lineage}: does not name {shown(missing[0])} ({len(missing):,} tiles in all); name the set's own lineage"
+        )
+    groups = [max(behind[key], key=lambda part: part[1])[0] if behind[key] else f"\0{key}" for key in keys]
+    sites = tuple(frozenset(site_of[name] for name, _ in behind[key] if name in site_of) for key in keys)
+    known = all(name in site_of for key in keys for name, _ in behind[key])
+    return DrawnSide(
+        tuple(keys), np.array(labels, np.str_), np.array(groups, np.str_), "the patient that weighs most in its condition",
+        sites if known else None,
+    )  # fmt: skip
+
+
+def patients_behind(lineage: str) -> dict[str, list[tuple[str, float]]]:
+    """Key of every kept tile -> (patient, weight) of what its condition rests on. InputError where the place holds no lineage."""
+    store = open_store(lineage, reading=True)
+    found: dict[str, list[tuple[str, float]]] = {}
+    for path, _ in store.entries():
+        if not (path.startswith("units/") and path.endswith(".parquet")):
+            continue
+        try:
+            table = pq.read_table(io.BytesIO(store.read(path)), columns=["key", "accepted", "sources"])
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"--lineage: {lineage}/{path}: is damaged ({error}); restore it from a copy") from None
+        for row in table.to_pylist():
+            if row["accepted"]:
+                found[row["key"]] = [(part["patient_id"] or "", part["weight"]) for part in row["sources"] or ()]
+    if not found:
+        raise InputError(f"--lineage: {lineage}: holds no units of a build; name the spec's lineage")
+    return found
+
+
+def augmented_items(real: RealSide, plan: np.ndarray, size_px: int) -> Iterator[Item]:
+    """Real tiles turned and stained anew: `plan` (A, 2) holds the row of each, and which copy of it this is."""
+    assert real.tiles is not None
+    read = real.tiles.reader()
+    for row, copy in plan.tolist():
+        data = _bytes(real.tiles, read, row)
+        seed = int.from_bytes(hashlib.sha256(data + copy.to_bytes(4, "big")).digest()[:8], "big")
+        decode = _decoder(data, real.tiles.where(row), size_px)
+        yield hashlib.sha256(b"augmented" + data + copy.to_bytes(4, "big")).digest(), partial(_augmented, decode, seed)
+
+
+def _augmented(decode: Callable[[], np.ndarray], seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    turned = np.rot90(decode(), int(random.integers(4)))
+    turned = turned[:, ::-1] if random.random() < 0.5 else turned
+    return np.ascontiguousarray(stained_anew(turned, random))
+
+
+def augmentation(classes: np.ndarray, most: int) -> np.ndarray:
+    """(A, 2): which tiles to augment how often, so that every class could be filled up to the largest; at most `most` in all."""
+    names, counts = np.unique(classes, return_counts=True)
+    missing = counts.max() - counts
+    scale = min(1.0, most / max(1, int(missing.sum())))
+    plan = []
+    for name, lacks in zip(names, missing, strict=True):
+        rows = np.flatnonzero(classes == name)
+        plan += [(int(rows[number % len(rows)]), number // len(rows)) for number in range(round(scale * int(lacks)))]
+    return np.array(plan, np.int64).reshape(-1, 2)

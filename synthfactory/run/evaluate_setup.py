@@ -1,0 +1,301 @@
+"""From what `synthfactory evaluate` was asked for to a written report: sides, spaces, codecs, and what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthfactory.evaluate.utility import Augmented
+from synthfactory.model.encoder import open_encoder
+from synthfactory.model.folder import BUILT_IN
+from synthfactory.plan.lock import LOCK
+from synthfactory.run.audit_setup import Asked as Looked
+from synthfactory.run.audit_setup import Steps, check_whole, encoder_for
+from synthfactory.run.audit_tiles import report_place, write_report
+from synthfactory.run.auditing import lock_sha256
+from synthfactory.run.codecs import check_codecs, codec_study
+from synthfactory.run.eval_tiles import (
+    DrawnSide,
+    RealSide,
+    augmentation,
+    augmented_items,
+    drawn_items,
+    drawn_side,
+    lossy,
+    open_real,
+)
+from synthfactory.run.evaluating import (
+    Sides,
+    fidelity_figures,
+    shortcut_figures,
+    site_figures,
+    utility_figures,
+)
+from synthfactory.run.prepare import Standing, read_standing
+from synthfactory.run.spaces import Kept, Space, embedded_in, encoder_space, texture_space
+from synthfactory.spec.errors import InputError
+
+FORMAT = "synthfactory-evaluation/1"
+INTERNAL = "Derived from real data, and covered by no epsilon: internal, never part of a set."
+AUGMENTED = 3000  # tiles turned and stained anew, at most
+TEXTURE = "texture"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's arguments. `encoders` are further ones, beside the set's own; `codecs` such as png, jpeg95."""
+
+    out: str
+    real: str
+    unseen: str | None = None
+    encoders: tuple[str, ...] = ()
+    model: str | None = None
+    lineage: str | None = None
+    seeds: int = 3
+    codecs: tuple[str, ...] = ()
+    mixed_codecs: bool = False
+    public: str | None = None
+    report: str = "evaluation.json"
+
+
+def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
+    """The report, written to its place. InputError for what cannot be compared, before anything is embedded."""
+    place = report_place(asked.report, asked.out)
+    public = None if asked.public is None else report_place(asked.public, asked.out)
+    check_codecs(asked.codecs)
+    standing = read_standing(asked.out)
+    lock = standing.lock
+    if lock is None:
+        raise InputError(f"{asked.out}: holds no set (no {LOCK}); name the output.path of a build")
+    own = encoder_for(lock, Looked(asked.out, "", "", model=asked.model))
+    size_px = int(lock["model"]["tile_size_px"])
+    if own.image_size_px != size_px:
+        raise InputError(
+            f"{own.id}: takes {own.image_size_px} px, but tiles of {asked.out} have {size_px} px; no tile is resized"
+        )
+    check_whole(asked.out, standing)
+    real = open_real(asked.real, "--real", own)
+    unseen = None if asked.unseen is None else open_real(asked.unseen, "--unseen", own)
+    _check_apart(real, unseen)
+    _check_codecs(asked, lock, [side for side in (real, unseen) if side is not None])
+    spaces = _spaces(asked, own, size_px, pixels=all(side is None or side.tiles is not None for side in (real, unseen)))
+    kept = Kept(place.with_name(f"{place.name}.parts"))
+    steps = Steps(say)
+    try:
+        sides, drawn = _embedded(asked, standing, real, unseen, spaces, size_px, kept, steps)
+        by_space = {
+            space.name: {
+                "space": space.to_json(),
+                "fidelity": fidelity_figures(sides[space.name], kept, steps.begin),
+                "utility": utility_figures(sides[space.name], kept, steps.begin, asked.seeds),
+                "told_apart": shortcut_figures(sides[space.name], kept, steps.begin),
+            }
+            for space in spaces
+        }
+        codecs = {}
+        if asked.codecs:
+            codecs = codec_study(
+                asked.out, standing.store, unseen or real, spaces, asked.codecs, size_px, kept, steps.begin
+            )
+    finally:
+        steps.close()
+    any_side = sides[spaces[0].name]
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "internal": INTERNAL,
+        "set": {
+            "place": asked.out, "name": lock["name"], "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
+            "tiles": len(drawn.keys), "codec": set_codec(lock),
+            "tiles_rest_on": drawn.groups_are,
+        },
+        "real": _described(real), "unseen": None if unseen is None else _described(unseen),
+        "resized": "no tile was resized, none re-encoded" + (" but in the study of codecs" if codecs else ""),
+        "contaminated": _contaminated(lock, [side for side in (real, unseen) if side is not None]),
+        "sites": site_figures(any_side, any_side.real.classes),
+        "spaces": by_space,
+        "codecs": codecs,
+    }  # fmt: skip
+    found["not_measured"] = _not_measured(found, asked)
+    write_report(place, found)
+    if public is not None:
+        write_report(public, public_part(found))
+    return found
+
+
+def _spaces(asked: Asked, own: Any, size_px: int, *, pixels: bool) -> list[Space]:
+    if not pixels:
+        if asked.encoders:
+            raise InputError(
+                "--encoder: a bank holds the embeddings of one encoder; name sources with pixels to look with others"
+            )
+        return [encoder_space(own, independent=False)]
+    spaces = [encoder_space(own, independent=False), texture_space()]
+    for name in asked.encoders:
+        if name == TEXTURE:
+            continue
+        folder = open_encoder(name, None)
+        if folder.image_size_px != size_px:
+            raise InputError(
+                f"--encoder {name}: takes {folder.image_size_px} px, tiles have {size_px} px; no tile is resized"
+            )
+        if folder.sha256 != own.sha256:
+            spaces.append(encoder_space(folder, independent=True))
+    return spaces
+
+
+def _check_apart(real: RealSide, unseen: RealSide | None) -> None:
+    if unseen is None:
+        return
+    shared = sorted(set(real.patients.tolist()) & set(unseen.patients.tolist()))
+    if shared:
+        raise InputError(
+            f"--unseen: {unseen.place}: {len(shared):,} of its patients stand in {real.place} too; what they test would have been learned "
+            "from them, so take them out of one of the two"
+        )
+
+
+def _check_codecs(asked: Asked, lock: Mapping[str, Any], sides: Sequence[RealSide]) -> None:
+    """Lossless beside lossy is refused: what an encoder sees of JPEG is then taken for tissue."""
+    drawn_lossy = set_codec(lock) == "jpeg"
+    for side in sides:
+        if side.codecs and lossy(side.codecs) != drawn_lossy and not asked.mixed_codecs:
+            kinds = [
+                f"{asked.out} is {'lossy' if drawn_lossy else 'lossless'} ({set_codec(lock)})",
+                f"{side.place} is {', '.join(side.codecs)}",
+            ]
+            raise InputError(
+                f"{side.option}: {' and '.join(kinds)}; figures would measure the codec as well, so build and compare in one, or add "
+                "--mixed-codecs and read them so"
+            )
+
+
+def set_codec(lock: Mapping[str, Any]) -> str:
+    """png, webp or jpeg, as the recipe has it."""
+    return str(lock["recipe"]["format"])
+
+
+def _embedded(
+    asked: Asked,
+    standing: Standing,
+    real: RealSide,
+    unseen: RealSide | None,
+    spaces: Sequence[Space],
+    size_px: int,
+    kept: Kept,
+    steps: Steps,
+) -> tuple[dict[str, Sides], DrawnSide]:
+    """The three sides in every space."""
+    names = " and ".join(space.name for space in spaces)
+    count = sum(commit.tiles for commit in standing.commits.values())
+    seen: list[tuple[str, str]] = []
+    tick = steps.begin(f"{asked.out}: {count:,} tiles in {names}", count)
+    of_drawn = embedded_in(drawn_items(asked.out, standing.store, size_px, seen), spaces, kept.folder, tick)
+    site_of: dict[str, str] = {}
+    for side in (real, unseen):
+        if side is not None and side.sites is not None:
+            site_of.update({str(name): str(site) for name, site in zip(side.patients, side.sites, strict=True)})
+    drawn = drawn_side(seen, asked.lineage, site_of)
+    of_real = _real_in(real, spaces, size_px, kept.folder, steps)
+    of_unseen = None if unseen is None else _real_in(unseen, spaces, size_px, kept.folder, steps)
+    plan, more = np.zeros((0, 2), np.int64), None
+    if unseen is not None and real.tiles is not None:
+        plan = augmentation(real.classes, AUGMENTED)
+        if len(plan):
+            tick = steps.begin(f"--real: {len(plan):,} tiles turned and stained anew, for the baselines", len(plan))
+            more = embedded_in(augmented_items(real, plan, size_px), spaces, kept.folder, tick)
+    sites = None
+    if unseen is not None and real.sites is not None and unseen.sites is not None:
+        sites = (np.array(real.sites, np.str_), np.array(unseen.sites, np.str_))
+    elif real.sites is not None:
+        sites = (np.array(real.sites, np.str_), np.zeros(0, np.str_))
+    found = {}
+    for space in spaces:
+        found[space.name] = Sides(
+            drawn.in_space(of_drawn[space.name]),
+            real.in_space(of_real[space.name]),
+            None if unseen is None or of_unseen is None else unseen.in_space(of_unseen[space.name]),
+            None if more is None else Augmented(more[space.name], plan[:, 0]),
+            sites,
+            drawn.sites,
+        )
+    return found, drawn
+
+
+def _real_in(side: RealSide, spaces: Sequence[Space], size_px: int, kept: Path, steps: Steps) -> dict[str, np.ndarray]:
+    if side.vectors is not None:
+        return {spaces[0].name: np.asarray(side.vectors, np.float32)}
+    count = len(side.classes)
+    tick = steps.begin(f"{side.option}: {count:,} tiles in {' and '.join(space.name for space in spaces)}", count)
+    return embedded_in(side.items(size_px), spaces, kept, tick)
+
+
+def _described(side: RealSide) -> dict[str, Any]:
+    return {
+        "place": side.place,
+        "tiles": len(side.classes),
+        "patients": len(np.unique(side.patients)),
+        "sites": None if side.sites is None else len(set(side.sites)),
+        "codecs": list(side.codecs) or ["not known: embeddings alone"],
+    }
+
+
+def _contaminated(lock: Mapping[str, Any], sides: Sequence[RealSide]) -> dict[str, Any] | None:
+    """Where real tiles are of TCGA, which CytoSyn was trained on; None for a model that is known to have seen no one."""
+    if lock["model"]["id"] in BUILT_IN:
+        return None
+    found = {side.option: side.members_of_tcga() for side in sides}
+    if not any(tiles for tiles, _ in found.values()):
+        return None
+    return {option: {"tiles": tiles, "patients": patients} for option, (tiles, patients) in found.items() if tiles}
+
+
+def _not_measured(found: Mapping[str, Any], asked: Asked) -> list[str]:
+    """What a reader must not take for looked at."""
+    lines = []
+    if asked.unseen is None:
+        lines.append("utility, and distances to patients that the set has not seen: needs --unseen")
+    if len(found["spaces"]) == 1:
+        lines.append("a second feature space: a bank holds the embeddings of one encoder alone")
+    if asked.lineage is None:
+        lines.append(
+            "which drawn tiles hang together: without --lineage each counts by itself, so intervals are too narrow where many rest on one "
+            "patient"
+        )
+    if not asked.codecs:
+        lines.append("what a codec does to these figures: --codecs png,jpeg95,jpeg75")
+    return [*lines, "whether a pathologist can tell: `synthfactory reader-study`"]
+
+
+def public_part(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures without places, names of sites, or numbers of patients of a class; for those who decide to publish it."""
+    spaces = {}
+    for name, space in found["spaces"].items():
+        fidelity = {
+            key: value
+            for key, value in space["fidelity"].items()
+            if key.startswith(("kernel_d", "kernel_r", "frechet", "manifold"))
+        }
+        utility = space["utility"]
+        if "arms" in utility:
+            arms = {
+                arm: {"balanced_accuracy": figures["balanced_accuracy"]} for arm, figures in utility["arms"].items()
+            }
+            utility = {"arms": arms, "synthetic_over_real": utility["synthetic_over_real"], "gain": utility["gain"]}
+        spaces[name] = {"space": space["space"], "fidelity": fidelity, "utility": utility}
+    return {
+        "format": f"{FORMAT}-public",
+        "note": "Figures computed from real tiles: functions of real data that no mechanism of the set covers. "
+        "Published by decision of whoever holds the data.",
+        "set": {
+            "name": found["set"]["name"],
+            "lock_sha256": found["set"]["lock_sha256"],
+            "tiles": found["set"]["tiles"],
+        },
+        "contaminated": found["contaminated"] is not None,
+        "spaces": spaces,
+        "codecs": found["codecs"],
+    }

@@ -1,0 +1,144 @@
+"""Feature spaces of an evaluation, and embedding many tiles in several of them at once, kept so that nothing is embedded twice.
+
+What is kept is one file for each space and piece of 128 tiles, under a name made of the space and the content of every tile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthfactory.evaluate import texture
+from synthfactory.model.encoder import EncoderFolder
+from synthfactory.model.weights import load_encoder
+from synthfactory.run.audit_tiles import BATCH, Embed, Tick
+from synthfactory.spec.errors import InputError
+
+PIECE = 128
+Item = tuple[bytes, Callable[[], np.ndarray]]  # digest of a tile's content, and what reads its pixels uint8 (H, H, 3)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where tiles are compared: an encoder, or descriptors that nobody trained. `identity` changes with what it computes."""
+
+    name: str
+    identity: str
+    embed: Embed
+    independent: bool  # of what conditions the set
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report."""
+        return {"name": self.name, "sha256": self.identity, "independent": self.independent, "note": self.note}
+
+
+def texture_space() -> Space:
+    """The descriptors of stain and texture."""
+    note = "descriptors of stain and texture, computed and not learned"
+    return Space(texture.ID, texture.ID, texture.textures, True, note)
+
+
+def encoder_space(folder: EncoderFolder, independent: bool) -> Space:
+    """Of an encoder; loads its weights."""
+    note = (
+        "not the encoder that conditions the set's model"
+        if independent
+        else "the encoder that conditions the set's model"
+    )
+    return Space(folder.id, folder.sha256, load_encoder(folder).embed, independent, note)
+
+
+def embedded_in(
+    items: Iterable[Item], spaces: Sequence[Space], kept: Path, tick: Tick = lambda count: None
+) -> dict[str, np.ndarray]:
+    """Embeddings float32 (N, E) of all tiles in each space, by its name. What `kept` holds is not computed again.
+
+    InputError where an encoder gives values that are no numbers.
+    """
+    found: dict[str, list[np.ndarray]] = {space.name: [] for space in spaces}
+    for piece in _pieces(items):
+        content = b"".join(digest for digest, _ in piece)
+        images: np.ndarray | None = None
+        for space in spaces:
+            name = hashlib.sha256(json.dumps([space.identity, BATCH]).encode() + content).hexdigest()
+            place = kept / f"{name}.f4"
+            vectors = _kept(place, len(piece))
+            if vectors is None:
+                images = np.stack([read() for _, read in piece]) if images is None else images
+                vectors = _computed(images, space)
+                temporary = place.with_name(f".tmp-{place.name}")
+                temporary.write_bytes(np.ascontiguousarray(vectors, "<f4").tobytes())
+                temporary.replace(place)
+            found[space.name].append(vectors)
+        tick(len(piece))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
+    rest = iter(items)
+    while piece := list(islice(rest, PIECE)):
+        yield piece
+
+
+def _computed(images: np.ndarray, space: Space) -> np.ndarray:
+    """In calls of one size: kernels round by it."""
+    padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % BATCH, axis=0)])
+    parts = [np.asarray(space.embed(padded[at : at + BATCH]), np.float32) for at in range(0, len(padded), BATCH)]
+    vectors = np.concatenate(parts)[: len(images)]
+    if not np.isfinite(vectors).all():
+        raise InputError(f"{space.name}: gives NaN or infinity for a tile; its weights are damaged")
+    return vectors
+
+
+def _kept(place: Path, rows: int) -> np.ndarray | None:
+    """What was computed earlier; None where it is not there, or not whole (a stop never leaves it so, a full disk might)."""
+    try:
+        data = place.read_bytes()
+    except OSError:
+        return None
+    if not data or len(data) % (4 * rows):
+        return None
+    vectors = np.frombuffer(data, "<f4").reshape(rows, -1).astype(np.float32)
+    return vectors if np.isfinite(vectors).all() else None
+
+
+class Kept:
+    """Figures that were computed already, by what they were computed from. Lies beside the report, and is as internal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+    def once(self, what: str, key: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """`make()`, or what it gave for the same key in an earlier call."""
+        name = hashlib.sha256(json.dumps([what, *key]).encode()).hexdigest()[:32]
+        place = self.folder / f"{name}.json"
+        try:
+            known = json.loads(place.read_bytes())
+        except (OSError, ValueError):
+            known = None
+        if isinstance(known, dict):
+            return known
+        found = make()
+        temporary = place.with_name(f".tmp-{place.name}")
+        temporary.write_text(json.dumps(found, allow_nan=False))
+        temporary.replace(place)
+        return dict(json.loads(json.dumps(found)))
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """Of what is in arrays, for `Kept`."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        whole = np.ascontiguousarray(array)
+        digest.update(f"{whole.dtype}{whole.shape}".encode())
+        digest.update(whole.tobytes())
+    return digest.hexdigest()
