@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.evaluate.fidelity import Tiles, halved
 from synthfactory.evaluate.membership import auc
-from synthfactory.evaluate.probes import Lesson, folds, learn
+from synthfactory.evaluate.probes import Lesson, learn
 
 MOST = 2000  # tiles of each side and class that are looked at
 LEAST = 20  # tiles of each side for an area under the curve
@@ -38,20 +38,21 @@ def told_apart(real: Tiles, drawn: Tiles, seed: int = 0) -> dict[str, dict[str, 
 
 
 def _scores(sides: list[Tiles], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(score of each tile by a probe that its group did not teach, its group, whether it is drawn)."""
+    """(score of each tile of the half of groups that taught nothing, its group, whether it is drawn).
+
+    One half teaches and the other judges: with folds that take turns, scores hang together, and intervals would be too narrow.
+    """
     count = min(map(len, sides))
-    sides = [side.of(np.arange(count)) for side in sides]
-    x = np.concatenate([side.embeddings for side in sides])
+    parts = [halved(side.of(np.arange(count)), seed) for side in sides]
+    taught, judged = ([part[number] for part in parts] for number in range(2))
+    x = np.concatenate([side.embeddings for side in taught])
+    target = np.repeat([0, 1], [len(side) for side in taught])
+    probe = learn(Lesson(x, target, np.ones(len(x))), (STRENGTH,))[0]
+    scores = probe.probabilities(np.concatenate([side.embeddings for side in judged]), 2)[:, 1]
     groups = np.concatenate(
-        [np.char.add(mark, side.groups.astype(str)) for mark, side in zip("rd", sides, strict=True)]
+        [np.char.add(mark, side.groups.astype(str)) for mark, side in zip("rd", judged, strict=True)]
     )
-    target = np.repeat([0, 1], [len(side) for side in sides])
-    scores = np.full(len(x), np.nan)
-    for taught, judged in folds(groups, target, seed):
-        probe = learn(Lesson(x[taught], target[taught], np.ones(len(taught))), (STRENGTH,))[0]
-        chance = probe.probabilities(x[judged], 2)[:, 1]
-        scores[judged] = np.log(chance + 1e-12) - np.log(1 - chance + 1e-12)
-    return scores, groups, target == 1
+    return scores, groups, np.repeat([False, True], [len(side) for side in judged])
 
 
 def association(classes_N: np.ndarray, sites_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:

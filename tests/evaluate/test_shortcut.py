@@ -1,0 +1,72 @@
+"""What would give synthetic tiles away, and sites: seen where it is there, not seen where it is not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.evaluate.shortcut import association, told_apart
+from synthfactory.evaluate.texture import WIDTH, texture
+
+
+def side(rows: int, shift: float, seed: int, labels: str = "ab") -> Tiles:
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((rows, 8)).astype(np.float32)
+    classes = np.array(list(labels))[np.arange(rows) % len(labels)]
+    vectors[:, 3] += shift * (classes == "a")
+    return Tiles(vectors, classes, np.arange(rows) // 4)
+
+
+def test_a_sign_of_being_synthetic_is_seen_in_the_class_that_has_it() -> None:
+    found = told_apart(side(400, 0.0, 1), side(400, 2.5, 2))
+    assert found["a"]["value"] > 0.9 and found["a"]["interval_95"][0] > 0.8
+    low, high = found["b"]["interval_95"]
+    assert low < 0.5 < high
+
+
+def test_few_tiles_give_no_figure_but_a_reason() -> None:
+    found = told_apart(side(400, 0.0, 1), side(20, 0.0, 2))
+    assert found["a"]["value"] is None
+    assert "20 tiles" in found["a"]["why"]
+
+
+def test_patients_are_judged_together() -> None:
+    """Tiles of a patient resemble one another: a probe that had seen the patient would tell it."""
+    random = np.random.default_rng(4)
+
+    def people(seed: int) -> Tiles:
+        offsets = np.repeat(np.random.default_rng(seed).standard_normal((40, 30)), 10, axis=0)
+        rows = (offsets + 0.05 * random.standard_normal(offsets.shape)).astype(np.float32)
+        return Tiles(rows, np.full(400, "a"), np.repeat(np.arange(40), 10))
+
+    low, high = told_apart(people(1), people(2))["a"]["interval_95"]
+    assert low < 0.5 < high
+
+
+def test_site_against_class_is_0_by_chance_and_1_where_one_decides_the_other() -> None:
+    random = np.random.default_rng(0)
+    classes, patients = random.choice(["x", "y", "z"], 900), np.arange(900)
+    apart = association(classes, random.choice(["s1", "s2", "s3"], 900), patients)
+    assert apart["value"] < 0.08
+    bound = association(classes, np.char.add("site-", classes), patients)
+    assert bound["value"] > 0.99
+    assert bound["largest_site"]["x"] == {"site": "site-x", "share_of_patients": 1.0}
+    repeated = association(
+        np.repeat(classes, 5), np.repeat(random.choice(["s1", "s2"], 900), 5), np.repeat(patients, 5)
+    )
+    assert repeated["patients"] == 900, "a patient counts once, however many tiles"
+    assert association(classes, np.full(900, "s1"), patients)["value"] is None
+
+
+def test_descriptors_do_not_depend_on_how_a_tile_is_turned_and_tell_stain_and_pattern() -> None:
+    random = np.random.default_rng(5)
+    tile = np.clip(180 + 40 * random.standard_normal((64, 64, 1)) * np.array([1, 0.8, 0.5]), 0, 255).astype(np.uint8)
+    found = texture(tile)
+    assert found.shape == (WIDTH,) and found.dtype == np.float32 and np.isfinite(found).all()
+    for turned in (np.rot90(tile), tile[:, ::-1], tile.transpose(1, 0, 2)):
+        assert np.abs(texture(turned) - found).max() < 1e-4
+    assert np.abs(texture((tile * [0.8, 1, 1]).astype(np.uint8)) - found).max() > 0.05
+    stripes = tile.copy()
+    stripes[::4] //= 2
+    assert np.abs(texture(stripes) - found).max() > 0.05
+    assert np.isfinite(texture(np.full((64, 64, 3), 255, np.uint8))).all(), "glass alone"

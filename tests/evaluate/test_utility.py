@@ -1,0 +1,191 @@
+"""Utility against known truth: what drawn tiles are worth is seen, what they are not worth is not, and nothing is tuned on the test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from synthfactory.evaluate import utility
+from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.evaluate.probes import FOLDS, Lesson, folds, learn, tune
+from synthfactory.evaluate.utility import (
+    BOTH,
+    FREE,
+    SYNTHETIC,
+    Augmented,
+    Outcome,
+    Scores,
+    Trial,
+    calibration_error,
+    even,
+    lessons,
+    rarest,
+    run_trial,
+)
+from synthfactory.run.evaluating import leave_site_out
+
+WIDTH = 12
+CENTRES = np.random.default_rng(1).standard_normal((4, WIDTH)) * 1.1
+NAMES = ("common", "other", "seldom", "rare")
+
+
+def cohort(counts: list[int], seed: int, each: int = 4, patient: float = 0.9, start: int = 0) -> Tiles:
+    """Tiles around the class's centre: patients differ by `patient`, tiles of one patient by less."""
+    random = np.random.default_rng(seed)
+    rows, labels, groups = [], [], []
+    for label, count in enumerate(counts):
+        people = -(-count // each)
+        offsets = np.repeat(patient * random.standard_normal((people, WIDTH)), each, axis=0)[:count]
+        rows.append(CENTRES[label] + offsets + 0.5 * random.standard_normal((count, WIDTH)))
+        labels.append(np.full(count, label))
+        groups.append(start + len(NAMES) * np.repeat(np.arange(people), each)[:count] + label)
+    return Tiles(np.concatenate(rows).astype(np.float32), np.concatenate(labels), np.concatenate(groups))
+
+
+REAL, TEST = cohort([200, 120, 24, 8], 2), cohort([200] * 4, 3, start=100_000)
+IDEAL = cohort([120] * 4, 4, each=1, start=200_000)
+
+
+def trial(drawn: Tiles) -> Trial:
+    random = np.random.default_rng(5)
+    of_row = np.repeat(np.flatnonzero(REAL.classes > 1), 4)
+    more = REAL.embeddings[of_row] + 0.05 * random.standard_normal((len(of_row), WIDTH)).astype(np.float32)
+    return Trial(NAMES, REAL, drawn, TEST, Augmented(more, of_row))
+
+
+@pytest.fixture(scope="module")
+def ideal() -> tuple[Trial, dict[str, Outcome]]:
+    made = trial(IDEAL)
+    return made, run_trial(made, 2)
+
+
+def test_tiles_of_new_patients_gain_on_the_rarest_classes_over_all_that_is_free(
+    ideal: tuple[Trial, dict[str, Outcome]],
+) -> None:
+    made, found = ideal
+    scores, rare = Scores(made), rarest(made)
+    assert [NAMES[at] for at in rare] == ["seldom", "rare"]
+    best = scores.best_free(found, rare)
+    assert best in FREE
+    gain = scores.gain(found[BOTH], found[best], rare)
+    assert gain["value"] > 0.03
+    assert gain["interval_95"][0] > 0
+    assert scores.ratio(found[SYNTHETIC], found["real only"])["interval_95"][1] > 0.97
+
+
+def test_tiles_that_are_what_one_has_already_gain_nothing() -> None:
+    again = np.random.default_rng(6).choice(len(REAL), 480)
+    made = trial(REAL.of(again))
+    found = run_trial(made, 1)
+    scores = Scores(made)
+    gain = scores.gain(found[BOTH], found[scores.best_free(found, range(4))], range(4))
+    assert gain["interval_95"][0] < 0.005
+
+
+def test_labels_that_were_swapped_are_caught_by_the_recall_of_their_classes() -> None:
+    swapped = Tiles(IDEAL.embeddings, np.array([1, 0, 2, 3])[IDEAL.classes], IDEAL.groups)
+    made = trial(swapped)
+    found = run_trial(made, 1)
+    of = Scores(made).of(found[SYNTHETIC], rarest(made))
+    assert of["recall"]["common"]["value"] < 0.3
+    assert of["recall"]["other"]["value"] < 0.3
+    assert of["recall"]["seldom"]["value"] > 0.6
+    assert of["recall"]["common"]["interval_95"][1] < 0.5
+
+
+def test_nothing_is_tuned_on_the_test(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
+    made, found = ideal
+    nonsense = Tiles(made.test.embeddings[::-1] * 3, np.roll(made.test.classes, 77), made.test.groups)
+    again = run_trial(Trial(NAMES, made.real, made.drawn, nonsense, made.augmented), 2)
+    assert {name: each.chosen for name, each in again.items()} == {name: each.chosen for name, each in found.items()}
+
+
+def test_no_patient_teaches_and_judges_in_one_fold_and_the_only_patient_of_a_class_always_teaches() -> None:
+    classes = np.repeat([0, 1, 2], [40, 12, 5])
+    patients = np.concatenate([np.repeat(np.arange(10), 4), np.repeat(np.arange(10, 13), 4), np.full(5, 99)])
+    seen = np.zeros(len(classes), int)
+    for taught, judged in folds(patients, classes, 0):
+        assert not set(patients[taught]) & set(patients[judged])
+        assert len(taught) + len(judged) == len(classes)
+        assert 2 in classes[taught]
+        seen[judged] += 1
+    assert (seen[classes < 2] == 1).all() and (seen[classes == 2] == 0).all()
+    assert FOLDS == 3
+
+
+def test_validation_wants_two_patients_of_some_class() -> None:
+    lone = Lesson(np.zeros((4, 2)), np.array([0, 0, 1, 1]), np.ones(4))
+    with pytest.raises(ValueError, match="two patients of some class"):
+        tune(lambda rows, option, random: lone, (None,), lone, np.array([0, 0, 1, 1]), 2, 0)
+
+
+def test_free_baselines_make_classes_count_alike() -> None:
+    made = trial(IDEAL)
+    rows = np.arange(len(REAL))
+    random = np.random.default_rng(0)
+    for name in FREE[1:]:
+        teach, options = lessons(made)[name]
+        lesson = teach(rows, options[0], random)
+        totals = np.bincount(lesson.classes, lesson.weights)
+        assert totals.max() / totals.min() < 1.35, name
+        assert len(lesson.weights) == len(lesson.classes) == len(lesson.embeddings)
+    smote = lessons(made)["SMOTE"][0](rows, 3, random)
+    rare = smote.embeddings[len(REAL) :][smote.classes[len(REAL) :] == 3]
+    own = REAL.embeddings[REAL.classes == 3]
+    assert len(rare) == 192
+    assert (rare.min(axis=0) >= own.min(axis=0) - 1e-5).all() and (rare.max(axis=0) <= own.max(axis=0) + 1e-5).all()
+
+
+def test_what_was_augmented_from_a_patient_left_out_teaches_nothing() -> None:
+    made = trial(IDEAL)
+    kept = np.flatnonzero(REAL.groups % 3 != 0)
+    teach, options = lessons(made)["oversampled, stained anew"]
+    lesson = teach(kept, options[0], np.random.default_rng(0))
+    allowed = {row.tobytes() for row in REAL.embeddings[kept]} | {
+        row.tobytes() for row in made.augmented.embeddings[np.isin(made.augmented.of_row, kept)]
+    }
+    assert {row.tobytes() for row in np.asarray(lesson.embeddings, np.float32)} <= allowed
+
+
+def test_a_probe_gives_no_chance_to_what_it_never_saw_and_weights_are_obeyed() -> None:
+    x = np.array([[0.0], [0.1], [1.0], [1.1]])
+    probe = learn(Lesson(x, np.array([0, 0, 2, 2]), np.ones(4)))[-1]
+    found = probe.probabilities(x, 4)
+    assert found[:, [1, 3]].max() == 0
+    assert found.argmax(axis=1).tolist() == [0, 0, 2, 2]
+    heavy = learn(Lesson(np.zeros((4, 1)), np.array([0, 0, 0, 1]), np.array([1, 1, 1, 9.0])))[-1]
+    assert heavy.probabilities(np.zeros((1, 1)), 2)[0, 1] == pytest.approx(0.75, abs=0.05)
+
+
+def test_calibration_error_of_known_predictors() -> None:
+    classes = np.repeat([0, 1], 500)
+    sure = np.tile([1.0, 0.0], (1000, 1))
+    assert calibration_error(sure, classes) == pytest.approx(0.5)
+    honest = np.tile([0.5, 0.5], (1000, 1))
+    assert calibration_error(honest, classes) == pytest.approx(0.0, abs=1e-12)
+    assert even(np.array([0, 0, 0, 1])).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
+
+
+def test_leaving_a_site_out_leaves_its_drawn_tiles_out(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
+    """Tiles drawn from site b's patients are nonsense: where they are left out, b is judged well."""
+    made, found = ideal
+    bad = Tiles(
+        IDEAL.embeddings, np.where(np.arange(len(IDEAL)) % 2, IDEAL.classes, (IDEAL.classes + 1) % 4), IDEAL.groups
+    )
+    spoilt = Trial(NAMES, REAL, bad, TEST, made.augmented)
+    of_real = np.where(REAL.groups % 8 < 4, "a", "b")
+    of_test = np.full(len(TEST), "b")
+    known = [frozenset({"b"}) if at % 2 == 0 else frozenset({"a"}) for at in range(len(bad))]
+    left_out = leave_site_out(spoilt, found, (of_real, of_test, known))
+    kept = leave_site_out(spoilt, found, (of_real, of_test, None))
+    assert left_out["arms"][SYNTHETIC]["value"] > kept["arms"][SYNTHETIC]["value"] + 0.05
+    assert "left out" in left_out["note"] and "may rest" in kept["note"]
+    assert leave_site_out(spoilt, found, (np.full(len(REAL), "a"), of_test, None))["why"]
+
+
+def test_the_best_free_arm_is_the_best_on_the_test(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
+    made, found = ideal
+    perfect = np.eye(4)[made.test.classes][None]
+    better = {**found, "SMOTE": Outcome(perfect, found["SMOTE"].chosen[:1])}
+    assert Scores(made).best_free(better, range(4)) == "SMOTE"
+    assert utility.hits_of(better["SMOTE"], made.test.classes).all()
