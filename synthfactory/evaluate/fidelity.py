@@ -90,39 +90,77 @@ def halved(side: Tiles, seed: int = 0) -> tuple[Tiles, Tiles]:
     return side.of(np.flatnonzero(inside[group])), side.of(np.flatnonzero(~inside[group]))
 
 
-# Kernel distance: the unbiased squared MMD with the cubic kernel of KID, pairs of one group left out.
+# Kernel distance: the unbiased squared MMD with the cubic kernel of KID. Pairs of one group are left out, since they resemble one another
+# whatever the distributions do; and pairs of classes count by the mix, in all three terms. (Left to the pairs themselves, a class of few
+# patients would lose more of its pairs within a side than across, and equal sides would differ.)
 
 
 class _Sums:
-    """Sums of the kernel over pairs of groups of one block."""
+    """Sums of the kernel over pairs of cells of one block; a cell holds the tiles of one group in one class."""
 
     def __init__(self, one: Tiles, other: Tiles, random: np.random.Generator) -> None:
-        groups, sizes = zip(*(_groups(side, random) for side in (one, other)), strict=True)
+        self.labels = np.unique(one.classes)
+        self.mix = np.array([(one.classes == label).mean() for label in self.labels])
+        self.cells = [_cells(side, self.labels, random) for side in (one, other)]
         a, b = one.embeddings.astype(np.float64), other.embeddings.astype(np.float64)
-        self.sizes = sizes
-        self.within = [_summed(x, x, group, group) for x, group in ((a, groups[0]), (b, groups[1]))]
-        self.cross = _summed(a, b, *groups)
+        of_a, of_b = (cells.of_row for cells in self.cells)
+        self.within = [_summed(x, x, of, of) for x, of in ((a, of_a), (b, of_b))]
+        self.cross = _summed(a, b, of_a, of_b)
 
-    def distance(self, weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def distance(self, weights: Sequence[np.ndarray]) -> np.ndarray:
         """(B,): of each draw of groups, (B, P) and (B, Q); nan where a draw leaves nothing to compare."""
-        found = np.zeros(len(weights[0]))
-        for w, sums, sizes in zip(weights, self.within, self.sizes, strict=True):
-            pairs = (w @ sizes) ** 2 - (w**2) @ sizes**2
-            value = ((w @ sums) * w).sum(axis=1) - (w**2) @ np.diag(sums)
-            found += value / np.where(pairs > 0, pairs, np.nan)
-        counts = (weights[0] @ self.sizes[0]) * (weights[1] @ self.sizes[1])
-        return np.asarray(found - 2 * ((weights[0] @ self.cross) * weights[1]).sum(axis=1) / counts)
+        w = [draw[:, cells.group] for draw, cells in zip(weights, self.cells, strict=True)]
+        found, total = np.zeros(len(w[0])), np.zeros(len(w[0]))
+        for i in range(len(self.labels)):
+            for j in range(len(self.labels)):
+                own = [
+                    _mean(draw, draw, sums, cells, cells, (i, j), apart=True)
+                    for draw, sums, cells in zip(w, self.within, self.cells, strict=True)
+                ]
+                term = (
+                    own[0]
+                    + own[1]
+                    - 2 * _mean(w[0], w[1], self.cross, self.cells[0], self.cells[1], (i, j), apart=False)
+                )
+                there = np.isfinite(term)
+                share = self.mix[i] * self.mix[j]
+                found += np.where(there, share * np.where(there, term, 0.0), 0.0)
+                total += share * there
+        return found / np.where(total > 0, total, np.nan)
 
 
-def _groups(side: Tiles, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Cells:
+    of_row: np.ndarray  # (N,)
+    group: np.ndarray  # (K,): the group of each cell
+    label: np.ndarray  # (K,)
+    size: np.ndarray  # (K,)
+
+
+def _cells(side: Tiles, labels: np.ndarray, random: np.random.Generator) -> _Cells:
     names, group = np.unique(side.groups, return_inverse=True)
     if len(names) > GROUPS:
         group = random.permutation(len(names))[group] % GROUPS
-    return group, np.bincount(group).astype(np.float64)
+    both = np.searchsorted(labels, side.classes) * GROUPS + group
+    cells, of_row = np.unique(both, return_inverse=True)
+    return _Cells(of_row, cells % GROUPS, cells // GROUPS, np.bincount(of_row).astype(np.float64))
+
+
+def _mean(
+    w: np.ndarray, v: np.ndarray, sums: np.ndarray, one: _Cells, other: _Cells, pair: tuple[int, int], *, apart: bool
+) -> np.ndarray:
+    """(B,): mean of the kernel over pairs of a tile of class i and one of class j; `apart`: of different groups of one side."""
+    i, j = np.flatnonzero(one.label == pair[0]), np.flatnonzero(other.label == pair[1])
+    part, counts = sums[np.ix_(i, j)], np.outer(one.size[i], other.size[j])
+    if apart:
+        differ = one.group[i][:, None] != other.group[j][None]
+        part, counts = part * differ, counts * differ
+    pairs = ((w[:, i] @ counts) * v[:, j]).sum(axis=1)
+    return np.asarray(((w[:, i] @ part) * v[:, j]).sum(axis=1) / np.where(pairs > 0, pairs, np.nan))
 
 
 def _summed(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) -> np.ndarray:
-    """Sums (P, Q) of k(x, y) over rows x of group p and y of group q."""
+    """Sums (P, Q) of k(x, y) over rows x of cell p and y of cell q."""
     order_a, order_b = np.argsort(of_a, kind="stable"), np.argsort(of_b, kind="stable")
     starts_a, starts_b = (np.flatnonzero(np.diff(each, prepend=-1)) for each in (of_a[order_a], of_b[order_b]))
     kernel = cubic_kernel(a[order_a], b[order_b])
@@ -132,38 +170,34 @@ def _summed(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) ->
 def kernel_distance(
     one: Tiles, other: Tiles, *, seed: int = 0, tick: Tick = lambda done: None
 ) -> tuple[float, Interval]:
-    """(distance, 95 % interval by groups of both sides), in a space that `standardise` made. The estimate is unbiased, so it may be
-    slightly below 0.
+    """(distance, 95 % interval by groups of both sides), in a space that `standardise` made, of sides of one mix. The estimate is unbiased,
+    so it may be below 0. Where a class has tiles of one group only, its pairs with itself are left out.
 
     Large sets are dealt, group by group, into blocks of 4,096 rows, and the estimates of the blocks averaged: as unbiased, with more noise
-    than all pairs would have, at n times 4,096 pairs' cost. ValueError where a side has rows of fewer than two groups.
+    than all pairs would have, at n times 4,096 pairs' cost. ValueError where no class has tiles of two groups on both sides.
     """
-    if min(len(np.unique(side.groups)) for side in (one, other)) < 2:
-        raise ValueError("a kernel distance needs rows of two groups on both sides")
     random = np.random.default_rng(seed)
-    count = max(1, round(max(len(one), len(other)) / BLOCK))
-    count = min(count, *(len(np.unique(side.groups)) // 2 for side in (one, other)))
+    count = blocks_of(one, other)
     dealt = [_dealt(side, count, random) for side in (one, other)]
     values, draws = np.empty(count), np.empty((count, DRAWS))
     for block in range(count):
         parts = [side.of(rows[block]) for side, rows in zip((one, other), dealt, strict=True)]
         sums = _Sums(parts[0], parts[1], random)
-        once = [np.ones((1, len(sizes))) for sizes in sums.sizes]
-        values[block] = sums.distance((once[0], once[1]))[0]
-        weights = [
-            random.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), DRAWS).astype(np.float64)
-            for sizes in sums.sizes
-        ]
-        draws[block] = sums.distance((weights[0], weights[1]))
+        groups = [int(cells.group.max()) + 1 for cells in sums.cells]
+        values[block] = sums.distance([np.ones((1, number)) for number in groups])[0]
+        weights = [random.multinomial(number, np.full(number, 1 / number), DRAWS).astype(float) for number in groups]
+        draws[block] = sums.distance(weights)
         tick(1)
-    low, high = np.nanquantile(draws.mean(axis=0), [0.025, 0.975])
-    return float(values.mean()), (float(low), float(high))
+    if not np.isfinite(values).any():
+        raise ValueError("a kernel distance needs tiles of two groups of some class on both sides")
+    low, high = np.nanquantile(np.nanmean(draws, axis=0), [0.025, 0.975])
+    return float(np.nanmean(values)), (float(low), float(high))
 
 
 def blocks_of(one: Tiles, other: Tiles) -> int:
     """How often `kernel_distance` calls its `tick`."""
     count = max(1, round(max(len(one), len(other)) / BLOCK))
-    return min(count, *(len(np.unique(side.groups)) // 2 for side in (one, other)))
+    return max(1, min(count, *(len(np.unique(side.groups)) // 2 for side in (one, other))))
 
 
 def _dealt(side: Tiles, count: int, random: np.random.Generator) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from synthfactory.spec.text import shown
 
 Json = Mapping[str, Any]
 NAME = 26
+SHORT = {"oversampled, stained anew": "oversampled", "real + synthetic": "with synth.", "synthetic only": "synth. only"}
 
 
 def render(found: Json) -> list[str]:
@@ -41,7 +42,7 @@ def render(found: Json) -> list[str]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def _cell(figure: Json | None) -> str:
@@ -86,7 +87,7 @@ def _utility(found: Json, mark: str) -> list[str]:
     for title, gain in (("of all classes", found["gain"]), ("of the rarest", found.get("gain_rarest"))):
         if gain is not None:
             lines.append(
-                f"real + synthetic {title} gains {_cell(gain['over_best_free'])} over {gain['best_free']}, the best that is free"
+                f"gain {title}, over {gain['best_free']} (the best that is free): {_cell(gain['over_best_free'])}"
             )
     if rare:
         lines.append(f"  rarest: {', '.join(shown(name) for name in rare)}")
@@ -111,14 +112,15 @@ def _recalls(found: Json, mark: str) -> list[str]:
         if arm in found["arms"]
     ]
     arms = list(dict.fromkeys(arms))
-    lines = ["", f"{'recall of' + mark:<20} {'real':>6} {'drawn':>6} " + " ".join(f"{arm[:12]:>12}" for arm in arms)]
+    heads = " ".join(f"{SHORT.get(arm, arm):>11}" for arm in arms)
+    lines = ["", f"{'recall of' + mark:<18} {'real':>6} {'drawn':>6} {heads}"]
     for name in order:
         values = [found["arms"][arm]["recall"][name]["value"] for arm in arms]
-        cells = " ".join(f"{'-' if value is None else f'{value:.3f}':>12}" for value in values)
+        cells = " ".join(f"{'-' if value is None else f'{value:.3f}':>11}" for value in values)
         counts = found["classes"][name]
-        lines.append(f"{shown(name, 20):<20} {counts['real']:>6,} {counts['drawn']:>6,} {cells}")
-    errors = " ".join(f"{found['arms'][arm]['calibration_error']:>12.3f}" for arm in arms)
-    return [*lines, f"{'calibration error':<34} {errors}"]
+        lines.append(f"{shown(name, 18):<18} {counts['real']:>6,} {counts['drawn']:>6,} {cells}")
+    errors = " ".join(f"{found['arms'][arm]['calibration_error']:>11.3f}" for arm in arms)
+    return [*lines, f"{'calibration error':<32} {errors}"]
 
 
 def _told_apart(found: Json, mark: str) -> list[str]:

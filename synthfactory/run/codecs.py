@@ -56,9 +56,10 @@ def codec_study(
     size_px: int,
     kept: Kept,
     begin: Begin,
+    drawn_count: int,
 ) -> dict[str, Any]:
-    """Of each codec and space: kernel and Frechet distance to real tiles as they are, of drawn tiles saved anew, and of other patients' real
-    tiles saved anew. What a codec alone does is the difference to `png`.
+    """Of each codec and space: kernel and Frechet distance to real tiles as they are, of drawn tiles saved anew, and of other
+    patients' real tiles saved anew. What a codec alone does is the difference to `png`.
     """
     if real.tiles is None:
         return {"why": f"{real.place}: a bank has no pixels that could be saved anew"}
@@ -67,7 +68,7 @@ def codec_study(
     as_is: dict[str, np.ndarray] = {}
     for codec in names:
         seen: list[tuple[str, str]] = []
-        tick = begin(f"{codec}: drawn and real tiles saved anew", 0)
+        tick = begin(f"{codec}: drawn and real tiles saved anew", drawn_count + len(real.classes))
         of_drawn = embedded_in(_anew(drawn_items(out, store, size_px, seen), codec), spaces, kept.folder, tick)
         of_real = embedded_in(_anew(real.items(size_px), codec), spaces, kept.folder, tick)
         as_is = as_is or of_real

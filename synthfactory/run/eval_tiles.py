@@ -75,7 +75,9 @@ def _decoder(data: bytes, where: str, size_px: int) -> Callable[[], np.ndarray]:
 
 
 def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
-    """Lists real tiles, or reads a bank of this encoder. InputError naming `option` for what cannot be used, and tiles without a patient."""
+    """Lists real tiles, or reads a bank of this encoder. InputError naming `option` for what cannot be used, and for tiles
+    without a patient.
+    """
     codecs: tuple[str, ...] = ()
     try:
         if place.endswith(".parquet"):

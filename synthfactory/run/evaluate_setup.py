@@ -99,7 +99,15 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         codecs = {}
         if asked.codecs:
             codecs = codec_study(
-                asked.out, standing.store, unseen or real, spaces, asked.codecs, size_px, kept, steps.begin
+                asked.out,
+                standing.store,
+                unseen or real,
+                spaces,
+                asked.codecs,
+                size_px,
+                kept,
+                steps.begin,
+                len(drawn.keys),
             )
     finally:
         steps.close()

@@ -215,10 +215,7 @@ def _utility(
     scores, rare = Scores(trial), rarest(trial)
     every = range(len(names))
     result: Json = {
-        "classes": {
-            name: {"real": int((trial.real.classes == at).sum()), "drawn": int((trial.drawn.classes == at).sum()), "test": int((unseen.classes == at).sum())}
-            for at, name in enumerate(names)
-        },
+        "classes": {name: _counts(at, trial) for at, name in enumerate(names)},
         "cut": [len(real) - len(kept_real), len(drawn) - len(kept_drawn)],
         "rarest": [names[at] for at in rare],
         "seeds": seeds,
@@ -236,6 +233,11 @@ def _utility(
         )
         result["leave_site_out"] = leave_site_out(trial, found, where)
     return result
+
+
+def _counts(number: int, trial: Trial) -> dict[str, int]:
+    sides = (("real", trial.real), ("drawn", trial.drawn), ("test", trial.test))
+    return {name: int((side.classes == number).sum()) for name, side in sides}
 
 
 def _gains(scores: Scores, found: Mapping[str, Outcome], classes: Sequence[int]) -> Json:

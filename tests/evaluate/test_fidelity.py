@@ -68,6 +68,20 @@ def test_tiles_of_one_patient_do_not_make_two_cohorts_differ() -> None:
     assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(12)
 
 
+def test_classes_of_few_patients_do_not_make_equal_sides_differ() -> None:
+    """Three patients a class, classes far apart: many pairs of a class are within a patient on each side, and none across."""
+    centres = 3 * np.random.default_rng(0).standard_normal((4, WIDTH))
+
+    def side(seed: int) -> Tiles:
+        classes = np.repeat(np.arange(4), 12)
+        rows = (centres[classes] + np.random.default_rng(seed).standard_normal((48, WIDTH))).astype(np.float32)
+        return Tiles(rows, classes.astype(str), np.repeat(np.arange(12), 4))
+
+    found = [kernel_distance(side(seed), side(100 + seed))[0] for seed in range(16)]
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(16)
+    assert np.std(found) < 2, "the classes' own distances are over 10: left to pairs alone, the mean would be some -3"
+
+
 def test_the_frechet_distance_of_gaussians_agrees_with_closed_form() -> None:
     m, F, n, G = pair(6)
     S, T = F @ F.T, G @ G.T
@@ -91,7 +105,7 @@ def test_the_frechet_distance_is_refused_with_the_reason_where_it_would_measure_
 
 
 def test_a_set_of_copies_has_perfect_precision_and_recall() -> None:
-    m, F, n, G = pair(10)
+    m, F, _, _ = pair(10)
     real = gaussian(m, F, 700, 1)
     found = manifolds(real.embeddings, real.embeddings.copy())
     assert found.precision.all() and found.recall.all() and found.coverage.all()
@@ -149,7 +163,7 @@ def test_coordinates_that_do_not_vary_are_left_out_and_units_do_not_count() -> N
 
 def test_what_cannot_be_compared_says_why() -> None:
     one = Tiles(np.zeros((4, 2), np.float32), np.full(4, "a"), np.zeros(4))
-    with pytest.raises(ValueError, match="two groups on both sides"):
+    with pytest.raises(ValueError, match="two groups of some class"):
         kernel_distance(one, one)
     with pytest.raises(ValueError, match="more than 5 tiles"):
         manifolds(np.zeros((5, 2), np.float32), np.zeros((9, 2), np.float32))
