@@ -190,8 +190,17 @@ def kernel_distance(
         tick(1)
     if not np.isfinite(values).any():
         raise ValueError("a kernel distance needs tiles of two groups of some class on both sides")
-    low, high = np.nanquantile(np.nanmean(draws, axis=0), [0.025, 0.975])
-    return float(np.nanmean(values)), (float(low), float(high))
+    means = _finite_mean(draws)
+    low, high = np.quantile(means[np.isfinite(means)], [0.025, 0.975])
+    return float(_finite_mean(values[:, None])[0]), (float(low), float(high))
+
+
+def _finite_mean(values_KB: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is finite; nan where nothing is."""
+    there = np.isfinite(values_KB)
+    return np.asarray(
+        np.where(there, values_KB, 0.0).sum(axis=0) / np.where(there.any(axis=0), there.sum(axis=0), np.nan)
+    )
 
 
 def blocks_of(one: Tiles, other: Tiles) -> int:

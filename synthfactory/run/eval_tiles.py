@@ -14,7 +14,7 @@ from PIL import Image
 
 from synthfactory.embeddings.checks import member_of_cohort
 from synthfactory.embeddings.parquet import load_bank
-from synthfactory.embeddings.tiles import FORMATS, TileFolder, decode_tile
+from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile
 from synthfactory.evaluate.density import stained_anew
 from synthfactory.evaluate.fidelity import Tiles
 from synthfactory.model.encoder import EncoderFolder
@@ -116,10 +116,8 @@ def _codecs(tiles: TileFolder) -> tuple[str, ...]:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 found.add(str(picture.format))
-        except Exception as error:  # noqa: BLE001 - whatever Pillow raises on damaged files
-            raise InputError(
-                f"{tiles.where(row)}: is no image that can be read ({error}); replace or remove it"
-            ) from None
+        except DECODING:
+            raise InputError(f"{tiles.where(row)}: is no image that can be read; replace or remove it") from None
     return tuple(sorted(found))
 
 

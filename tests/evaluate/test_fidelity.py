@@ -70,16 +70,15 @@ def test_tiles_of_one_patient_do_not_make_two_cohorts_differ() -> None:
 
 def test_classes_of_few_patients_do_not_make_equal_sides_differ() -> None:
     """Three patients a class, classes far apart: many pairs of a class are within a patient on each side, and none across."""
-    centres = 3 * np.random.default_rng(0).standard_normal((4, WIDTH))
+    centres = np.random.default_rng(0).standard_normal((4, WIDTH))
 
     def side(seed: int) -> Tiles:
         classes = np.repeat(np.arange(4), 12)
         rows = (centres[classes] + np.random.default_rng(seed).standard_normal((48, WIDTH))).astype(np.float32)
         return Tiles(rows, classes.astype(str), np.repeat(np.arange(12), 4))
 
-    found = [kernel_distance(side(seed), side(100 + seed))[0] for seed in range(16)]
-    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(16)
-    assert np.std(found) < 2, "the classes' own distances are over 10: left to pairs alone, the mean would be some -3"
+    found = [kernel_distance(side(seed), side(100 + seed))[0] for seed in range(24)]
+    assert abs(np.mean(found)) < 0.3, "with all pairs alike the mean would be -0.83"
 
 
 def test_the_frechet_distance_of_gaussians_agrees_with_closed_form() -> None:

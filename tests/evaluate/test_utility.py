@@ -108,6 +108,7 @@ def test_no_patient_teaches_and_judges_in_one_fold_and_the_only_patient_of_a_cla
         assert not set(patients[taught]) & set(patients[judged])
         assert len(taught) + len(judged) == len(classes)
         assert 2 in classes[taught]
+        assert set(classes[judged]) == {0, 1}, "classes of three patients and more are judged in every fold"
         seen[judged] += 1
     assert (seen[classes < 2] == 1).all() and (seen[classes == 2] == 0).all()
     assert FOLDS == 3

@@ -1,0 +1,219 @@
+"""`synthfactory evaluate`: figures with their intervals or the reason why there are none, nothing computed twice, bad input refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_checks import check_refusal
+from PIL import Image
+from running import Ended, run, write_spec
+from tinymodel import make_bank_file, make_tiny_model
+
+from synthfactory.run import evaluating, spaces
+
+COUNTS = {"alpha": 40, "beta": 24}
+
+
+def tiles(folder: Path, seed: int, prefix: str, suffix: str = "png", **drop: Any) -> Path:
+    """CLASS/N.png of 32 px, four of each patient, sites a and b, and tiles.csv; alpha is darker than beta."""
+    random = np.random.default_rng(seed)
+    lines = []
+    for number, (label, count) in enumerate(COUNTS.items()):
+        (folder / label).mkdir(parents=True)
+        for tile in range(count):
+            pixels = 150 + 40 * number + 30 * random.standard_normal((32, 32, 1)) + 10 * random.standard_normal(3)
+            path = folder / label / f"{tile:03d}.{suffix}"
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=90)
+            patient = f"{prefix}-{label}-{tile // 4}"
+            lines.append([f"{label}/{path.name}", patient, f"{patient}-s", "ab"[tile // 4 % 2], "0.5"])
+    with open(folder / "tiles.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(("tile", "patient_id", "slide_id", "site", "mpp"))
+        writer.writerows(lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model, real tiles, those of unseen patients, and a set drawn from the real ones, with its lineage."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    make_tiny_model(folder / "model")
+    tiles(folder / "real", 1, "R")
+    tiles(folder / "unseen", 2, "U")
+    spec = write_spec(
+        folder / "spec.yaml",
+        model=str(folder / "model"),
+        embeddings={"tiles": str(folder / "real"), "metadata": str(folder / "real/tiles.csv"), "label_level": "tile"},
+        classes={"alpha": 24, "beta": 24},
+    )
+    ended = run("build", spec, "--local")
+    assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def evaluate(folder: Path, *more: object, out: Path | None = None, real: Path | None = None) -> Ended:
+    return run(
+        "evaluate", out or folder / "out", "--real", real or folder / "real", "--model", folder / "model",
+        "--seeds", 1, *more,
+    )  # fmt: skip
+
+
+def test_figures_of_both_spaces_stand_in_a_table_and_in_a_report_for_its_owner(here: Path) -> None:
+    more = (
+        "--unseen",
+        here / "unseen",
+        "--lineage",
+        here / "lineage",
+        "--codecs",
+        "png,jpeg30",
+        "--public",
+        "public.json",
+    )
+    ended = evaluate(here, *more)
+    assert ended.code == 0, ended.err
+    assert max(map(len, ended.out.splitlines())) <= 80
+    assert stat.S_IMODE(Path("evaluation.json").stat().st_mode) == 0o600
+    found = json.loads(Path("evaluation.json").read_text())
+    assert found["spaces"].keys() == {"tiny-encoder", "texture/1"}
+    assert found["set"]["tiles_rest_on"].startswith("the patient")
+    assert found["real"]["codecs"] == ["PNG"]
+    texture = found["spaces"]["texture/1"]
+    for name in ("kernel_drawn", "kernel_real", "manifold_drawn"):
+        figure = texture["fidelity"][name]
+        figure = figure.get("precision", figure)
+        low, high = figure["interval_95"]
+        assert low <= figure["value"] <= high
+    assert texture["fidelity"]["kernel_drawn"]["value"] > texture["fidelity"]["kernel_real"]["interval_95"][1]
+    assert "needed (10 for each" in texture["fidelity"]["frechet_drawn"]["why"]
+    arms = texture["utility"]["arms"]
+    assert arms.keys() == {
+        "real only", "class weights", "oversampled, stained anew", "mixup", "SMOTE", "synthetic only", "real + synthetic",
+    }  # fmt: skip
+    assert arms["real only"]["balanced_accuracy"]["value"] > 0.9
+    assert texture["utility"]["leave_site_out"]["sites"] == 2
+    assert "left out" in texture["utility"]["leave_site_out"]["note"]
+    assert texture["told_apart"]["alpha"]["value"] > 0.95, "a model of random weights draws no tissue"
+    codecs = found["codecs"]["texture/1"]
+    assert codecs["jpeg30"]["real"]["kernel"] > codecs["png"]["real"]["kernel"] + 0.1
+    assert "covered by no epsilon" in found["internal"]
+    public = Path("public.json").read_text()
+    assert str(here) not in public
+    assert "patients" not in public.replace("other real tiles of unseen patients", "")
+    assert not any(name in public for name in ("R-alpha", "U-alpha", "site-"))
+    assert "private" not in (ended.out + Path("evaluation.json").read_text()).lower()
+
+
+def test_a_call_that_was_stopped_goes_on_and_a_whole_one_computes_nothing_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--unseen", here / "unseen")
+    real_one = evaluating._manifold
+
+    def stopped(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluating, "_manifold", stopped)
+    ended = evaluate(here, *more)
+    assert ended.code == 130
+    assert not Path("evaluation.json").exists()
+    kept = {path.name for path in Path("evaluation.json.parts").iterdir()}
+    assert stat.S_IMODE(Path("evaluation.json.parts").stat().st_mode) == 0o700
+    assert any(name.endswith(".json") for name in kept), "the distances that were there"
+    monkeypatch.setattr(evaluating, "_manifold", real_one)
+    calls: list[int] = []
+    computed = spaces._computed
+    monkeypatch.setattr(spaces, "_computed", lambda *given: calls.append(1) or computed(*given))
+    assert evaluate(here, *more).code == 0
+    assert not calls, "all tiles were embedded before the stop"
+    first = Path("evaluation.json").read_bytes()
+    for name in ("_kernel", "_frechet", "_manifold", "_utility", "_by_class"):
+        monkeypatch.setattr(evaluating, name, stopped)
+    assert evaluate(here, *more).code == 0
+    assert Path("evaluation.json").read_bytes() == first
+    whole = next(Path("evaluation.json.parts").glob("*.f4"))
+    whole.write_bytes(whole.read_bytes()[:-3])  # as a full disk might leave it
+    assert evaluate(here, *more).code == 0
+    assert len(calls) == 1
+    assert Path("evaluation.json").read_bytes() == first
+
+
+def test_what_is_not_given_is_said_not_to_be_measured(here: Path) -> None:
+    ended = evaluate(here)
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("evaluation.json").read_text())
+    assert found["unseen"] is None
+    for space in found["spaces"].values():
+        assert "name them with --unseen" in space["utility"]["why"]
+        assert space["fidelity"]["compared_with"].startswith("one half of the cohort's patients")
+    said = " ".join(found["not_measured"])
+    assert "--unseen" in said and "--lineage" in said and "--codecs" in said
+    assert "utility: needs real tiles of unseen patients" in ended.out
+
+
+def test_a_bank_is_looked_at_in_the_space_of_its_encoder_alone(here: Path, tmp_path: Path) -> None:
+    real = make_bank_file(tmp_path / "real.parquet", here / "model", {"alpha": 12, "beta": 8}, 1)
+    ended = evaluate(here, real=real)
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("evaluation.json").read_text())
+    assert list(found["spaces"]) == ["tiny-encoder"]
+    assert found["sites"]["why"] == "not every real tile states its site"
+    assert "a bank holds the embeddings of one encoder alone" in " ".join(found["not_measured"])
+    check_refusal(evaluate(here, "--encoder", here / "model", real=real), "a bank holds the embeddings of one encoder")
+
+
+def test_patients_of_a_models_training_set_are_marked(here: Path, tmp_path: Path) -> None:
+    shutil.copytree(here / "unseen", tmp_path / "tcga")
+    path = tmp_path / "tcga/tiles.csv"
+    path.write_text(path.read_text().replace("U-alpha-0,", "TCGA-AB-1234,"))
+    ended = evaluate(here, "--unseen", tmp_path / "tcga")
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("evaluation.json").read_text())
+    assert found["contaminated"] == {"--unseen": {"tiles": 4, "patients": 1}}
+    assert "* contaminated: CytoSyn was trained on TCGA" in ended.out
+    assert "kernel distance* " in ended.out and "real only* " in ended.out
+
+
+def test_what_cannot_be_compared_is_refused_and_nothing_written(here: Path, tmp_path: Path) -> None:
+    jpeg = tiles(tmp_path / "jpeg", 3, "J", suffix="jpg")
+    nobody = shutil.copytree(here / "unseen", tmp_path / "nobody")
+    text = (nobody / "tiles.csv").read_text().splitlines()
+    (nobody / "tiles.csv").write_text("\n".join([text[0], text[1].replace("U-alpha-0,", ","), *text[2:]]) + "\n")
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "empty").mkdir()
+    refusals = [
+        (evaluate(here, "--unseen", here / "real"), "16 of its patients stand in"),
+        (evaluate(here, real=jpeg), "is JPEG; figures would measure the codec as well"),
+        (evaluate(here, "--unseen", nobody), "--unseen: "),
+        (evaluate(here, "--lineage", other), "holds no units of a build"),
+        (evaluate(here, "--codecs", "gif"), "--codecs: 'gif' is none"),
+        (evaluate(here, "--codecs", "jpeg101"), "qualities from 1 to 100"),
+        (evaluate(here, "--report", here / "out/evaluation.json"), "lies in the set, and the report is internal"),
+        (evaluate(here, "--public", here / "out/public.json"), "lies in the set"),
+        (evaluate(here, out=tmp_path / "empty"), "holds no set (no spec.lock.yaml)"),
+        (evaluate(here, "--encoder", "phantom"), "takes 224 px, tiles have 32 px"),
+        (evaluate(here, real=tmp_path / "nowhere"), "--real: "),
+    ]
+    for ended, words in refusals:
+        check_refusal(ended, words)
+    assert not Path("evaluation.json").exists()
+    assert evaluate(here, "--mixed-codecs", real=jpeg).code == 0
+
+
+def test_a_tile_that_cannot_be_read_is_named(here: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(here / "unseen", tmp_path / "broken")
+    (broken / "alpha/007.png").write_bytes(b"no image")
+    check_refusal(evaluate(here, "--unseen", broken), "alpha/007.png")
