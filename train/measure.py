@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from synthfactory.evaluate.intervals import bootstrap, patient_weights, rounded, wilson
 from synthfactory.model.folder import open_model
+from synthfactory.model.tile_cnn import TileCNN
 from synthfactory.model.vae import pixels_from_uint8, pixels_to_uint8
 from synthfactory.model.weights import LoadedModel, load_model
 from synthfactory.phantom import CLASSES
@@ -27,7 +28,7 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Guidance, Sampler
 from train.card import SHEET, add_figures
 from train.held_out import HeldOut, held_out
-from train.judge import Judge, judge_features, judged, train_judge
+from train.judge import judge_features, judged, train_judge
 from train.streams import stream
 from train.structure import against_truth, compared, measured
 from train.utility import Rows, Space, distances, diversity, probe
@@ -139,7 +140,7 @@ class _Drawing:
         }
 
 
-def judge_of(cache: Path, per_class: int = 300) -> Judge:
+def judge_of(cache: Path, per_class: int = 300) -> TileCNN:
     """The independent judge, trained in a minute on tiles that `cache` keeps."""
     path = cache / f"judge-{per_class}.npz"
     if not path.exists():
@@ -151,7 +152,7 @@ def judge_of(cache: Path, per_class: int = 300) -> Judge:
         return train_judge(stored["images"], stored["labels"], len(CLASSES))
 
 
-def _agreement(judge: Judge, others: HeldOut, conditions: HeldOut, drawn: np.ndarray) -> dict[str, Any]:
+def _agreement(judge: TileCNN, others: HeldOut, conditions: HeldOut, drawn: np.ndarray) -> dict[str, Any]:
     on_real = judged(judge, others.images) == others.labels
     on_drawn = judged(judge, drawn) == conditions.labels
     return {

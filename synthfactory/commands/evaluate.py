@@ -17,6 +17,7 @@ from synthfactory.commands.common import fit, out_argument, say
 )
 @click.option("--model", "model_name", help="The set's model, where it is a folder: its encoder is used.")
 @click.option("--seeds", type=click.IntRange(1, 50), default=3, show_default=True, help="Repeats of each probe.")
+@click.option("--cnn", is_flag=True, help="Train a small CNN on pixels as well (minutes a seed).")
 @click.option("--codecs", help="Study what saving anew does, such as png,jpeg95,jpeg75.")
 @click.option("--mixed-codecs", is_flag=True, help="Compare lossless with lossy tiles although the codec shows.")
 @click.option("--public", help="A second JSON with nothing but figures, to be published if you decide so.")
@@ -29,6 +30,7 @@ def evaluate(
     encoders: tuple[str, ...],
     model_name: str | None,
     seeds: int,
+    cnn: bool,
     codecs: str | None,
     mixed_codecs: bool,
     public: str | None,
@@ -44,7 +46,7 @@ def evaluate(
     from synthfactory.run.evaluate_setup import Asked, evaluated
 
     named = tuple(part.strip() for part in (codecs or "").split(",") if part.strip())
-    asked = Asked(out, real, unseen, encoders, model_name, lineage, seeds, named, mixed_codecs, public, report)
+    asked = Asked(out, real, unseen, encoders, model_name, lineage, seeds, cnn, named, mixed_codecs, public, report)
     found = evaluated(asked, say)
     click.echo("\n".join(fit(line) for line in render(found)))
     click.echo(fit(f"{report}: the whole report; internal, it rests on real data"))

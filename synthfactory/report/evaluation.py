@@ -32,6 +32,8 @@ def render(found: Json) -> list[str]:
         lines += ["", f"in {shown(name, 40)}: {space['space']['note']}", *_fidelity(space["fidelity"], mark)]
         lines += _utility(space["utility"], mark)
         lines += _told_apart(space["told_apart"], mark)
+    if found["cnn"]:
+        lines += ["", "by a small CNN on pixels, from nothing", *_utility(found["cnn"], mark)]
     return [
         *lines,
         *_sites(found["sites"]),
@@ -77,7 +79,7 @@ def _utility(found: Json, mark: str) -> list[str]:
     if "arms" not in found:
         return [f"utility: {found['why']}"]
     rare = found["rarest"]
-    head = f"{'probe learned from':<{NAME}} {'balanced accuracy':<26} {'rarest' if rare else ''}".rstrip()
+    head = f"{'learned from':<{NAME}} {'balanced accuracy':<26} {'rarest' if rare else ''}".rstrip()
     lines = ["", head]
     for name, arm in found["arms"].items():
         lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from synthfactory.run.evaluating import (
     fidelity_figures,
     shortcut_figures,
     site_figures,
-    utility_figures,
 )
 from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.run.spaces import Kept, Space, embedded_in, encoder_space, texture_space
+from synthfactory.run.worth import cnn_figures, utility_figures
 from synthfactory.spec.errors import InputError
 
 FORMAT = "synthfactory-evaluation/1"
@@ -56,6 +57,7 @@ class Asked:
     model: str | None = None
     lineage: str | None = None
     seeds: int = 3
+    cnn: bool = False
     codecs: tuple[str, ...] = ()
     mixed_codecs: bool = False
     public: str | None = None
@@ -81,6 +83,8 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     real = open_real(asked.real, "--real", own)
     unseen = None if asked.unseen is None else open_real(asked.unseen, "--unseen", own)
     _check_apart(real, unseen)
+    if asked.cnn and any(side is not None and side.tiles is None for side in (real, unseen)):
+        raise InputError("--cnn: learns from pixels, and a bank has none; name sources with pixels")
     _check_codecs(asked, lock, [side for side in (real, unseen) if side is not None])
     spaces = _spaces(asked, own, size_px, pixels=all(side is None or side.tiles is not None for side in (real, unseen)))
     kept = Kept(place.with_name(f"{place.name}.parts"))
@@ -96,6 +100,10 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
             }
             for space in spaces
         }
+        cnn = {}
+        if asked.cnn:
+            read = partial(_images, asked.out, standing, {"real": real, "unseen": unseen}, size_px)
+            cnn = cnn_figures(sides[spaces[0].name], read, kept, steps.begin, asked.seeds)
         codecs = {}
         if asked.codecs:
             codecs = codec_study(
@@ -125,6 +133,7 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "contaminated": _contaminated(lock, [side for side in (real, unseen) if side is not None]),
         "sites": site_figures(any_side, any_side.real.classes),
         "spaces": by_space,
+        "cnn": cnn,
         "codecs": codecs,
     }  # fmt: skip
     found["not_measured"] = _not_measured(found, asked)
@@ -239,6 +248,16 @@ def _real_in(side: RealSide, spaces: Sequence[Space], size_px: int, kept: Path, 
     count = len(side.classes)
     tick = steps.begin(f"{side.option}: {count:,} tiles in {' and '.join(space.name for space in spaces)}", count)
     return embedded_in(side.items(size_px), spaces, kept, tick)
+
+
+def _images(
+    out: str, standing: Standing, sides: Mapping[str, RealSide | None], size_px: int, name: str, rows: np.ndarray
+) -> np.ndarray:
+    """uint8 (n, H, W, 3) of these rows of a side."""
+    side = sides.get(name)
+    items = drawn_items(out, standing.store, size_px, []) if side is None else side.items(size_px)
+    wanted = set(rows.tolist())
+    return np.stack([read() for row, (_, read) in enumerate(items) if row in wanted])
 
 
 def _described(side: RealSide) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`synthfactory evaluate`: how near a set is to real tiles, what it is worth for a classifier, and what would give it away.
+"""`synthfactory evaluate`: how near a set is to real tiles, and what would give it away (what it is worth: run/worth.py).
 
 Three sides: drawn tiles; the real ones of the cohort; real ones of patients unseen by both (without them there is no utility). Figures are
 computed in every space, and kept, so that a call that was stopped goes on. This file knows no command line.
@@ -6,7 +6,6 @@ computed in every space, and kept, so that a call that was stopped goes on. This
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,26 +16,13 @@ from synthfactory.evaluate import fidelity
 from synthfactory.evaluate.fidelity import Tiles, halved, kernel_distance, manifolds, same_mix, standardise
 from synthfactory.evaluate.intervals import bootstrap, patient_weights
 from synthfactory.evaluate.neighbours import nearest
-from synthfactory.evaluate.probes import learn
 from synthfactory.evaluate.shortcut import association, told_apart
-from synthfactory.evaluate.utility import (
-    BOTH,
-    MOST,
-    SYNTHETIC,
-    Augmented,
-    Outcome,
-    Scores,
-    Trial,
-    lessons,
-    rarest,
-    run_trial,
-)
+from synthfactory.evaluate.utility import Augmented
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.products import fastest_product
 from synthfactory.run.spaces import Kept, digest_of
 
 LEAST = 10  # tiles of a class on each side for figures of fidelity
-LEAST_PATIENTS = 5  # of the test, and of the cohort, for figures of utility
 Json = dict[str, Any]
 
 
@@ -165,129 +151,3 @@ def site_figures(sides: Sides, classes: np.ndarray) -> Json:
     if sides.sites is None:
         return {"value": None, "why": "not every real tile states its site"}
     return association(classes, sides.sites[0], sides.real.groups)
-
-
-# Utility.
-
-
-def utility_figures(sides: Sides, kept: Kept, begin: Begin, seeds: int) -> Json:
-    """Of every arm on the unseen patients, and what the drawn tiles gain over what is free."""
-    if sides.unseen is None:
-        return {"why": "needs real tiles of unseen patients; name them with --unseen"}
-    names = sorted(
-        set(sides.real.classes.tolist()) & set(sides.drawn.classes.tolist()) & set(sides.unseen.classes.tolist())
-    )
-    if len(names) < 2:
-        return {"why": f"needs two classes that all three sides have; there {'is one' if names else 'are none'}"}
-    real, drawn, unseen = (_numbered(side, names) for side in (sides.real, sides.drawn, sides.unseen))
-    few = min(len(np.unique(side.groups)) for side in (real[0], unseen[0]))
-    if few < LEAST_PATIENTS:
-        return {"why": f"not measurable with n = {few} patients on one side; {LEAST_PATIENTS} are needed"}
-    key = (sides.digest(), str(seeds))
-    return kept.once("utility", key, lambda: _utility(sides, names, (real, drawn, unseen), begin, seeds))
-
-
-def _numbered(side: Tiles, names: Sequence[str]) -> tuple[Tiles, np.ndarray]:
-    """(the side's tiles of these classes with class numbers, at most MOST, their rows)."""
-    rows = np.flatnonzero(np.isin(side.classes, names))
-    return Tiles(side.embeddings[rows], np.searchsorted(names, side.classes[rows]), side.groups[rows]), rows
-
-
-def _cut(side: Tiles, seed: int = 0) -> np.ndarray:
-    """At most MOST rows, at random, so that classes stay in proportion."""
-    return np.sort(np.random.default_rng(seed).permutation(len(side))[:MOST])
-
-
-def _utility(
-    sides: Sides, names: list[str], numbered: Sequence[tuple[Tiles, np.ndarray]], begin: Begin, seeds: int
-) -> Json:
-    (real, real_rows), (drawn, drawn_rows), (unseen, unseen_rows) = numbered
-    kept_real, kept_drawn = _cut(real), _cut(drawn)
-    augmented = None
-    if sides.augmented is not None:
-        place = np.full(len(sides.real), -1)
-        place[real_rows[kept_real]] = np.arange(len(kept_real))
-        mine = place[sides.augmented.of_row] >= 0
-        augmented = Augmented(sides.augmented.embeddings[mine], place[sides.augmented.of_row[mine]])
-    trial = Trial(tuple(names), real.of(kept_real), drawn.of(kept_drawn), unseen, augmented)
-    tick = begin("probes: tuned on the cohort, tested on unseen patients", len(lessons(trial)) * seeds)
-    found = run_trial(trial, seeds, tick)
-    scores, rare = Scores(trial), rarest(trial)
-    every = range(len(names))
-    result: Json = {
-        "classes": {name: _counts(at, trial) for at, name in enumerate(names)},
-        "cut": [len(real) - len(kept_real), len(drawn) - len(kept_drawn)],
-        "rarest": [names[at] for at in rare],
-        "seeds": seeds,
-        "arms": {name: scores.of(outcome, rare) for name, outcome in found.items()},
-        "synthetic_over_real": scores.ratio(found[SYNTHETIC], found["real only"]),
-        "gain": _gains(scores, found, every),
-    }  # fmt: skip
-    if rare:
-        result["gain_rarest"] = _gains(scores, found, rare)
-    if sides.sites is not None:
-        where = (
-            sides.sites[0][real_rows[kept_real]],
-            sides.sites[1][unseen_rows],
-            None if sides.drawn_sites is None else [sides.drawn_sites[row] for row in drawn_rows[kept_drawn]],
-        )
-        result["leave_site_out"] = leave_site_out(trial, found, where)
-    return result
-
-
-def _counts(number: int, trial: Trial) -> dict[str, int]:
-    sides = (("real", trial.real), ("drawn", trial.drawn), ("test", trial.test))
-    return {name: int((side.classes == number).sum()) for name, side in sides}
-
-
-def _gains(scores: Scores, found: Mapping[str, Outcome], classes: Sequence[int]) -> Json:
-    best = scores.best_free(found, classes)
-    return {
-        "over_real_only": scores.gain(found[BOTH], found["real only"], classes),
-        "best_free": best,
-        "over_best_free": scores.gain(found[BOTH], found[best], classes),
-    }
-
-
-def leave_site_out(
-    trial: Trial, found: Mapping[str, Outcome], sites: tuple[np.ndarray, np.ndarray, Sequence[frozenset[str]] | None]
-) -> Json:
-    """Every arm once more for each site of the test, learning without that site; options and strengths stay as validation chose.
-
-    Drawn tiles that rest on a patient of the site are left out, where that is known.
-    """
-    of_real, of_test, of_drawn = sites
-    every = [site for site in np.unique(of_test) if (of_real != site).any()]
-    if len(np.unique(of_real)) < 2 or not every:
-        return {"why": "needs real tiles of two sites"}
-    probabilities = {name: np.zeros((1, len(trial.test), len(trial.names))) for name in found}
-    for site in every:
-        rows = np.flatnonzero(of_real != site)
-        keep = np.arange(len(trial.drawn)) if of_drawn is None else np.array([site not in each for each in of_drawn])
-        left = Trial(trial.names, trial.real, trial.drawn.of(keep), trial.test, trial.augmented)
-        judged = np.flatnonzero(of_test == site)
-        for name, (teach, _) in lessons(left).items():
-            choice = found[name].chosen[0]
-            lesson = teach(rows, choice.option, np.random.default_rng(0))
-            if not len(lesson.classes):
-                continue
-            probe = learn(lesson, (choice.strength,))[0]
-            probabilities[name][0, judged] = probe.probabilities(trial.test.embeddings[judged], len(trial.names))
-    covered = np.flatnonzero(np.isin(of_test, every))
-    part = Trial(trial.names, trial.real, trial.drawn, trial.test.of(covered), None)
-    scores = Scores(part)
-    outcomes = {name: Outcome(values[:, covered], found[name].chosen[:1]) for name, values in probabilities.items()}
-    note = "drawn tiles that rest on the site are left out" if of_drawn is not None else (
-        "drawn tiles may rest on patients of the site: their sites are not known (--lineage, and sites of all real tiles)"
-    )  # fmt: skip
-    whole = range(len(trial.names))
-    return {
-        "sites": len(every),
-        "note": note,
-        "arms": {name: scores.figure(scores.balanced(_hits(each, part), whole)) for name, each in outcomes.items()},
-        "gain": _gains(scores, outcomes, whole),
-    }
-
-
-def _hits(outcome: Outcome, part: Trial) -> np.ndarray:
-    return np.asarray((outcome.probabilities[0].argmax(axis=1) == part.test.classes).astype(float))

@@ -22,7 +22,7 @@ from synthfactory.evaluate.utility import (
     rarest,
     run_trial,
 )
-from synthfactory.run.evaluating import leave_site_out
+from synthfactory.run.worth import leave_site_out
 
 WIDTH = 12
 CENTRES = np.random.default_rng(1).standard_normal((4, WIDTH)) * 1.1

@@ -16,7 +16,8 @@ from PIL import Image
 from running import Ended, run, write_spec
 from tinymodel import make_bank_file, make_tiny_model
 
-from synthfactory.run import evaluating, spaces
+from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.run import evaluating, spaces, worth
 
 COUNTS = {"alpha": 40, "beta": 24}
 
@@ -139,8 +140,9 @@ def test_a_call_that_was_stopped_goes_on_and_a_whole_one_computes_nothing_again(
     assert evaluate(here, *more).code == 0
     assert not calls, "all tiles were embedded before the stop"
     first = Path("evaluation.json").read_bytes()
-    for name in ("_kernel", "_frechet", "_manifold", "_utility", "_by_class"):
+    for name in ("_kernel", "_frechet", "_manifold", "_by_class"):
         monkeypatch.setattr(evaluating, name, stopped)
+    monkeypatch.setattr(worth, "_probed", stopped)
     assert evaluate(here, *more).code == 0
     assert Path("evaluation.json").read_bytes() == first
     whole = next(Path("evaluation.json.parts").glob("*.f4"))
@@ -148,6 +150,28 @@ def test_a_call_that_was_stopped_goes_on_and_a_whole_one_computes_nothing_again(
     assert evaluate(here, *more).code == 0
     assert len(calls) == 1
     assert Path("evaluation.json").read_bytes() == first
+
+
+def test_a_small_network_learns_from_pixels_alone(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worth, "CNN_STEPS", 40)
+    ended = evaluate(here, "--unseen", here / "unseen", "--cnn")
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("evaluation.json").read_text())["cnn"]
+    assert found["arms"].keys() == {
+        "real only", "class weights", "oversampled, stained anew", "synthetic only", "real + synthetic",
+    }  # fmt: skip
+    assert found["arms"]["class weights"]["balanced_accuracy"]["value"] > 0.8, "alpha is darker than beta"
+    assert "by a small CNN on pixels, from nothing" in ended.out
+    bank = make_bank_file(tmp_path / "real.parquet", here / "model", {"alpha": 12, "beta": 8}, 1)
+    check_refusal(evaluate(here, "--cnn", real=bank), "--cnn: learns from pixels")
+
+
+def test_rare_classes_keep_their_tiles_where_too_many_are_cut() -> None:
+    side = Tiles(np.zeros((1160, 1)), np.repeat(["a", "b", "c", "d"], [900, 200, 50, 10]), np.arange(1160))
+    rows = worth._cut(side, ["a", "b", "c"], 350)
+    names, counts = np.unique(side.classes[rows], return_counts=True)
+    assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == {"a": 150, "b": 150, "c": 50}
+    assert len(worth._cut(side, ["a", "b"], None)) == 1100
 
 
 def test_what_is_not_given_is_said_not_to_be_measured(here: Path) -> None:

@@ -1,0 +1,120 @@
+"""The small CNN of `evaluate --cnn`: the same arms as the probes', on pixels, with nobody's encoder between.
+
+Every arm has as many steps, and turns and mirrors its tiles; what differs is which tiles it learns from, and how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from synthfactory.evaluate.density import stained_anew
+from synthfactory.evaluate.probes import Choice, balanced_log_loss, folds
+from synthfactory.evaluate.utility import BOTH, SYNTHETIC, Outcome, Trial, even
+from synthfactory.model.tile_cnn import Batch, fit_cnn, logits_of, pixels_of
+
+BATCH = 48
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """uint8 (N, H, W, 3) of the trial's real, drawn and test tiles, row by row."""
+
+    real: np.ndarray
+    drawn: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What is drawn from in each step: images, class numbers, odds; `spread` > 0 stains tiles anew."""
+
+    images: Sequence[np.ndarray]
+    classes: np.ndarray
+    odds: np.ndarray
+    spread: float = 0.0
+
+    def batch_of(self, seed: int) -> Callable[[int], Batch]:
+        ends = np.cumsum([len(part) for part in self.images])
+        odds = self.odds / self.odds.sum()
+
+        def make(step: int) -> Batch:
+            random = np.random.default_rng((seed, step))
+            rows = random.choice(len(self.classes), BATCH, p=odds)
+            return pixels_of(np.stack([self._tile(row, ends, random) for row in rows])), torch.from_numpy(
+                self.classes[rows]
+            )
+
+        return make
+
+    def _tile(self, row: int, ends: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        part = int(np.searchsorted(ends, row, side="right"))
+        tile = self.images[part][row - (ends[part - 1] if part else 0)]
+        tile = np.rot90(tile, int(random.integers(4)))
+        tile = tile[:, ::-1] if random.random() < 0.5 else tile
+        return stained_anew(tile, random, self.spread) if self.spread else tile
+
+
+def _pool(arm: str, option: Any, trial: Trial, pixels: Pixels, rows: np.ndarray) -> _Pool:
+    real, drawn = trial.real.classes[rows], trial.drawn.classes
+    mine = pixels.real[rows]
+    if arm == "real only":
+        return _Pool([mine], real, np.ones(len(rows)))
+    if arm == "class weights":
+        return _Pool([mine], real, even(real))
+    if arm == "oversampled, stained anew":
+        return _Pool([mine], real, even(real), option)
+    if arm == SYNTHETIC:
+        return _Pool([pixels.drawn], drawn, np.ones(len(drawn)))
+    classes = np.concatenate([real, drawn])
+    odds = even(classes) if option == "even" else np.ones(len(classes))
+    return _Pool([mine, pixels.drawn], classes, odds)
+
+
+ARMS: dict[str, tuple[Any, ...]] = {
+    "real only": (None,),
+    "class weights": (None,),
+    "oversampled, stained anew": (0.06, 0.15),
+    SYNTHETIC: (None,),
+    BOTH: ("as they are", "even"),
+}
+
+
+def cnn_arms(
+    trial: Trial, pixels: Pixels, seeds: int, steps: int, tick: Tick = lambda done: None
+) -> dict[str, Outcome]:
+    """Every arm, `seeds` times. Where an arm has options, one fold of the real training patients chooses."""
+    count = len(trial.names)
+    found = {}
+    for arm, options in ARMS.items():
+        probabilities, chosen = [], []
+        for seed in range(seeds):
+            best = Choice(options[0], float(steps), float("nan"))
+            if len(options) > 1:
+                taught, judged = folds(trial.real.groups, trial.real.classes, seed)[0]
+                for option in options:
+                    network = fit_cnn(count, _pool(arm, option, trial, pixels, taught).batch_of(seed), steps, seed)
+                    loss = balanced_log_loss(
+                        softmax(logits_of(network, pixels.real[judged]), axis=1), trial.real.classes[judged]
+                    )
+                    if not best.loss <= loss:
+                        best = Choice(option, float(steps), loss)
+                    tick(1)
+            pool = _pool(arm, best.option, trial, pixels, np.arange(len(trial.real)))
+            network = fit_cnn(count, pool.batch_of(1000 + seed), steps, seed)
+            probabilities.append(softmax(logits_of(network, pixels.test), axis=1))
+            chosen.append(best)
+            tick(1)
+        found[arm] = Outcome(np.stack(probabilities), tuple(chosen))
+    return found
+
+
+def fits(seeds: int) -> int:
+    """How often `cnn_arms` calls its `tick`."""
+    return seeds * sum(1 + len(options) * (len(options) > 1) for options in ARMS.values())

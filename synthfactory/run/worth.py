@@ -1,0 +1,209 @@
+"""What a set is worth for a classifier: arms that learn from real, drawn and both, tested on unseen patients; by probes and a small CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.evaluate.probes import learn
+from synthfactory.evaluate.utility import (
+    BOTH,
+    MOST,
+    SYNTHETIC,
+    Augmented,
+    Outcome,
+    Scores,
+    Trial,
+    lessons,
+    rarest,
+    run_trial,
+)
+from synthfactory.run.audit_tiles import Begin
+from synthfactory.run.cnn import Pixels, cnn_arms, fits
+from synthfactory.run.evaluating import Json, Sides
+from synthfactory.run.spaces import Kept
+
+LEAST_PATIENTS = 5  # of the test, and of the cohort
+CNN_MOST, CNN_STEPS = 2000, 600  # tiles of each side (300 MB at 224 px)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A trial, and which rows of the sides it took: real, drawn, unseen."""
+
+    trial: Trial
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def why_not(sides: Sides) -> str:
+    """Why there can be no figures of utility; '' where there can."""
+    if sides.unseen is None:
+        return "needs real tiles of unseen patients; name them with --unseen"
+    names = _names(sides)
+    if len(names) < 2:
+        return f"needs two classes that all three sides have; there {'is one' if names else 'are none'}"
+    few = min(len(np.unique(side.groups[np.isin(side.classes, names)])) for side in (sides.real, sides.unseen))
+    return (
+        f"not measurable with n = {few} patients on one side; {LEAST_PATIENTS} are needed"
+        if few < LEAST_PATIENTS
+        else ""
+    )
+
+
+def _names(sides: Sides) -> list[str]:
+    assert sides.unseen is not None
+    every = [set(side.classes.tolist()) for side in (sides.real, sides.drawn, sides.unseen)]
+    return sorted(set.intersection(*every))
+
+
+def worth_of(sides: Sides, most: int = MOST, most_tested: int | None = None) -> Worth:
+    """The trial of these sides, at most `most` tiles to learn from on each side."""
+    assert sides.unseen is not None
+    names = _names(sides)
+    rows = (_cut(sides.real, names, most), _cut(sides.drawn, names, most), _cut(sides.unseen, names, most_tested))
+    real, drawn, unseen = (
+        Tiles(side.embeddings[at], np.searchsorted(names, side.classes[at]), side.groups[at])
+        for side, at in zip((sides.real, sides.drawn, sides.unseen), rows, strict=True)
+    )
+    augmented = None
+    if sides.augmented is not None:
+        place = np.full(len(sides.real), -1)
+        place[rows[0]] = np.arange(len(rows[0]))
+        mine = place[sides.augmented.of_row] >= 0
+        augmented = Augmented(sides.augmented.embeddings[mine], place[sides.augmented.of_row[mine]])
+    return Worth(Trial(tuple(names), real, drawn, unseen, augmented), rows)
+
+
+def _cut(side: Tiles, names: Sequence[str], most: int | None) -> np.ndarray:
+    """Rows of these classes; of more than `most`, as many of each of the largest classes are left out, at random, as are too many: rare
+    classes keep what they have.
+    """
+    rows = np.flatnonzero(np.isin(side.classes, names))
+    if most is None or len(rows) <= most:
+        return rows
+    counts = np.sort([int((side.classes[rows] == name).sum()) for name in names])
+    rest = most
+    for left, count in zip(range(len(counts), 0, -1), counts, strict=True):
+        level = rest // left
+        if count > level:
+            break
+        rest -= int(count)
+    rows = np.random.default_rng(0).permutation(rows)
+    parts = [rows[side.classes[rows] == name][:level] for name in names]
+    return np.sort(np.concatenate(parts))
+
+
+def utility_figures(sides: Sides, kept: Kept, begin: Begin, seeds: int) -> Json:
+    """Of every arm's probe on the unseen patients, and what the drawn tiles gain over what is free."""
+    if why := why_not(sides):
+        return {"why": why}
+    return kept.once("utility", (sides.digest(), str(seeds)), partial(_probed, sides, begin, seeds))
+
+
+def _probed(sides: Sides, begin: Begin, seeds: int) -> Json:
+    worth = worth_of(sides)
+    tick = begin("probes: tuned on the cohort, tested on unseen patients", len(lessons(worth.trial)) * seeds)
+    found = run_trial(worth.trial, seeds, tick)
+    result = figures_of(worth.trial, found, seeds)
+    if sides.sites is not None:
+        result["leave_site_out"] = leave_site_out(worth.trial, found, _sites_of(sides, worth))
+    return result
+
+
+def _sites_of(sides: Sides, worth: Worth) -> tuple[np.ndarray, np.ndarray, Sequence[frozenset[str]] | None]:
+    assert sides.sites is not None
+    real, drawn, unseen = worth.rows
+    of_drawn = None if sides.drawn_sites is None else [sides.drawn_sites[row] for row in drawn]
+    return sides.sites[0][real], sides.sites[1][unseen], of_drawn
+
+
+def cnn_figures(
+    sides: Sides, read: Callable[[str, np.ndarray], np.ndarray], kept: Kept, begin: Begin, seeds: int
+) -> Json:
+    """The same by a small CNN on pixels; `read(side, rows)` gives uint8 (n, H, W, 3) of 'real', 'drawn' or 'unseen'."""
+    if why := why_not(sides):
+        return {"why": why}
+
+    def make() -> Json:
+        worth = worth_of(sides, CNN_MOST, CNN_MOST)
+        images = Pixels(*(read(side, rows) for side, rows in zip(("real", "drawn", "unseen"), worth.rows, strict=True)))
+        tick = begin(f"a small CNN from nothing, {CNN_STEPS} steps an arm", fits(seeds))
+        return figures_of(worth.trial, cnn_arms(worth.trial, images, seeds, CNN_STEPS, tick), seeds)
+
+    return kept.once("cnn", (sides.digest(), str(seeds), str(CNN_STEPS)), make)
+
+
+def figures_of(trial: Trial, found: Mapping[str, Outcome], seeds: int) -> Json:
+    """Of the arms, ratios and gains."""
+    scores, rare, every = Scores(trial), rarest(trial), range(len(trial.names))
+    result: Json = {
+        "classes": {name: _counts(at, trial) for at, name in enumerate(trial.names)},
+        "rarest": [trial.names[at] for at in rare],
+        "seeds": seeds,
+        "arms": {name: scores.of(outcome, rare) for name, outcome in found.items()},
+        "synthetic_over_real": scores.ratio(found[SYNTHETIC], found["real only"]),
+        "gain": _gains(scores, found, every),
+    }
+    return {**result, "gain_rarest": _gains(scores, found, rare)} if rare else result
+
+
+def _counts(number: int, trial: Trial) -> dict[str, int]:
+    sides = (("real", trial.real), ("drawn", trial.drawn), ("test", trial.test))
+    return {name: int((side.classes == number).sum()) for name, side in sides}
+
+
+def _gains(scores: Scores, found: Mapping[str, Outcome], classes: Sequence[int]) -> Json:
+    best = scores.best_free(found, classes)
+    return {
+        "over_real_only": scores.gain(found[BOTH], found["real only"], classes),
+        "best_free": best,
+        "over_best_free": scores.gain(found[BOTH], found[best], classes),
+    }
+
+
+def leave_site_out(
+    trial: Trial, found: Mapping[str, Outcome], sites: tuple[np.ndarray, np.ndarray, Sequence[frozenset[str]] | None]
+) -> Json:
+    """Every arm once more for each site of the test, learning without that site; options and strengths stay as validation chose.
+
+    Drawn tiles that rest on a patient of the site are left out, where that is known.
+    """
+    of_real, of_test, of_drawn = sites
+    every = [site for site in np.unique(of_test) if (of_real != site).any()]
+    if len(np.unique(of_real)) < 2 or not every:
+        return {"why": "needs real tiles of two sites"}
+    probabilities = {name: np.zeros((1, len(trial.test), len(trial.names))) for name in found}
+    for site in every:
+        rows = np.flatnonzero(of_real != site)
+        keep = np.arange(len(trial.drawn)) if of_drawn is None else np.array([site not in each for each in of_drawn])
+        left = Trial(trial.names, trial.real, trial.drawn.of(keep), trial.test, trial.augmented)
+        judged = np.flatnonzero(of_test == site)
+        for name, (teach, _) in lessons(left).items():
+            choice = found[name].chosen[0]
+            lesson = teach(rows, choice.option, np.random.default_rng(0))
+            if not len(lesson.classes):
+                continue
+            probe = learn(lesson, (choice.strength,))[0]
+            probabilities[name][0, judged] = probe.probabilities(trial.test.embeddings[judged], len(trial.names))
+    covered = np.flatnonzero(np.isin(of_test, every))
+    part = Trial(trial.names, trial.real, trial.drawn, trial.test.of(covered), None)
+    scores = Scores(part)
+    outcomes = {name: Outcome(values[:, covered], found[name].chosen[:1]) for name, values in probabilities.items()}
+    note = "drawn tiles that rest on the site are left out" if of_drawn is not None else (
+        "drawn tiles may rest on patients of the site: their sites are not known (--lineage, and sites of all real tiles)"
+    )  # fmt: skip
+    whole = range(len(trial.names))
+    return {
+        "sites": len(every),
+        "note": note,
+        "arms": {name: scores.figure(scores.balanced(_hits(each, part), whole)) for name, each in outcomes.items()},
+        "gain": _gains(scores, outcomes, whole),
+    }
+
+
+def _hits(outcome: Outcome, part: Trial) -> np.ndarray:
+    return np.asarray((outcome.probabilities[0].argmax(axis=1) == part.test.classes).astype(float))
