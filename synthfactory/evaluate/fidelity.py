@@ -15,9 +15,9 @@ from synthfactory.evaluate.distance import ROWS_PER_DIMENSION, cubic_kernel, fre
 from synthfactory.evaluate.intervals import Interval
 from synthfactory.evaluate.neighbours import nearest
 
-BLOCK = 4096  # rows of each set that meet in one estimate of the kernel distance
+BLOCK = 2048  # rows of each set that meet in one estimate of the kernel distance
 GROUPS = 1024  # of one set in a block, at most: tiles that rest on nothing known are lumped into so many at random
-DRAWS = 500
+DRAWS, DRAWS_OF_BLOCKS = 500, 200
 FRECHET_COST = 2e11  # multiplications that its interval may take
 NEAREST = 5
 SIDE_BY_SIDE = 1024
@@ -102,31 +102,23 @@ class _Sums:
         self.labels = np.unique(one.classes)
         self.mix = np.array([(one.classes == label).mean() for label in self.labels])
         self.cells = [_cells(side, self.labels, random) for side in (one, other)]
-        a, b = one.embeddings.astype(np.float64), other.embeddings.astype(np.float64)
-        of_a, of_b = (cells.of_row for cells in self.cells)
+        (a, of_a), (b, of_b) = (
+            (side.embeddings, cells.of_row) for side, cells in zip((one, other), self.cells, strict=True)
+        )
         self.within = [_summed(x, x, of, of) for x, of in ((a, of_a), (b, of_b))]
         self.cross = _summed(a, b, of_a, of_b)
 
     def distance(self, weights: Sequence[np.ndarray]) -> np.ndarray:
         """(B,): of each draw of groups, (B, P) and (B, Q); nan where a draw leaves nothing to compare."""
         w = [draw[:, cells.group] for draw, cells in zip(weights, self.cells, strict=True)]
-        found, total = np.zeros(len(w[0])), np.zeros(len(w[0]))
-        for i in range(len(self.labels)):
-            for j in range(len(self.labels)):
-                own = [
-                    _mean(draw, draw, sums, cells, cells, (i, j), apart=True)
-                    for draw, sums, cells in zip(w, self.within, self.cells, strict=True)
-                ]
-                term = (
-                    own[0]
-                    + own[1]
-                    - 2 * _mean(w[0], w[1], self.cross, self.cells[0], self.cells[1], (i, j), apart=False)
-                )
-                there = np.isfinite(term)
-                share = self.mix[i] * self.mix[j]
-                found += np.where(there, share * np.where(there, term, 0.0), 0.0)
-                total += share * there
-        return found / np.where(total > 0, total, np.nan)
+        one, other = self.cells
+        terms = _means(w[0], w[0], self.within[0], one, one, apart=True)
+        terms += _means(w[1], w[1], self.within[1], other, other, apart=True)
+        terms -= 2 * _means(w[0], w[1], self.cross, one, other, apart=False)
+        there = np.isfinite(terms)
+        share = there * np.outer(self.mix, self.mix)[None]
+        total = share.sum(axis=(1, 2))
+        return np.asarray((np.where(there, terms, 0.0) * share).sum(axis=(1, 2)) / np.where(total > 0, total, np.nan))
 
 
 @dataclass(frozen=True)
@@ -146,25 +138,29 @@ def _cells(side: Tiles, labels: np.ndarray, random: np.random.Generator) -> _Cel
     return _Cells(of_row, cells % GROUPS, cells // GROUPS, np.bincount(of_row).astype(np.float64))
 
 
-def _mean(
-    w: np.ndarray, v: np.ndarray, sums: np.ndarray, one: _Cells, other: _Cells, pair: tuple[int, int], *, apart: bool
-) -> np.ndarray:
-    """(B,): mean of the kernel over pairs of a tile of class i and one of class j; `apart`: of different groups of one side."""
-    i, j = np.flatnonzero(one.label == pair[0]), np.flatnonzero(other.label == pair[1])
-    part, counts = sums[np.ix_(i, j)], np.outer(one.size[i], other.size[j])
+def _means(w: np.ndarray, v: np.ndarray, sums: np.ndarray, one: _Cells, other: _Cells, *, apart: bool) -> np.ndarray:
+    """(B, C, C): mean of the kernel over pairs of a tile of class i and one of class j; `apart`: of different groups of one side."""
+    counts = np.outer(one.size, other.size)
     if apart:
-        differ = one.group[i][:, None] != other.group[j][None]
-        part, counts = part * differ, counts * differ
-    pairs = ((w[:, i] @ counts) * v[:, j]).sum(axis=1)
-    return np.asarray(((w[:, i] @ part) * v[:, j]).sum(axis=1) / np.where(pairs > 0, pairs, np.nan))
+        differ = one.group[:, None] != other.group[None]
+        sums, counts = sums * differ, counts * differ
+    starts = np.flatnonzero(np.diff(other.label, prepend=-1))
+    classes = int(max(one.label[-1], other.label[-1])) + 1
+    found = np.full((len(w), classes, classes), np.nan)
+    for number in np.unique(one.label):
+        mine = np.flatnonzero(one.label == number)
+        total, pairs = (np.add.reduceat((w[:, mine] @ part[mine]) * v, starts, axis=1) for part in (sums, counts))
+        found[:, number, other.label[starts]] = total / np.where(pairs > 0, pairs, np.nan)
+    return found
 
 
 def _summed(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) -> np.ndarray:
     """Sums (P, Q) of k(x, y) over rows x of cell p and y of cell q."""
     order_a, order_b = np.argsort(of_a, kind="stable"), np.argsort(of_b, kind="stable")
     starts_a, starts_b = (np.flatnonzero(np.diff(each, prepend=-1)) for each in (of_a[order_a], of_b[order_b]))
-    kernel = cubic_kernel(a[order_a], b[order_b])
-    return np.asarray(np.add.reduceat(np.add.reduceat(kernel, starts_b, axis=1), starts_a, axis=0))
+    kernel = cubic_kernel(a[order_a].astype(np.float32), b[order_b].astype(np.float32))
+    rows = np.add.reduceat(kernel, starts_b, axis=1, dtype=np.float64)
+    return np.asarray(np.add.reduceat(rows, starts_a, axis=0))
 
 
 def kernel_distance(
@@ -173,19 +169,22 @@ def kernel_distance(
     """(distance, 95 % interval by groups of both sides), in a space that `standardise` made, of sides of one mix. The estimate is unbiased,
     so it may be below 0. Where a class has tiles of one group only, its pairs with itself are left out.
 
-    Large sets are dealt, group by group, into blocks of 4,096 rows, and the estimates of the blocks averaged: as unbiased, with more noise
-    than all pairs would have, at n times 4,096 pairs' cost. ValueError where no class has tiles of two groups on both sides.
+    Large sets are dealt, group by group, into blocks of 2,048 rows, and the estimates of the blocks averaged: as unbiased, with more noise
+    than all pairs would have, at n times 2,048 pairs' cost. ValueError where no class has tiles of two groups on both sides.
     """
     random = np.random.default_rng(seed)
     count = blocks_of(one, other)
     dealt = [_dealt(side, count, random) for side in (one, other)]
-    values, draws = np.empty(count), np.empty((count, DRAWS))
+    number_of_draws = DRAWS if count == 1 else DRAWS_OF_BLOCKS
+    values, draws = np.empty(count), np.empty((count, number_of_draws))
     for block in range(count):
         parts = [side.of(rows[block]) for side, rows in zip((one, other), dealt, strict=True)]
         sums = _Sums(parts[0], parts[1], random)
         groups = [int(cells.group.max()) + 1 for cells in sums.cells]
         values[block] = sums.distance([np.ones((1, number)) for number in groups])[0]
-        weights = [random.multinomial(number, np.full(number, 1 / number), DRAWS).astype(float) for number in groups]
+        weights = [
+            random.multinomial(number, np.full(number, 1 / number), number_of_draws).astype(float) for number in groups
+        ]
         draws[block] = sums.distance(weights)
         tick(1)
     if not np.isfinite(values).any():

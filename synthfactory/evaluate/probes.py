@@ -15,8 +15,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)  # sklearn's C
-ITERATIONS = 300
+ITERATIONS = 200
 FOLDS = 3
+LARGE = 3000  # rows from which one fold says enough
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,16 @@ class Probe:
     def probabilities(self, embeddings_NE: np.ndarray, num_classes: int) -> np.ndarray:
         """float64 (N, C); a class that was not learned has 0."""
         found = np.zeros((len(embeddings_NE), num_classes))
-        scaled = (embeddings_NE.astype(np.float64) - self.mean) / self.spread
+        scaled = ((embeddings_NE - self.mean) / self.spread).astype(np.float32)
         found[:, self.known] = 1.0 if self.model is None else self.model.predict_proba(scaled)
         return found
 
 
 def learn(lesson: Lesson, strengths: Sequence[float] = STRENGTHS) -> list[Probe]:
     """A probe for each strength, from weak to strong; each starts where the one before it ended."""
-    x = lesson.embeddings.astype(np.float64)
-    mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
-    scaled, known = (x - mean) / spread, np.unique(lesson.classes)
+    x = lesson.embeddings
+    mean, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-6
+    scaled, known = ((x - mean) / spread).astype(np.float32), np.unique(lesson.classes)
     if len(known) == 1:
         return [Probe(mean, spread, known, None) for _ in strengths]
     weights = lesson.weights * len(lesson.weights) / lesson.weights.sum()
@@ -61,7 +62,7 @@ def learn(lesson: Lesson, strengths: Sequence[float] = STRENGTHS) -> list[Probe]
             model.coef_, model.intercept_, model.classes_ = start
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges what came of it
-            model.fit(scaled, lesson.classes, weights)
+            model.fit(scaled, lesson.classes, weights.astype(np.float32))
         start = (model.coef_.copy(), model.intercept_.copy(), model.classes_)
         found.append(Probe(mean, spread, known, model))
     return found
@@ -111,6 +112,7 @@ def tune(
     `teach(rows, option, random)` makes a lesson of these real rows. Nothing but `real` is looked at.
     """
     parts = [part for part in folds(patients_N, real.classes, seed) if len(part[0]) and len(part[1])]
+    parts = parts[:1] if len(patients_N) > LARGE else parts
     if not parts:
         raise ValueError("validation needs real tiles of two patients of some class")
     best: Choice | None = None

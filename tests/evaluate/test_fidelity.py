@@ -33,7 +33,7 @@ def pair(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return random.normal(0, 0.4, WIDTH), factors[0], random.normal(0, 0.4, WIDTH), factors[1]
 
 
-@pytest.mark.parametrize("block", [4096, 350], ids=["one block", "several blocks"])
+@pytest.mark.parametrize("block", [2048, 350], ids=["one block", "several blocks"])
 def test_the_kernel_distance_of_gaussians_agrees_with_closed_form(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "BLOCK", block)
     m, F, n, G = pair(1)
