@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := out/phantom-model
 
-.PHONY: help demo test test-all lint format bench phantom-model phantom-bank phantom-projection solver-table loop clean
+.PHONY: help demo test test-all lint format bench bench-utility phantom-model phantom-bank phantom-projection solver-table loop clean
 
 help:
 	@echo "make demo           builds specs/demo.yaml into out/demo and shows how to look at it"
 	@echo "make test           lint, types, import rules and the quick tests"
 	@echo "make test-all       the slow tests as well (kills, clusters, S3)"
 	@echo "make bench          speed and memory, printed"
+	@echo "make bench-utility  what synthetic tiles are worth for rare classes, and under each mechanism (hours)"
 	@echo "make loop           builds a set, fine-tunes the model on it, builds with the result, compares the two"
 	@echo "make phantom-model  trains the built-in model anew (about 2 hours of 2 cores) into $(MODEL)"
 
@@ -57,6 +58,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/neighbours.py
 	$(BIN)/python tests/benchmarks/planted_copies.py
+	$(BIN)/python tests/benchmarks/evaluation.py
+
+bench-utility: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/utility.py
 
 # The built-in model from nothing: tiles, encoder and autoencoder side by side, diffusion, export, figures. Resumes where it stopped.
 phantom-model: $(VENV)/.run

@@ -159,8 +159,10 @@ def _summed(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) ->
     order_a, order_b = np.argsort(of_a, kind="stable"), np.argsort(of_b, kind="stable")
     starts_a, starts_b = (np.flatnonzero(np.diff(each, prepend=-1)) for each in (of_a[order_a], of_b[order_b]))
     kernel = cubic_kernel(a[order_a].astype(np.float32), b[order_b].astype(np.float32))
-    rows = np.add.reduceat(kernel, starts_b, axis=1, dtype=np.float64)
-    return np.asarray(np.add.reduceat(rows, starts_a, axis=0))
+    rows = np.add.reduceat(
+        kernel, starts_b, axis=1
+    )  # in float32: a cell has few tiles, and a sum in float64 takes ten times as long
+    return np.asarray(np.add.reduceat(rows.astype(np.float64), starts_a, axis=0))
 
 
 def kernel_distance(

@@ -22,6 +22,7 @@ from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.products import fastest_product
 from synthfactory.run.spaces import Kept, digest_of
 
+MANIFOLD = 20_000  # tiles of each side for precision and recall, whose cost grows with the square; the rest of the figures take all
 LEAST = 10  # tiles of a class on each side for figures of fidelity
 Json = dict[str, Any]
 
@@ -104,6 +105,9 @@ def _manifold(side: Tiles, reference: Tiles, begin: Begin, name: str) -> Json:
     """
     if min(len(side), len(reference)) <= fidelity.NEAREST:
         return {"value": None, "why": f"more than {fidelity.NEAREST} tiles a side are needed", "n": len(side)}
+    if len(side) > MANIFOLD:
+        rows = same_mix([side, reference], most_each=MANIFOLD // len(np.unique(side.classes)))
+        side, reference = side.of(rows[0]), reference.of(rows[1])
     tick = begin(f"precision and recall, {name} tiles", len(side) * 2 + len(reference))
     found = manifolds(
         reference.embeddings, side.embeddings, search=partial(nearest, product=fastest_product()), tick=tick
