@@ -179,42 +179,50 @@ def rarest(trial: Trial, count: int = 3) -> tuple[int, ...]:
 
 
 class Scores:
-    """Figures of arms on one test, all with the same draws of its patients."""
+    """Figures of arms on one test, all with the same draws of its patients. P patients, C classes."""
 
     def __init__(self, trial: Trial, seed: int = 0) -> None:
         self._classes, self._names = trial.test.classes, trial.names
-        self._weights = patient_weights(trial.test.groups, np.random.default_rng(seed))
-        self._patients = [
-            len(np.unique(trial.test.groups[self._classes == number])) for number in range(len(trial.names))
-        ]
+        names, self._patient = np.unique(trial.test.groups, return_inverse=True)
+        self._shape = (len(names), len(trial.names))
+        self._tiles = self._by_patient(np.ones(len(self._classes)))
+        self._weights = patient_weights(np.arange(len(names)), np.random.default_rng(seed))
+        self._once = np.ones((1, len(names)))
 
-    def recalls(self, hits_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
-        """(B, C); nan where a draw has no tile of the class."""
-        columns = []
-        for number in range(len(self._names)):
-            mine = self._classes == number
-            total = weights_BN[:, mine].sum(axis=1)
-            columns.append((weights_BN[:, mine] @ hits_N[mine]) / np.where(total > 0, total, np.nan))
-        return np.stack(columns, axis=1)
+    def _by_patient(self, values_N: np.ndarray) -> np.ndarray:
+        """(P, C): sums over the tiles of a patient in a class. Draws of patients need no more, however many tiles there are."""
+        cell = self._patient * self._shape[1] + self._classes
+        return np.bincount(cell, values_N, minlength=self._shape[0] * self._shape[1]).reshape(self._shape)
+
+    def recalls(self, hits_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Weights (B, P) -> recall of each class (B, C); nan where a draw has no tile of the class."""
+        hits = self._by_patient(hits_N)
+
+        def of(weights: np.ndarray) -> np.ndarray:
+            total = weights @ self._tiles
+            return np.asarray((weights @ hits) / np.where(total > 0, total, np.nan))
+
+        return of
 
     def balanced(self, hits_N: np.ndarray, classes: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
-        """Weights (B, N) -> mean recall of these classes (B,)."""
-        chosen = [number for number in classes if (self._classes == number).any()]
-        return lambda weights: np.asarray(self.recalls(hits_N, weights)[:, chosen].mean(axis=1))
+        """Weights (B, P) -> mean recall of these classes (B,)."""
+        chosen = [number for number in classes if self._tiles[:, number].any()]
+        recalls = self.recalls(hits_N)
+        return lambda weights: np.asarray(recalls(weights)[:, chosen].mean(axis=1))
 
     def figure(self, statistic: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
         """{value, interval_95}."""
-        value = float(statistic(np.ones((1, len(self._classes))))[0])
-        return {"value": value, "interval_95": bootstrap(self._weights, statistic)}
+        return {"value": float(statistic(self._once)[0]), "interval_95": bootstrap(self._weights, statistic)}
 
     def of(self, outcome: Outcome, rare: Sequence[int]) -> dict[str, Any]:
         """Balanced accuracy over all classes and the rarest, recall of each class, calibration; means over the seeds."""
         hits = hits_of(outcome, self._classes)
-        recalls = self.recalls(hits, np.ones((1, len(hits))))[0]
-        low, high = np.nanquantile(self.recalls(hits, self._weights), [0.025, 0.975], axis=0)
+        recalls = self.recalls(hits)(self._once)[0]
+        low, high = np.nanquantile(self.recalls(hits)(self._weights), [0.025, 0.975], axis=0)
+        patients = (self._tiles > 0).sum(axis=0).tolist()
         every = range(len(self._names))
         by_seed = [
-            float(self.balanced(hit, every)(np.ones((1, len(hit))))[0])
+            float(self.balanced(hit, every)(self._once)[0])
             for hit in (outcome.probabilities.argmax(axis=2) == self._classes[None]).astype(float)
         ]
         return {
@@ -228,7 +236,7 @@ class Scores:
                     "why": f"{count} patients in the test; {LEAST_PATIENTS} are needed",
                     "patients": count,
                 }
-                for at, (name, count) in enumerate(zip(self._names, self._patients, strict=True))
+                for at, (name, count) in enumerate(zip(self._names, patients, strict=True))
             },
             "calibration_error": float(
                 np.mean([calibration_error(each, self._classes) for each in outcome.probabilities])
@@ -250,10 +258,9 @@ class Scores:
 
     def best_free(self, found: Mapping[str, Outcome], classes: Sequence[int]) -> str:
         """The free arm that is best on the test itself: where there is doubt, it favours what costs nothing."""
-        once = np.ones((1, len(self._classes)))
         return max(
             (name for name in FREE if name in found),
-            key=lambda name: float(self.balanced(hits_of(found[name], self._classes), classes)(once)[0]),
+            key=lambda name: float(self.balanced(hits_of(found[name], self._classes), classes)(self._once)[0]),
         )
 
 

@@ -167,7 +167,9 @@ def drawn_side(seen: Sequence[tuple[str, str]], lineage: str | None, site_of: Ma
         )
     groups = [max(behind[key], key=lambda part: part[1])[0] if behind[key] else f"\0{key}" for key in keys]
     sites = tuple(frozenset(site_of[name] for name, _ in behind[key] if name in site_of) for key in keys)
-    known = all(name in site_of for key in keys for name, _ in behind[key])
+    known = all(
+        behind[key] and all(name in site_of for name, _ in behind[key]) for key in keys
+    )  # a release rests on every site
     return DrawnSide(
         tuple(keys), np.array(labels, np.str_), np.array(groups, np.str_), "the patient that weighs most in its condition",
         sites if known else None,

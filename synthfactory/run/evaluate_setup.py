@@ -67,7 +67,9 @@ class Asked:
 def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     """The report, written to its place. InputError for what cannot be compared, before anything is embedded."""
     place = report_place(asked.report, asked.out)
-    public = None if asked.public is None else report_place(asked.public, asked.out)
+    public = (
+        None if asked.public is None else report_place(asked.public, asked.out, "--public", "what rests on real data")
+    )
     check_codecs(asked.codecs)
     standing = read_standing(asked.out)
     lock = standing.lock
