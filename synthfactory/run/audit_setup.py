@@ -88,7 +88,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "seed": SEED,
         **figures,
     }  # fmt: skip
-    found["not_measured"] = _not_measured(found, audit, folder)
+    found["not_measured"] = _not_measured(found, audit, lock)
     write_report(place, found)
     return found
 
@@ -198,18 +198,20 @@ def _independence(lock: Mapping[str, Any], folder: EncoderFolder) -> dict[str, A
     return {"id": folder.id, "sha256": folder.sha256, "independent": not same, "note": note}
 
 
-def _not_measured(found: Mapping[str, Any], audit: Audit, folder: EncoderFolder) -> list[str]:
+def _not_measured(found: Mapping[str, Any], audit: Audit, lock: Mapping[str, Any]) -> list[str]:
     """What a reader must not take for looked at."""
     lines = [f"class {label}: members or holdout have no tile of it" for label in audit.left_out]
     if not audit.pixels:
         sides = (("--members", audit.members), ("--holdout", audit.holdout))
         without = [f"{option} {source.place}" for option, source in sides if source.pixels is None]
         why = f"{' and '.join(without)}: embeddings alone"
-        if not has_patterns(folder.image_size_px):
-            why = f"tiles of {folder.image_size_px} px are too small for it"
+        if not has_patterns(audit.size_px):
+            why = f"tiles of {audit.size_px} px are too small for it"
         lines.append(f"pixel check of copies: {why}")
     if not found["encoder"]["independent"]:
         lines.append("an encoder of its own: with another one the same tiles may look otherwise")
+    if lock["recipe"].get("bags"):
+        lines.append("attacks that use which tiles share a bag")
     for name, control in found["controls"].items():
         if control["passed"] is None:
             lines.append(f"control '{name}': {control['why']}")
