@@ -52,16 +52,10 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     if lock is None:
         raise InputError(f"{asked.out}: holds no set (no {LOCK}); name the output.path of a build")
     mechanism = mechanism_of(lock, asked)
-    folder = encoder_for(lock, asked)
-    tile_px = int(lock["model"]["tile_size_px"])
-    if folder.image_size_px != tile_px:
-        raise InputError(
-            f"--encoder: {folder.id} takes {folder.image_size_px} px, but tiles of {asked.out} have {tile_px} px; no tile is resized, "
-            "so name an encoder of that size"
-        )
-    _check_whole(asked.out, standing)
+    folder = fitting_encoder(lock, asked.out, asked.encoder, asked.encoder_id, asked.model)
+    check_whole(asked.out, standing)
     embed = load_encoder(folder).embed
-    steps = _Steps(say)
+    steps = Steps(say)
     try:
         sources = [
             open_source(given, option, folder, embed, steps.begin)
@@ -93,7 +87,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-class _Steps:
+class Steps:
     """Progress of one step after the other."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -137,22 +131,38 @@ def mechanism_of(lock: Mapping[str, Any], asked: Asked) -> Mechanism:
     return Mechanism("dp", float(epsilon), float(delta))
 
 
-def encoder_for(lock: Mapping[str, Any], asked: Asked) -> EncoderFolder:
+def fitting_encoder(
+    lock: Mapping[str, Any], out: str, encoder: str | None, encoder_id: str | None, model_name: str | None
+) -> EncoderFolder:
+    """The encoder to look with, by the options of that name. InputError where it is of another size than the tiles of the set `out`."""
+    folder = encoder_for(lock, out, encoder, encoder_id, model_name)
+    tile_px = int(lock["model"]["tile_size_px"])
+    if folder.image_size_px != tile_px:
+        raise InputError(
+            f"--encoder: {folder.id} takes {folder.image_size_px} px, but tiles of {out} have {tile_px} px; no tile is resized, "
+            "so name an encoder of that size"
+        )
+    return folder
+
+
+def encoder_for(
+    lock: Mapping[str, Any], out: str, encoder: str | None, encoder_id: str | None, model_name: str | None
+) -> EncoderFolder:
     """The encoder to look with: the one named, else that of the set's own model."""
-    if asked.encoder is not None:
-        if asked.model is not None:
+    if encoder is not None:
+        if model_name is not None:
             raise InputError("--model: is for its encoder, and --encoder names one; leave one of them out")
-        return open_encoder(asked.encoder, asked.encoder_id)
+        return open_encoder(encoder, encoder_id)
     model, known = lock["model"], lock["encoder"]
-    if asked.model is not None or model["id"] in BUILT_IN:
-        name = asked.model or str(model["id"])
+    if model_name is not None or model["id"] in BUILT_IN:
+        name = model_name or str(model["id"])
         folder = open_model(name)
         if folder.sha256 != model["sha256"]:
             right = (
-                "name that folder" if asked.model else "name its folder with --model, or another encoder with --encoder"
+                "name that folder" if model_name else "name its folder with --model, or another encoder with --encoder"
             )
             raise InputError(
-                f"--model: {name} ({folder.sha256[:12]}) is not the model of {asked.out}, {model['id']} ({model['sha256'][:12]}); {right}"
+                f"--model: {name} ({folder.sha256[:12]}) is not the model of {out}, {model['id']} ({model['sha256'][:12]}); {right}"
             )
         if folder.has_encoder:
             return encoder_of(folder)
@@ -160,11 +170,12 @@ def encoder_for(lock: Mapping[str, Any], asked: Asked) -> EncoderFolder:
     if known.get("source"):
         return open_encoder(f"{str(known['source']).partition('@')[0]}@{known['revision']}")
     raise InputError(
-        f"{asked.out}: its lock names model {model['id']} but no place; give its folder with --model, or another encoder with --encoder"
+        f"{out}: its lock names model {model['id']} but no place; give its folder with --model, or another encoder with --encoder"
     )
 
 
-def _check_whole(out: str, standing: Standing) -> None:
+def check_whole(out: str, standing: Standing) -> None:
+    """InputError where the set has no tile, or a fault that `verify` would name. Reads all of it."""
     if not standing.commits:
         raise InputError(f"{out}: holds no tile yet; build it first")
     faults = check_output(standing, quick=False).findings
