@@ -17,6 +17,7 @@ import click
 from synthfactory.commands import build as making
 from synthfactory.commands import sets
 from synthfactory.commands.audit import audit
+from synthfactory.commands.bags import bags
 from synthfactory.commands.calibrate import calibrate
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, say
 from synthfactory.commands.doctor import doctor
@@ -70,6 +71,7 @@ for command in (
     audit,
     evaluate,
     reader_study,
+    bags,
     embed,
     phantom,
     model,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from synthfactory.plan.keyed import entry
+from synthfactory.plan.keyed import entry, position_of
 
 
 @dataclass(frozen=True)
@@ -33,3 +33,14 @@ def choose(index: ClassIndex, slot_index: int, key: bytes, class_name: str) -> i
     start, end = int(index.starts[patient]), int(index.starts[patient + 1])
     cycle, turn = divmod(block, end - start)
     return start + entry(key, f"tiles:{cycle}:{index.patients[patient]}:{class_name}", end - start, turn)
+
+
+def patient_at(index: ClassIndex, block: int, place: int, key: bytes, class_name: str) -> int:
+    """The patient (a number) at a place, 0 to P - 1, of a block's order: that of `choose`."""
+    return entry(key, f"patients:{block}:{class_name}", len(index.patients), place)
+
+
+def slot_of(index: ClassIndex, patient: int, turn: int, key: bytes, class_name: str) -> int:
+    """The slot to which `choose` gives this patient's tile of this turn, 0 and up (block b holds everybody's turn b)."""
+    count = len(index.patients)
+    return turn * count + position_of(key, f"patients:{turn}:{class_name}", count, patient)

@@ -56,19 +56,40 @@ def entry(key: bytes, name: str, count: int, position: int) -> int:
         return int(_orders.get(key, name, count)[position])
     # A Feistel network permutes [0, 4^half); walking its cycle until the value is below `count` permutes range(count). Listing
     # 100 million entries instead would take gigabytes. (Black and Rogaway, Ciphers with arbitrary finite domains, 2002.)
-    half = ((count - 1).bit_length() + 1) // 2
-    mask, own = (1 << half) - 1, _digest(key, name)
-    value = position
+    half, own = _half(count), _digest(key, name)
+    mask, value = (1 << half) - 1, position
     while True:
         left, right = value >> half, value & mask
         for number in range(ROUNDS):
-            word = hashlib.blake2b(
-                right.to_bytes(8, "big"), digest_size=8, key=own, person=b"sf-walk%d" % number
-            ).digest()
-            left, right = right, left ^ (int.from_bytes(word, "big") & mask)
+            left, right = right, left ^ (_word(own, number, right) & mask)
         value = left << half | right
         if value < count:
             return value
+
+
+def position_of(key: bytes, name: str, count: int, value: int) -> int:
+    """Where `value` stands in the permutation of `entry`: position_of(..., entry(..., p)) = p."""
+    if count <= LISTED:
+        return int(np.flatnonzero(_orders.get(key, name, count) == value)[0])
+    half, own = _half(count), _digest(key, name)
+    mask = (1 << half) - 1
+    while True:  # the same walk, backwards
+        left, right = value >> half, value & mask
+        for number in reversed(range(ROUNDS)):
+            left, right = right ^ (_word(own, number, left) & mask), left
+        value = left << half | right
+        if value < count:
+            return value
+
+
+def _half(count: int) -> int:
+    return ((count - 1).bit_length() + 1) // 2
+
+
+def _word(own: bytes, number: int, right: int) -> int:
+    """The round function of the Feistel network."""
+    word = hashlib.blake2b(right.to_bytes(8, "big"), digest_size=8, key=own, person=b"sf-walk%d" % number).digest()
+    return int.from_bytes(word, "big")
 
 
 def uniforms(key: bytes, name: str, count: int) -> np.ndarray:

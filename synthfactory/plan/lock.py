@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from synthfactory.plan.bags import bag_id
 from synthfactory.plan.lock_form import Lock
 from synthfactory.plan.recipe import PER_CLASS, ModelFacts, recipe_difference, recipe_hash
 from synthfactory.shards.seal import sealed, unsealed
+from synthfactory.spec.bags import Bags
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 from synthfactory.spec.text import shown
@@ -93,12 +95,22 @@ def tile_terms(lock: Mapping[str, Any]) -> dict[str, Any]:
     return {**stated, "encoder": encoder} if encoder else stated
 
 
-def stated(lock: Mapping[str, Any], class_name: str) -> dict[str, Any]:
-    """What KEY.json of a class's tiles must say, as it comes back from JSON; `label_level` is a list of those allowed."""
-    (index,) = (entry["class_index"] for entry in lock["classes"] if entry["name"] == class_name)
-    model, recipe = lock["model"], lock["recipe"]
+def bags_of(lock: Mapping[str, Any]) -> Bags | None:
+    """The set's bags; None where it has none."""
+    says = lock["recipe"].get("bags")
+    return None if says is None else Bags(**says)
+
+
+def stated(lock: Mapping[str, Any], class_name: str, index: int) -> dict[str, Any]:
+    """What KEY.json of a tile must say, as it comes back from JSON; `label_level` is a list of those allowed.
+
+    `bag_id` is None where the set has no bags: then no tile may state one.
+    """
+    (class_index,) = (entry["class_index"] for entry in lock["classes"] if entry["name"] == class_name)
+    model, recipe, bags = lock["model"], lock["recipe"], bags_of(lock)
     says = {
-        "class_index": index,
+        "class_index": class_index,
+        "bag_id": None if bags is None else bag_id(lock["name"], bags, class_name, index),
         "label_level": lock["label_levels"],
         "width_px": model["tile_size_px"],
         "height_px": model["tile_size_px"],

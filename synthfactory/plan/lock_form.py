@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from synthfactory.spec.bags import Bags
 from synthfactory.spec.names import class_name_problem
 from synthfactory.spec.sampler import FrozenModel, Sampler
 from synthfactory.spec.sections import Screen
@@ -94,6 +95,14 @@ class _Recipe(FrozenModel):
     class_banks: dict[ClassName, Text]
     screen: Screen
     format: Literal["png", "webp", "jpeg"]
+    bags: Bags | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_bags(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        if self.bags is None:  # sets without bags say nothing of them, as before there were any
+            del found["bags"]
+        return found
 
 
 class _Class(FrozenModel):

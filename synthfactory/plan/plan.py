@@ -13,6 +13,7 @@ from synthfactory.plan.rounds import Round, next_round, num_shards, totals
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 from synthfactory.spec.sections import Screen
+from synthfactory.spec.text import counted
 
 FEW_PATIENTS = 5
 BYTES_PER_TILE = {"png": 100_000, "webp": 85_000, "jpeg": 45_000}  # 224 px of H&E; measured on phantom and real tiles
@@ -180,8 +181,14 @@ def render(plan: Plan, width: int = 80) -> str:
         f"shards         {shards:,} ({state}), {spec.output.format}, about {size} in all",
         f"network calls  {plan.cost.network_calls:,} without rejects, at most {plan.cost.worst_network_calls:,}",
     ]
+    if spec.bags is not None:
+        each = (
+            f", of {counted(spec.bags.group, 'patient')}" if spec.bags_follow_patients else ", which share only a class"
+        )
+        bags = sum(-(-count // spec.bags.size) for count in plan.counts.values())
+        entries.insert(1, f"bags           {bags:,} of {spec.bags.size:,} tiles each{each}")
     if plan.cost.network_calls == 0:
-        entries[1:] = ["network calls  none: nothing is left to draw"]
+        entries[-1:] = ["network calls  none: nothing is left to draw"]
     elif plan.cost.seconds is None:
         entries.append("time           unknown: no speed is stated; `synthfactory pilot` measures it")
     else:

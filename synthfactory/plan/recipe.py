@@ -11,6 +11,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from synthfactory.spec.bags import Bags
 from synthfactory.spec.schema import Spec
 
 PER_CLASS = ("class_samplers", "class_banks")
@@ -69,7 +70,13 @@ def recipe(
         "class_banks": dict(sorted(bank_macs.items())),
         "screen": screen,
         "format": spec.output.format,
+        **({} if spec.bags is None else {"bags": _bags(spec, spec.bags)}),
     }
+
+
+def _bags(spec: Spec, bags: Bags) -> dict[str, int | None]:
+    """`patients` is None where a bag's tiles share nothing but their class."""
+    return {"size": bags.size, "patients": bags.group if spec.bags_follow_patients else None}
 
 
 def recipe_hash(values: Mapping[str, Any]) -> str:

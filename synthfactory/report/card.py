@@ -17,6 +17,7 @@ import jinja2
 from synthfactory.report.croissant import croissant_json
 from synthfactory.report.facts import (
     Execution,
+    bags,
     cohort,
     gather,
     image_format,
@@ -67,6 +68,7 @@ def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], c
         sharing=sharing,
         sharing_words=SHARING[lock["terms"]["sharing"]],
         privacy=privacy(lock, cell),
+        bags=bags(lock),
         label_meaning=label_meaning(lock, cell),
         condition=CONDITIONS[lock["recipe"]["privacy"]["mechanism"]],
         unconditional=is_unconditional(lock),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthfactory.report.facts import MIME, Facts, cohort, gather, image_format, label_meaning, privacy, terms
+from synthfactory.report.facts import MIME, Facts, bags, cohort, gather, image_format, label_meaning, privacy, terms
 from synthfactory.shards.commit import Commit
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.0"
@@ -86,7 +86,7 @@ def croissant_json(
         "rai:personalSensitiveInformation": f"Privacy mechanism: {lock['recipe']['privacy']['mechanism']}: {privacy(lock)}.",
         "rai:dataLimitations": f"Never for diagnosis. {label_meaning(lock)}. Training set: {cohort(lock)}.",
         "distribution": _distribution(lock, commits),
-        "recordSet": [*_tiles(extension, has_files=bool(commits)), _classes(facts)],
+        "recordSet": [*_tiles(extension, bags(lock), has_files=bool(commits)), _classes(facts)],
     }
     return json.dumps(values, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -147,7 +147,7 @@ def _distribution(lock: Mapping[str, Any], commits: Mapping[int, Commit]) -> lis
     return [*tars, *parquets, images, tables]
 
 
-def _tiles(extension: str, *, has_files: bool) -> list[dict[str, Any]]:
+def _tiles(extension: str, grouping: str | None, *, has_files: bool) -> list[dict[str, Any]]:
     if not has_files:
         return []
     stem = f"^(?:.*/)?([^/.]+)(?:\\.{re.escape(extension)})?$"  # readers may apply it twice: keys hold no dot
@@ -159,6 +159,7 @@ def _tiles(extension: str, *, has_files: bool) -> list[dict[str, Any]]:
             "What that label was given to: slide, region or tile; unconditional where there was no condition.",
         ),
         ("class_index", "sc:Integer", "Number of the class, from 0."),
+        *((("bag_id", "sc:Text", f"Bag of the tile: {grouping}."),) if grouping else ()),
     )
     key = {
         **_field("key", "sc:Text", "Name of the tile, unique in the set."),

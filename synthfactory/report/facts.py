@@ -12,6 +12,7 @@ from typing import Any
 
 from synthfactory.shards.commit import Commit
 from synthfactory.shards.record import EXTENSIONS
+from synthfactory.spec.bags import ONE_PATIENT
 
 PRIVACY = (
     "each tile was conditioned on one real tile's embedding; no privacy guarantee is given; "
@@ -43,6 +44,11 @@ LABELS = {
     "none": "label of the conditioning tile",
     "mix": "label of the tiles that were blended into the condition",
     "dp": "class of the release that the condition was drawn from",
+}
+BAGS = {  # mechanism -> what a bag's tiles share; `none`: by what the lock says of patients
+    "mix": "they share nothing but their class: every condition blends patients of its own",
+    "dp": "they share nothing but their class: every condition is a draw of its own from what was released",
+    "unconditional": "they share nothing but their class: they were drawn without conditions",
 }
 MIME = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # from 10^3 in steps of ten
@@ -174,6 +180,20 @@ def privacy(lock: Mapping[str, Any], inert: Callable[[str], str] = str) -> str:
     return {"none": PRIVACY, "mix": PRIVACY_MIX, "dp": PRIVACY_DP}[says["mechanism"]].format_map(
         {name: inert(value) if isinstance(value, str) else value for name, value in says.items()}
     )
+
+
+def bags(lock: Mapping[str, Any]) -> str | None:
+    """What the tiles of a bag share, and what that means for privacy; None where the set has no bags."""
+    says = lock["recipe"].get("bags")
+    if says is None:
+        return None
+    if says["patients"] is None:
+        shared = BAGS["unconditional" if is_unconditional(lock) else lock["recipe"]["privacy"]["mechanism"]]
+    elif says["patients"] == 1:
+        shared = ONE_PATIENT
+    else:
+        shared = f"they follow tiles of {says['patients']:,} patients, who are in the bag alike, and the grouping itself is published"
+    return f"tiles are grouped in bags of {says['size']:,} tiles of one class (bag_id; the last bag of a class may hold fewer); {shared}"
 
 
 def cohort(lock: Mapping[str, Any]) -> str:

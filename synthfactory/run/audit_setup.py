@@ -52,13 +52,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     if lock is None:
         raise InputError(f"{asked.out}: holds no set (no {LOCK}); name the output.path of a build")
     mechanism = mechanism_of(lock, asked)
-    folder = encoder_for(lock, asked)
-    tile_px = int(lock["model"]["tile_size_px"])
-    if folder.image_size_px != tile_px:
-        raise InputError(
-            f"--encoder: {folder.id} takes {folder.image_size_px} px, but tiles of {asked.out} have {tile_px} px; no tile is resized, "
-            "so name an encoder of that size"
-        )
+    folder = fitting_encoder(lock, asked.out, asked.encoder, asked.encoder_id, asked.model)
     check_whole(asked.out, standing)
     embed = load_encoder(folder).embed
     steps = Steps(say)
@@ -88,7 +82,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "seed": SEED,
         **figures,
     }  # fmt: skip
-    found["not_measured"] = _not_measured(found, audit, folder)
+    found["not_measured"] = _not_measured(found, audit, lock)
     write_report(place, found)
     return found
 
@@ -137,22 +131,38 @@ def mechanism_of(lock: Mapping[str, Any], asked: Asked) -> Mechanism:
     return Mechanism("dp", float(epsilon), float(delta))
 
 
-def encoder_for(lock: Mapping[str, Any], asked: Asked) -> EncoderFolder:
+def fitting_encoder(
+    lock: Mapping[str, Any], out: str, encoder: str | None, encoder_id: str | None, model_name: str | None
+) -> EncoderFolder:
+    """The encoder to look with, by the options of that name. InputError where it is of another size than the tiles of the set `out`."""
+    folder = encoder_for(lock, out, encoder, encoder_id, model_name)
+    tile_px = int(lock["model"]["tile_size_px"])
+    if folder.image_size_px != tile_px:
+        raise InputError(
+            f"--encoder: {folder.id} takes {folder.image_size_px} px, but tiles of {out} have {tile_px} px; no tile is resized, "
+            "so name an encoder of that size"
+        )
+    return folder
+
+
+def encoder_for(
+    lock: Mapping[str, Any], out: str, encoder: str | None, encoder_id: str | None, model_name: str | None
+) -> EncoderFolder:
     """The encoder to look with: the one named, else that of the set's own model."""
-    if asked.encoder is not None:
-        if asked.model is not None:
+    if encoder is not None:
+        if model_name is not None:
             raise InputError("--model: is for its encoder, and --encoder names one; leave one of them out")
-        return open_encoder(asked.encoder, asked.encoder_id)
+        return open_encoder(encoder, encoder_id)
     model, known = lock["model"], lock["encoder"]
-    if asked.model is not None or model["id"] in BUILT_IN:
-        name = asked.model or str(model["id"])
+    if model_name is not None or model["id"] in BUILT_IN:
+        name = model_name or str(model["id"])
         folder = open_model(name)
         if folder.sha256 != model["sha256"]:
             right = (
-                "name that folder" if asked.model else "name its folder with --model, or another encoder with --encoder"
+                "name that folder" if model_name else "name its folder with --model, or another encoder with --encoder"
             )
             raise InputError(
-                f"--model: {name} ({folder.sha256[:12]}) is not the model of {asked.out}, {model['id']} ({model['sha256'][:12]}); {right}"
+                f"--model: {name} ({folder.sha256[:12]}) is not the model of {out}, {model['id']} ({model['sha256'][:12]}); {right}"
             )
         if folder.has_encoder:
             return encoder_of(folder)
@@ -160,7 +170,7 @@ def encoder_for(lock: Mapping[str, Any], asked: Asked) -> EncoderFolder:
     if known.get("source"):
         return open_encoder(f"{str(known['source']).partition('@')[0]}@{known['revision']}")
     raise InputError(
-        f"{asked.out}: its lock names model {model['id']} but no place; give its folder with --model, or another encoder with --encoder"
+        f"{out}: its lock names model {model['id']} but no place; give its folder with --model, or another encoder with --encoder"
     )
 
 
@@ -199,18 +209,20 @@ def _independence(lock: Mapping[str, Any], folder: EncoderFolder) -> dict[str, A
     return {"id": folder.id, "sha256": folder.sha256, "independent": not same, "note": note}
 
 
-def _not_measured(found: Mapping[str, Any], audit: Audit, folder: EncoderFolder) -> list[str]:
+def _not_measured(found: Mapping[str, Any], audit: Audit, lock: Mapping[str, Any]) -> list[str]:
     """What a reader must not take for looked at."""
     lines = [f"class {label}: members or holdout have no tile of it" for label in audit.left_out]
     if not audit.pixels:
         sides = (("--members", audit.members), ("--holdout", audit.holdout))
         without = [f"{option} {source.place}" for option, source in sides if source.pixels is None]
         why = f"{' and '.join(without)}: embeddings alone"
-        if not has_patterns(folder.image_size_px):
-            why = f"tiles of {folder.image_size_px} px are too small for it"
+        if not has_patterns(audit.size_px):
+            why = f"tiles of {audit.size_px} px are too small for it"
         lines.append(f"pixel check of copies: {why}")
     if not found["encoder"]["independent"]:
         lines.append("an encoder of its own: with another one the same tiles may look otherwise")
+    if lock["recipe"].get("bags"):
+        lines.append("attacks that use which tiles share a bag")
     for name, control in found["controls"].items():
         if control["passed"] is None:
             lines.append(f"control '{name}': {control['why']}")

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -158,23 +159,24 @@ def _through(
     images: Iterator[np.ndarray], embed: Embed, size_px: int, tick: Tick
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """(embeddings, fingerprints or None where tiles are too small) of images, a batch at a time."""
-    vectors, prints, batch = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    prints = list[np.ndarray]()
 
-    def flush() -> None:
-        padded = batch + batch[-1:] * (BATCH - len(batch))  # kernels round by batch
-        vectors.append(np.asarray(embed(np.stack(padded)), np.float32)[: len(batch)])
-        tick(len(batch))
-        batch.clear()
+    def seen() -> Iterator[np.ndarray]:
+        for image in images:
+            if has_patterns(size_px):
+                prints.append(fingerprint(pattern(image)))
+            yield image
 
-    for image in images:
-        batch.append(image)
-        if has_patterns(size_px):
-            prints.append(fingerprint(pattern(image)))
-        if len(batch) == BATCH:
-            flush()
-    if batch:
-        flush()
+    vectors = list(in_batches(seen(), embed, tick))
     return np.concatenate(vectors), np.stack(prints) if prints else None
+
+
+def in_batches(images: Iterator[np.ndarray], embed: Embed, tick: Tick) -> Iterator[np.ndarray]:
+    """Embeddings float32 (n, E) of up to 32 images at a time, in order."""
+    while batch := list(islice(images, BATCH)):
+        padded = batch + batch[-1:] * (BATCH - len(batch))  # kernels round by batch
+        yield np.asarray(embed(np.stack(padded)), np.float32)[: len(batch)]
+        tick(len(batch))
 
 
 def embedded(images: Iterator[np.ndarray], embed: Embed, size_px: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from synthfactory.embeddings.bank import Bank
+from synthfactory.plan.bags import choose_in_bag
 from synthfactory.plan.conditions import ClassIndex, choose
 from synthfactory.plan.units import Slot
 from synthfactory.privacy.mix import Mixer, assigned, blended, clusters_of
@@ -19,6 +20,7 @@ from synthfactory.run.protecting import CLUSTER_KEY
 from synthfactory.run.task import Source
 from synthfactory.shards.record import Part
 from synthfactory.shards.store import Store
+from synthfactory.spec.bags import Bags
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
@@ -33,20 +35,26 @@ class Conditioning(Protocol):
 
 
 class Single:
-    """Mechanism none: one real tile's embedding each."""
+    """Mechanism none: one real tile's embedding each; tiles of a bag follow the same patients."""
 
-    def __init__(self, bank: Bank, indices: dict[str, ClassIndex], key: bytes) -> None:
-        self._bank, self._indices, self._key = bank, indices, key
+    def __init__(self, bank: Bank, indices: dict[str, ClassIndex], key: bytes, bags: Bags | None = None) -> None:
+        self._bank, self._indices, self._key, self._bags = bank, indices, key, bags
         self._first_row = {name: bank.span(name)[0] for name in indices}
 
     def of(self, slots: Sequence[Slot]) -> tuple[np.ndarray, tuple[Source, ...]]:
         """See Conditioning."""
-        picked = [choose(self._indices[slot.class_name], slot.index, self._key, slot.class_name) for slot in slots]
+        picked = [self._choose(slot) for slot in slots]
         rows = np.array([self._first_row[slot.class_name] + row for slot, row in zip(slots, picked, strict=True)])
         facts = zip(picked, self._bank.facts(rows), strict=True)
         return self._bank.take(rows), tuple(
             Source(level, (Part(row, patient, slide),)) for row, (level, patient, slide) in facts
         )
+
+    def _choose(self, slot: Slot) -> int:
+        index, name = self._indices[slot.class_name], slot.class_name
+        if self._bags is None:
+            return choose(index, slot.index, self._key, name)
+        return choose_in_bag(index, self._bags, slot.index, self._key, name)
 
 
 class Blends:
@@ -131,4 +139,6 @@ def conditioning(
     if bank is None:
         return None
     indices = prepared.class_indices()
-    return Blends(bank, indices, key, spec, lineage) if spec.privacy.mechanism == "mix" else Single(bank, indices, key)
+    if spec.privacy.mechanism == "mix":
+        return Blends(bank, indices, key, spec, lineage)
+    return Single(bank, indices, key, spec.bags)

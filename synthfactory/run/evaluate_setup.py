@@ -14,8 +14,7 @@ from synthfactory.evaluate.utility import Augmented
 from synthfactory.model.encoder import open_encoder
 from synthfactory.model.folder import BUILT_IN
 from synthfactory.plan.lock import LOCK
-from synthfactory.run.audit_setup import Asked as Looked
-from synthfactory.run.audit_setup import Steps, check_whole, encoder_for
+from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import report_place, write_report
 from synthfactory.run.auditing import lock_sha256
 from synthfactory.run.codecs import check_codecs, codec_study
@@ -75,12 +74,8 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     lock = standing.lock
     if lock is None:
         raise InputError(f"{asked.out}: holds no set (no {LOCK}); name the output.path of a build")
-    own = encoder_for(lock, Looked(asked.out, "", "", model=asked.model))
-    size_px = int(lock["model"]["tile_size_px"])
-    if own.image_size_px != size_px:
-        raise InputError(
-            f"{own.id}: takes {own.image_size_px} px, but tiles of {asked.out} have {size_px} px; no tile is resized"
-        )
+    own = fitting_encoder(lock, asked.out, None, None, asked.model)
+    size_px = own.image_size_px
     check_whole(asked.out, standing)
     real = open_real(asked.real, "--real", own)
     unseen = None if asked.unseen is None else open_real(asked.unseen, "--unseen", own)

@@ -74,6 +74,7 @@ def pilot(prepared: Prepared, *, per_class: int, workers: int, say: Callable[[st
                 "output": output,
                 "lineage": f"{scratch}/lineage",
                 "budget": budget,
+                "bags": None,  # else the few tiles of a class would be of one bag, and the figures of its patients
             }
         )
         result = build(replace(prepared, spec=small), LocalPool, say=say, use_lease=False)

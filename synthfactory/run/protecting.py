@@ -13,6 +13,7 @@ from synthfactory.embeddings.bank import Bank
 from synthfactory.model.find import Opened
 from synthfactory.model.folder import ModelFolder
 from synthfactory.plan.allocate import class_counts
+from synthfactory.plan.bags import most_of_patient
 from synthfactory.plan.conditions import ClassIndex
 from synthfactory.plan.lock import LOCK, read_lock
 from synthfactory.plan.plan import ClassSummary
@@ -83,7 +84,7 @@ def protection(
     counts = class_counts(spec)
     if spec.privacy.mechanism == "none":
         for name, count in counts.items():
-            _check_most(spec, name, count, math.ceil(count / max(summaries[name].patients, 1)))
+            _check_most(spec, name, count, _most(spec, max(summaries[name].patients, 1), name, count))
         return (NONE,)
     for name in counts:
         if summaries[name].unknown_rows:
@@ -96,6 +97,19 @@ def protection(
     if spec.privacy.mechanism == "mix":
         return _mix(spec, counts, summaries, bank)
     return _dp(spec, model, facts, summaries, bank)
+
+
+def _most(spec: Spec, patients: int, name: str, count: int) -> int:
+    """Most tiles of one patient. InputError where a bag is to rest on more patients than the class has."""
+    if spec.bags is None:
+        return math.ceil(count / patients)
+    if spec.bags.group > patients:
+        raise spec.error(
+            "bags.patients",
+            f"{name} has tiles of {patients} patient{'s' * (patients != 1)}, and a bag rests on {spec.bags.group}; lower patients, or "
+            "leave the class out",
+        )
+    return most_of_patient(patients, spec.bags, count)
 
 
 def _check_spelling(spec: Spec, patients: Iterable[str | None]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from synthfactory.plan.bags import bag_id
 from synthfactory.plan.lock import tile_terms
 from synthfactory.run.budget import BudgetSpentError
 from synthfactory.run.drawing import Drawing, Unit
@@ -104,8 +105,9 @@ class Worker:
             self._check_fingerprint()
 
     def _record(self, unit: Unit, position: int) -> TileRecord:
-        task, lock = unit.task, self.setup.lock
-        class_name = task.slots[position].class_name
+        task, lock, spec = unit.task, self.setup.lock, self.setup.spec
+        slot = task.slots[position]
+        class_name = slot.class_name
         width, height = unit.sizes[position]
         return TileRecord(
             key=task.keys[position],
@@ -115,10 +117,11 @@ class Worker:
             width_px=width,
             height_px=height,
             mpp=self._folder.resolution_mpp,
-            format=self.setup.spec.output.format,
+            format=spec.output.format,
             model={key: lock["model"][key] for key in ("id", "revision", "sha256")},
-            sampler=self.setup.spec.sampler_for(class_name).model_dump(),
+            sampler=spec.sampler_for(class_name).model_dump(),
             licence=tile_terms(lock),
+            bag_id=None if spec.bags is None else bag_id(spec.name, spec.bags, class_name, slot.index),
         )
 
     def _commit(self, unit: Unit, scratch: Path) -> str:
@@ -134,7 +137,7 @@ class Worker:
                     yield self._record(unit, position), spool.read(length)
 
             shard = write_shard(scratch / "shard.tar", items())
-        public = public_parquet(shard.rows, task.shard)
+        public = public_parquet(shard.rows, task.shard, bags=self.setup.spec.bags is not None)
         counts = Counter(task.slots[position].class_name for position in filled)
         missing: dict[str, list[int]] = {}
         for position, slot in enumerate(task.slots):

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 
 from synthfactory.shards.base import Store
 from synthfactory.shards.commit import Commit
-from synthfactory.shards.record import PUBLIC_SCHEMA, parse_record, sha256_hex
+from synthfactory.shards.record import BAG_SCHEMA, PUBLIC_SCHEMA, parse_record, sha256_hex
 from synthfactory.shards.tarfmt import MAX_NAME, DamagedShardError, HashingReader, decode_image, samples
 from synthfactory.spec.text import shown
 
-Stated = Callable[[str], Mapping[str, Any]]  # class -> what the lock says of its tiles' records
+Stated = Callable[[str, int], Mapping[str, Any]]  # (class, index) -> what the lock says of that tile's record
+Filled = Sequence[tuple[str, str, int]]  # (key, class, index) of a shard's tiles in order
 MAX_TABLE_BYTES_PER_TILE = 16 << 10  # unpacked; a row has some 300
 
 
@@ -24,10 +25,8 @@ class ContradictionError(ValueError):
     """A whole shard whose tiles say otherwise than the lock; the message says what. Either may be at fault, so neither is mended."""
 
 
-def content_problem(
-    store: Store, commit: Commit, filled: Sequence[tuple[str, str]], stated: Stated | None
-) -> tuple[str, str] | None:
-    """(path, what is wrong) of a committed shard whose objects are there, or None; `filled` are its tiles' (key, class) in order.
+def content_problem(store: Store, commit: Commit, filled: Filled, stated: Stated | None) -> tuple[str, str] | None:
+    """(path, what is wrong) of a committed shard whose objects are there, or None; `filled` are its tiles.
 
     FileNotFoundError where an object goes away meanwhile; ContradictionError where all is whole, but not what `stated` says.
     """
@@ -56,7 +55,7 @@ def _rows(table_bytes: bytes, shard: int, tiles: int) -> tuple[list[dict[str, An
     """The public table's rows, or what is wrong with it; its claims are checked before it is unpacked."""
     try:
         table = pq.ParquetFile(io.BytesIO(table_bytes), pre_buffer=False)
-        if not table.schema_arrow.equals(PUBLIC_SCHEMA):
+        if not any(map(table.schema_arrow.equals, (PUBLIC_SCHEMA, BAG_SCHEMA))):
             return [], "has other columns than the schema"
         if table.metadata.num_rows != tiles:
             return [], "has other rows than the tar has tiles"
@@ -71,7 +70,7 @@ def _rows(table_bytes: bytes, shard: int, tiles: int) -> tuple[list[dict[str, An
 
 
 def _check_tiles(
-    reader: HashingReader, filled: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]], stated: Stated | None
+    reader: HashingReader, filled: Filled, rows: Sequence[Mapping[str, Any]], stated: Stated | None
 ) -> str | None:
     """DamagedShardError where the tar does not hold exactly the tiles it should, in order, as the table describes them.
 
@@ -84,7 +83,7 @@ def _check_tiles(
         if rows:  # else the table is at fault, and named
             values, problem = _tile_problem(key, filled[found][1], image, record, rows[found])
             if stated and not problem and contradiction is None:
-                contradiction = _contradiction(key, values, stated(filled[found][1]))
+                contradiction = _contradiction(key, values, stated(*filled[found][1:]))
             if problem:
                 raise DamagedShardError(f"{shown(key, MAX_NAME)}: {problem}")
         found += 1
@@ -93,14 +92,14 @@ def _check_tiles(
     return contradiction
 
 
-def _wanted(filled: Sequence[tuple[str, str]], position: int) -> str:
+def _wanted(filled: Filled, position: int) -> str:
     return f"'{filled[position][0]}'" if position < len(filled) else "no more tiles"
 
 
 def _contradiction(key: str, values: Mapping[str, Any], stated: Mapping[str, Any]) -> str | None:
-    """`label_level` may be one of several; all else must be equal."""
+    """`label_level` may be one of several; all else must be equal, and absent where the lock says null."""
     for name, wanted in stated.items():
-        found = values[name]
+        found = values.get(name)
         if found not in wanted if name == "label_level" else found != wanted:
             return f"{shown(key, MAX_NAME)} has {name} {shown(json.dumps(found))}, the lock says {shown(json.dumps(wanted))}"
     return None
@@ -115,6 +114,8 @@ def _tile_problem(
     if values["label"] != class_name:
         return values, f"its record says '{shown(values['label'])}'; its round has '{shown(class_name)}'"
     differing = sorted(name for name, value in row.items() if name in values and values[name] != value)
+    if values.get("bag_id") != row.get("bag_id"):  # a column that only one of them has
+        differing = sorted({*differing, "bag_id"})
     if differing:
         return values, f"its record and the parquet differ in {', '.join(differing)}"
     if row["image_sha256"] != sha256_hex(image):

@@ -32,6 +32,7 @@ PUBLIC_SCHEMA = pa.schema(
         ("shard", pa.int64()),
     ]
 )
+BAG_SCHEMA = PUBLIC_SCHEMA.append(pa.field("bag_id", pa.string()))  # of sets with bags
 
 PART = pa.struct(
     [("bank_row", pa.int64()), ("patient_id", pa.string()), ("slide_id", pa.string()), ("weight", pa.float64())]
@@ -66,15 +67,18 @@ class TileRecord:
     model: Mapping[str, str]
     sampler: Mapping[str, Any]
     licence: Mapping[str, Any]
+    bag_id: str | None = None  # of sets with bags; nowhere in others
 
     def to_json(self) -> bytes:
         """KEY.json: sorted keys, compact, ASCII."""
         values = {"synthetic": True, **asdict(self)}
+        if self.bag_id is None:
+            del values["bag_id"]
         return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
     def row(self, image_sha256: str) -> dict[str, Any]:
         """The public parquet's columns, but for the shard's number."""
-        return _row(self, image_sha256)
+        return {**_row(self, image_sha256), **({} if self.bag_id is None else {"bag_id": self.bag_id})}
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,9 @@ def parse_record(data: bytes, key: str) -> tuple[dict[str, Any], str | None]:
         value = values.get(name)
         if isinstance(value, bool) or not isinstance(value, (float, int) if kind is float else kind):
             return {}, f"'{name}' is missing or no {kind.__name__}"
-    extra = values.keys() - _KINDS.keys() - {"synthetic"}
+    if not isinstance(values.get("bag_id", ""), str):
+        return {}, "'bag_id' is no str"
+    extra = values.keys() - _KINDS.keys() - {"synthetic", "bag_id"}
     if extra:
         return {}, f"holds unknown fields {', '.join(shown(name) for name in sorted(extra)[:MAX_FIELDS])}"
     if values["key"] != key:
@@ -161,9 +167,10 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def public_parquet(rows: Sequence[Mapping[str, Any]], shard: int) -> bytes:
-    """The public parquet of a shard; equal rows give equal bytes."""
-    return _parquet(pa.Table.from_pylist([{**row, "shard": shard} for row in rows], schema=PUBLIC_SCHEMA))
+def public_parquet(rows: Sequence[Mapping[str, Any]], shard: int, *, bags: bool = False) -> bytes:
+    """The public parquet of a shard; equal rows give equal bytes. `bags`: with the column bag_id."""
+    schema = BAG_SCHEMA if bags else PUBLIC_SCHEMA
+    return _parquet(pa.Table.from_pylist([{**row, "shard": shard} for row in rows], schema=schema))
 
 
 def lineage_parquet(rows: Iterable[LineageRow]) -> bytes:

@@ -120,7 +120,7 @@ def verify(
     """Checks every object of OUT. `full` reads and decodes everything; otherwise sizes and references only.
 
     `derived` are the derived files' contents as they should be; None skips that check (a build in progress). `stated` is what
-    the lock says of a class's tiles; None skips that. Changes nothing.
+    the lock says of a tile; None skips that. Changes nothing.
     InputError where a folder of OUT is a file or a link (it would look empty, and all would be made again).
     """
     report = Report(num_shards)
@@ -238,8 +238,8 @@ def _shard_problem(
         if size != wanted:
             return path, f"has {size} bytes; its commit says {wanted}"
     missing = {(name, index) for name, indices in commit.shortfall.items() for index in indices}
-    filled = [(key, name) for key, name, index in expected if (name, index) not in missing]
-    counts = Counter(name for _, name in filled)
+    filled = [(key, name, index) for key, name, index in expected if (name, index) not in missing]
+    counts = Counter(name for _, name, _ in filled)
     if counts != Counter(commit.classes) or len(missing) + len(filled) != len(expected):
         return commit_path(commit.shard), "counts other tiles than its round gives it"
     if not full:

@@ -13,6 +13,7 @@ from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, field_validator, 
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from synthfactory.spec.bags import ELSEWHERE, ONE_PATIENT, Bags
 from synthfactory.spec.balance import Balance
 from synthfactory.spec.embeddings import Embeddings
 from synthfactory.spec.errors import InputError
@@ -100,6 +101,11 @@ class Spec(FrozenModel):
         description="How total is shared out over classes without counts, from what real tiles there are.",
         examples=["uniform", {"kind": "temperature", "temperature": 2.0}],
     )
+    bags: Bags | None = Field(
+        default=None,
+        description="Tiles that belong together, for multiple-instance learning: each states its bag_id. Default: none.",
+        examples=[{"size": 64, "patients": 4}],
+    )
     embeddings: Embeddings = Field(
         description="Source of the conditioning embeddings.", examples=[{"bank": "bank.parquet"}]
     )
@@ -149,7 +155,7 @@ class Spec(FrozenModel):
     @model_validator(mode="after")
     def _across(self) -> Spec:
         found = [*self._class_problems(), *self._size_problems(), *self._sampler_problems(), *self._place_problems()]
-        found = found or [*self._unconditional_problems(), *self._dp_problems()]
+        found = found or [*self._unconditional_problems(), *self._dp_problems(), *self._bag_problems()]
         if found:
             raise Problems(found)
         return self
@@ -210,6 +216,12 @@ class Spec(FrozenModel):
             return found
         what = "looks at the bank's own tiles, which the epsilon does not cover; leave it out (no condition is any patient's)"
         return [*found, ("screen.nearest_real", what)]
+
+    def _bag_problems(self) -> list[tuple[str, str]]:
+        if self.bags is None or self.bags.patients is None or self.bags_follow_patients:
+            return []
+        kind = "unconditional" if self.embeddings.unconditional else self.privacy.mechanism
+        return [("bags.patients", f"goes with mechanism none; {ELSEWHERE[kind]}, so leave it out")]
 
     def _size_problems(self) -> list[tuple[str, str]]:
         if self.balance is not None:
@@ -322,11 +334,19 @@ class Spec(FrozenModel):
         return self.sampler if override is None else merged_sampler(self.sampler, override)
 
     @property
+    def bags_follow_patients(self) -> bool:
+        """Whether the tiles of a bag are conditioned on the same patients."""
+        return self.bags is not None and self.privacy.mechanism == "none" and not self.embeddings.unconditional
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but should be known before building; one sentence each."""
-        if self.output.format != "jpeg":
-            return ()
-        return ("output.format: jpeg loses detail and shifts models and metrics; png or webp are lossless",)
+        found = []
+        if self.output.format == "jpeg":
+            found.append("output.format: jpeg loses detail and shifts models and metrics; png or webp are lossless")
+        if self.bags is not None and self.bags_follow_patients and self.bags.group == 1:
+            found.append(f"bags: {ONE_PATIENT}")
+        return tuple(found)
 
     def locate(self, path: str) -> str:
         """'file:line:column' of a dotted spec path (or its nearest written ancestor); '' where the spec came from no file."""

@@ -227,6 +227,17 @@ def test_the_command_writes_a_report_for_its_owner_alone_and_prints_a_table(here
     assert beta < alpha, "the rarest class stands first"
 
 
+def test_an_audit_of_a_set_with_bags_says_that_it_does_not_use_them(here: Path, tmp_path: Path) -> None:
+    given = {"model": str(here / "model"), "embeddings": {"bank": str(here / "members.parquet")}}
+    spec = write_spec(
+        tmp_path / "spec.yaml", classes={"alpha": 24, "beta": 12}, bags={"size": 4, "patients": 2}, **given
+    )
+    assert run("build", spec, "--local").code == 0
+    ended = audit(here, out=tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert "attacks that use which tiles share a bag" in json.loads(Path("audit.json").read_text())["not_measured"]
+
+
 def test_a_failed_control_is_printed_and_nothing_written(here: Path, tmp_path: Path) -> None:
     def off(columns: dict[str, list[Any]]) -> None:
         columns["embedding"] = [[value + 2.0 for value in row] for row in columns["embedding"]]

@@ -161,7 +161,7 @@ def test_recorded_shortfall_is_no_fault(store: LocalStore) -> None:
     assert json.loads(store.read("dataset.json"))["complete"] is False
 
 
-def says(name: str) -> dict[str, Any]:
+def says(name: str, index: int) -> dict[str, Any]:
     """What a lock would say of the records of `making`."""
     values = json.loads(record("x", name).to_json())
     return {
@@ -181,12 +181,13 @@ def test_tiles_that_say_what_the_lock_says_are_no_fault(store: LocalStore) -> No
         ({"label_level": ["slide"]}, 't-a-00000000 has label_level "tile", the lock says ["slide"]'),
         ({"licence": {"terms": "anything"}}, 'has licence {"terms": "local use"}, the lock says {"terms": "anything"}'),
         ({"model": {"id": "other"}}, "has model"),
+        ({"bag_id": "t-a-bag-000000"}, 't-a-00000000 has bag_id null, the lock says "t-a-bag-000000"'),
     ],
 )
 def test_a_lock_that_contradicts_its_tiles_costs_none_of_them(
     store: LocalStore, change: dict[str, Any], message: str
 ) -> None:
-    report = check(store, stated=lambda name: {**says(name), **change})
+    report = check(store, stated=lambda *slot: {**says(*slot), **change})
     assert [finding.kind for finding in report.findings] == ["contradicts"] * 3
     assert message in report.findings[0].message
     assert report.to_rebuild == set()

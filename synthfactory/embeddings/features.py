@@ -1,0 +1,56 @@
+"""Writes features as TRIDENT lays them out: one HDF5 file with `features` (n, E) and `coords` (n, 2), each with attributes.
+
+`hdf5.py` reads such files. h5py is an optional dependency (extra `hdf5`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthfactory.spec.errors import InputError
+
+Attributes = Mapping[str, Mapping[str, Any]]  # '' (the file itself), features, coords -> their attributes
+
+
+def check_h5py(where: str) -> None:
+    """InputError, naming `where` something is to be written, where h5py is not installed."""
+    try:
+        import h5py  # noqa: F401
+    except ImportError:
+        raise InputError(
+            f"{where}: writing HDF5 needs h5py; install it with pip install 'synthfactory[hdf5]'"
+        ) from None
+
+
+def write_features(path: Path, features: np.ndarray, coords: np.ndarray, attributes: Attributes) -> None:
+    """Writes float32 (n, E) and int64 (n, 2) to PATH: whole under its name, or not there. What was there is replaced."""
+    import h5py
+
+    beside = path.with_name(f".tmp-{path.name}")
+    beside.unlink(missing_ok=True)
+    try:
+        with h5py.File(beside, "x") as handle:
+            handle.create_dataset("features", data=np.asarray(features, np.float32))
+            handle.create_dataset("coords", data=np.asarray(coords, np.int64))
+            for name, values in attributes.items():
+                (handle[name] if name else handle).attrs.update(values)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def stated_text(path: Path, name: str) -> str | None:
+    """A text attribute of a file of features; None where there is no such file, attribute or text, or nothing that is HDF5."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as handle:
+            found = handle.attrs.get(name)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
