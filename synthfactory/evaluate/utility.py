@@ -20,6 +20,7 @@ from synthfactory.evaluate.probes import Choice, Lesson, Teach, learn, tune
 MOST = 10_000  # rows that a probe learns from, of each kind
 BINS = 15  # of the calibration error
 LEAST_PATIENTS = 5  # of a class in the test, for a recall to be given
+AS_THEY_ARE, EVEN, AUGMENTED = "as they are", "even", "even, real ones oversampled and stained anew"
 SYNTHETIC, BOTH = "synthetic only", "real + synthetic"
 FREE = ("real only", "class weights", "oversampled, stained anew", "mixup", "SMOTE")
 Tick = Callable[[int], None]
@@ -65,25 +66,30 @@ def lessons(trial: Trial) -> dict[str, tuple[Teach, Sequence[Any]]]:
         return Lesson(real.embeddings[rows], real.classes[rows], even(real.classes[rows]))
 
     def synthetic(rows: np.ndarray, option: str, random: np.random.Generator) -> Lesson:
-        weights = even(drawn.classes) if option == "even" else np.ones(len(drawn))
+        weights = even(drawn.classes) if option == EVEN else np.ones(len(drawn))
         return Lesson(drawn.embeddings, drawn.classes, weights)
 
     def both(rows: np.ndarray, option: tuple[float, str], random: np.random.Generator) -> Lesson:
         share, how = option
-        classes = np.concatenate([real.classes[rows], drawn.classes])
-        weights = np.concatenate([np.ones(len(rows)), np.full(len(drawn), share)])
-        if how == "even":
-            totals = np.bincount(classes, weights)
-            weights = weights / totals[classes]
-        return Lesson(np.concatenate([real.embeddings[rows], drawn.embeddings]), classes, weights)
+        own = (
+            oversampled(real, rows, trial.augmented, 1.0, random)
+            if how == AUGMENTED and trial.augmented
+            else plain(rows, None, random)
+        )
+        classes = np.concatenate([own.classes, drawn.classes])
+        weights = np.concatenate([own.weights, np.full(len(drawn), share)])
+        if how != AS_THEY_ARE:
+            weights = weights / np.bincount(classes, weights)[classes]
+        return Lesson(np.concatenate([own.embeddings, drawn.embeddings]), classes, weights)
 
     found: dict[str, tuple[Teach, Sequence[Any]]] = {
         "real only": (plain, (None,)),
         "class weights": (weighted, (None,)),
         "mixup": (lambda rows, option, random: mixup(real.of(rows), option, random), (0.2, 1.0)),
         "SMOTE": (lambda rows, option, random: smote(real.of(rows), option, random), (3, 5)),
-        SYNTHETIC: (synthetic, ("as they are", "even")),
-        BOTH: (both, tuple((share, how) for share in (0.3, 1.0) for how in ("as they are", "even"))),
+        SYNTHETIC: (synthetic, (AS_THEY_ARE, EVEN)),
+        # What is free may be added to what is drawn: so the gain is what drawn tiles add to it.
+        BOTH: (both, ((1.0, AS_THEY_ARE), (0.3, EVEN), (1.0, EVEN), *(((1.0, AUGMENTED),) if trial.augmented else ()))),
     }
     if trial.augmented is not None:
         more = trial.augmented

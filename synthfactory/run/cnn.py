@@ -73,16 +73,16 @@ def _pool(arm: str, option: Any, trial: Trial, pixels: Pixels, rows: np.ndarray)
     if arm == SYNTHETIC:
         return _Pool([pixels.drawn], drawn, np.ones(len(drawn)))
     classes = np.concatenate([real, drawn])
-    odds = even(classes) if option == "even" else np.ones(len(classes))
-    return _Pool([mine, pixels.drawn], classes, odds)
+    return _Pool([mine, pixels.drawn], classes, even(classes), option)
 
 
+# How strongly stains are varied, where they are; classes count alike wherever real tiles are not taken as they are.
 ARMS: dict[str, tuple[Any, ...]] = {
     "real only": (None,),
     "class weights": (None,),
-    "oversampled, stained anew": (0.06, 0.15),
+    "oversampled, stained anew": (0.05, 0.1),
     SYNTHETIC: (None,),
-    BOTH: ("as they are", "even"),
+    BOTH: (0.0, 0.1),  # what is free may be added to what is drawn
 }
 
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/utility.py [--seeds 5] [--per-class 60] [--model phantom] [--out out/utility]
 
-Rare classes: of each seed another cohort of invented patients at the natural imbalance (400, 200, 100, 50, 25 and 12 tiles, 8 a patient),
+Rare classes: of each seed another cohort of invented patients at a natural imbalance (100, 50, 25, 12, 6 and 3 tiles of 13 to 3 patients),
 a set drawn from its embeddings, as many of each class, and 200 unseen patients of each class to test on. Probes and a small CNN learn from
 the real tiles alone, from what is free (class weights, oversampling with stain augmentation, mixup, SMOTE), and from real and drawn.
 Mechanisms: of each of two seeds a cohort of 60 patients of each class, two tiles each, and as many drawn tiles under none, mix and dp.
@@ -25,8 +25,9 @@ import yaml
 from scipy.stats import t
 
 from synthfactory.phantom import CLASSES, cohort_tiles
-from synthfactory.phantom.cohort import SHIPPED_COUNTS, write_folder
+from synthfactory.phantom.cohort import write_folder
 
+NATURAL = dict(zip(CLASSES, (100, 50, 25, 12, 6, 3), strict=True))  # tiles of one hospital's cohort
 STRIDE, FIRST, TEST_FIRST = 1000, 10_000, 90_000  # numbers of invented patients: no two cohorts share one
 TEST_PATIENTS, BALANCED_PATIENTS, BALANCED_TILES = 200, 60, 2
 SAMPLER = {"solver": "ab2", "steps": 10, "guidance": {"scale": 1.5}}
@@ -103,7 +104,7 @@ def rare(given: argparse.Namespace, test: Path) -> None:
     gains: dict[str, list[tuple[float, float]]] = {}
     for seed in range(given.seeds):
         folder = given.out / f"rare-{seed}"
-        real = tiles(folder / "real", "bank", SHIPPED_COUNTS, FIRST + STRIDE * seed, 8)
+        real = tiles(folder / "real", "bank", NATURAL, FIRST + STRIDE * seed, 8)
         found = evaluated(folder, given.model, real, test, given.per_class, MECHANISMS["none"], cnn=True)
         for who, figures in learners(found).items():
             of_rare, best = figures["gain_rarest"], figures["gain_rarest"]["best_free"]
