@@ -85,12 +85,13 @@ def _utility(found: Json, mark: str) -> list[str]:
         lines.append(
             f"{name + mark:<{NAME}} {_cell(arm['balanced_accuracy']):<26} {_cell(arm.get('rarest')) if rare else ''}".rstrip()
         )
+    gain, of_rare = found["gain"], found.get("gain_rarest")
+    lines.append(
+        f"{'gain over best free' + mark:<{NAME}} {_cell(gain['over_best_free']):<26} "
+        f"{_cell(of_rare['over_best_free']) if of_rare else ''}".rstrip()
+    )
     lines.append(f"{'synthetic / real only' + mark:<{NAME}} {_cell(found['synthetic_over_real'])}")
-    for title, gain in (("of all classes", found["gain"]), ("of the rarest", found.get("gain_rarest"))):
-        if gain is not None:
-            lines.append(
-                f"gain {title}, over {gain['best_free']} (the best that is free): {_cell(gain['over_best_free'])}"
-            )
+    lines.append(f"  best free: {gain['best_free']}" + (f"; of the rarest: {of_rare['best_free']}" if of_rare else ""))
     if rare:
         lines.append(f"  rarest: {', '.join(shown(name) for name in rare)}")
     lines += _recalls(found, mark)

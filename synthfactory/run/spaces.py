@@ -22,6 +22,7 @@ from synthfactory.run.audit_tiles import BATCH, Embed, Tick
 from synthfactory.spec.errors import InputError
 
 PIECE = 128
+MEASURES = 1  # raised whenever figures are computed otherwise: what was kept before is then not taken
 Item = tuple[bytes, Callable[[], np.ndarray]]  # digest of a tile's content, and what reads its pixels uint8 (H, H, 3)
 
 
@@ -119,7 +120,7 @@ class Kept:
 
     def once(self, what: str, key: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """`make()`, or what it gave for the same key in an earlier call."""
-        name = hashlib.sha256(json.dumps([what, *key]).encode()).hexdigest()[:32]
+        name = hashlib.sha256(json.dumps([MEASURES, what, *key]).encode()).hexdigest()[:32]
         place = self.folder / f"{name}.json"
         try:
             known = json.loads(place.read_bytes())
