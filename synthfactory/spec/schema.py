@@ -237,9 +237,9 @@ class Spec(FrozenModel):
                 )
             if isinstance(balance.against, dict) and name not in balance.against:
                 found.append(("balance.against", f"does not say how many real tiles {name} has"))
-        if balance.against == "bank" and self.privacy.mechanism == "dp":
-            what = "bank: real counts are not covered by epsilon, and the set's would tell them; write {class: count} as declared"
-            found.append(("balance.against", what))
+        if (balance.against == "bank" or balance.file) and self.privacy.mechanism == "dp":
+            what = "real counts are not covered by epsilon, and the set's would tell them; write {class: count} as declared"
+            found.append(("balance.against", f"{balance.against}: {what}"))
         if balance.against == "bank" and self.embeddings.unconditional:
             found.append(("balance", "counts the bank's rows, and there is none; leave it out"))
         return found
@@ -314,6 +314,8 @@ class Spec(FrozenModel):
                 found.append(
                     (f"embeddings.{key}", "lies inside output.path; keep real data apart from what is published")
                 )
+        if self.balance is not None and self.balance.file and lies_inside(self.balance.file, output, **resolve):
+            found.append(("balance.against", "lies inside output.path; keep real data apart from what is published"))
         return found
 
     def sampler_for(self, class_name: str) -> Sampler:
