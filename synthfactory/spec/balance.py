@@ -11,6 +11,7 @@ from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
 
 PARAMETERS = {"temperature": "temperature", "effective_number": "beta"}
+BUILT_IN = ("bank", "tcga")
 FILES = (".csv", ".parquet")
 MAX_REAL = 10**12
 
@@ -18,14 +19,14 @@ MAX_REAL = 10**12
 def _against_problems(value: Any) -> list[tuple[str, str]]:
     """(path below `against`, fault); the type alone would name every form that it is not."""
     if isinstance(value, str):
-        if value == "bank":
+        if value in BUILT_IN:
             return []
         if not value.lower().endswith(FILES):
-            return [("", f"'{value}' is neither bank nor a .csv or .parquet file, nor {{class: count}}")]
+            return [("", f"'{value}' is neither bank nor tcga, no .csv or .parquet file, and no {{class: count}}")]
         problem = place_problem(value)
         return [("", f"'{value}' {problem}")] if problem else []
     if not isinstance(value, dict) or not value:
-        return [("", "says no counts; write bank, the name of a .csv or .parquet file, or {class: count}")]
+        return [("", "says no counts; write bank, tcga, the name of a .csv or .parquet file, or {class: count}")]
     return [
         (str(name), f"{repr(count)[:40]} is no whole number from 1 to {MAX_REAL:,}")
         for name, count in value.items()
@@ -45,9 +46,10 @@ class Balance(FrozenModel):
     beta: float | None = Field(default=None, ge=0, lt=1, description="effective_number: beta.", examples=[0.999])
     against: str | dict[str, Annotated[int, Field(ge=1, le=MAX_REAL)]] = Field(
         default="bank",
-        description="Where real counts come from: the bank's rows, {class: count}, or a .csv or .parquet (path or URL) of label and count "
-        "(patients, if known), or of a row a tile, slide or case: label (patient_id, if known).",
-        examples=["bank", "cohort.csv", {"tumour": 4000, "stroma": 60}],
+        description="Where real counts come from: the bank's rows, {class: count}, tcga (cases of TCGA's studies, by their codes), or a "
+        ".csv or .parquet (path or URL) of label and count (patients, if known), or of a row a tile, slide or case: label (patient_id, "
+        "if known).",
+        examples=["bank", "tcga", "cohort.csv", {"tumour": 4000, "stroma": 60}],
     )
     even_fraction: bool = Field(
         default=True,
@@ -85,6 +87,10 @@ class Balance(FrozenModel):
                 )
         if not self.even_fraction and self.kind != "top_up":
             found.append(("even_fraction", f"goes with kind: top_up; this is {self.kind}"))
+        if self.kind == "top_up" and self.against == "tcga":
+            found.append(
+                ("against", "tcga counts cases, and top_up adds tiles to tiles; write {class: count} or a file")
+            )
         if found:
             raise Problems(found)
         return self
@@ -92,7 +98,7 @@ class Balance(FrozenModel):
     @property
     def file(self) -> str | None:
         """Path or URL of the file of real counts; None where they come from elsewhere."""
-        return self.against if isinstance(self.against, str) and self.against != "bank" else None
+        return self.against if isinstance(self.against, str) and self.against not in BUILT_IN else None
 
     @property
     def parameter(self) -> float | None:

@@ -179,7 +179,7 @@ def test_a_file_without_a_class_is_refused_at_its_place(make: Callable[..., Path
 @pytest.mark.parametrize(
     ("against", "message"),
     [
-        ("bnak", "balance.against: 'bnak' is neither bank nor a .csv or .parquet file, nor {class: count}"),
+        ("bnak", "balance.against: 'bnak' is neither bank nor tcga, no .csv or .parquet file"),
         (7, "balance.against: says no counts"),
         ({"alpha": 0, "beta": 1, "gamma": 1}, "balance.against.alpha: 0 is no whole number from 1"),
         ({"alpha": 1.5, "beta": 1, "gamma": 1}, "balance.against.alpha: 1.5 is no whole number from 1"),
@@ -209,3 +209,48 @@ def test_a_file_of_real_counts_goes_neither_into_the_set_nor_under_an_epsilon(
         "plan", make(balance={"kind": "uniform", "against": {"alpha": 9, "beta": 9, "gamma": 9}}, privacy=dp)
     )
     assert "balance.against" not in declared.err
+
+
+@pytest.fixture
+def studies(spec_file: MakeSpec, tiny: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Classes named after studies of TCGA: BRCA has 1,098 cases, CHOL 51."""
+
+    def made(one: str = "TCGA-BRCA", other: str = "chol", **changes: Any) -> Path:
+        bank = make_bank_file(tmp_path / "tcga.parquet", tiny / "model", {one: 4, other: 4})
+        return spec_file(embeddings={"bank": str(bank)}, total=100, classes={one: {}, other: {}}, **changes)
+
+    return made
+
+
+def test_tcga_counts_cases_and_says_whose_numbers_these_are(studies: Callable[..., Path]) -> None:
+    planned = run("plan", studies(balance={"kind": "proportional", "against": "tcga"}))
+    assert planned.code == 0, planned.err
+    table = [line.split() for line in planned.out.splitlines() if line.startswith(("TCGA-BRCA ", "chol "))]
+    assert [row[1] for row in table] == ["96", "4"]  # of 1,098 and 51
+    said = " ".join(planned.out.split())
+    assert (
+        "proportional against cases of TCGA's studies (GDC API User's Guide, Data Analysis, https://docs.gdc." in said
+    )
+    assert "100 synthetic beside 1,149 real cases" in said
+    assert "chol: 51 cases of TCGA, 4 synthetic from 4 effective patients" in said
+    even = run("plan", studies(balance={"kind": "uniform", "against": "tcga"})).out
+    assert "% synthetic" not in said + even, "cases and tiles make no share"
+    assert all(len(line) <= 80 for line in planned.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("TCGA-BRCA", "CHOLL"), "classes.CHOLL: is no study of TCGA; is 'CHOL' (Cholangiocarcinoma) meant?"),
+        (("BRCA", "zzz-9"), "classes.zzz-9: is no study of TCGA; codes are such as BRCA or TCGA-BRCA"),
+        (("BRCA", "TCGA-BRCA"), "classes.TCGA-BRCA: is the same study of TCGA as BRCA"),
+    ],
+)
+def test_what_is_no_study_is_refused(studies: Callable[..., Path], names: tuple[str, str], message: str) -> None:
+    refused = run("plan", studies(*names, balance={"kind": "uniform", "against": "tcga"}))
+    assert refused.code == 2 and message in refused.err and "spec.yaml:" in refused.err
+
+
+def test_cases_are_not_topped_up_with_tiles(studies: Callable[..., Path]) -> None:
+    refused = run("plan", studies(balance={"kind": "top_up", "against": "tcga"}))
+    assert refused.code == 2 and "balance.against: tcga counts cases, and top_up adds tiles to tiles" in refused.err
