@@ -21,7 +21,7 @@ from synthfactory.spec.names import class_name_problem, slug, slug_collisions
 from synthfactory.spec.places import lies_inside, nested, place_problem
 from synthfactory.spec.privacy import Privacy
 from synthfactory.spec.sampler import FrozenModel, Sampler, SamplerOverride, merged_sampler
-from synthfactory.spec.sections import Budget, Execution, Output, Screen
+from synthfactory.spec.sections import Budget, BudgetOverride, Execution, Output, Screen
 from synthfactory.spec.source import Problems, Source
 from synthfactory.spec.terms import Terms
 
@@ -46,6 +46,9 @@ class ClassSpec(FrozenModel):
     )
     sampler: SamplerOverride | None = Field(
         default=None, description="What differs from the spec's sampler for this class.", examples=[{"steps": 20}]
+    )
+    budget: BudgetOverride | None = Field(
+        default=None, description="What differs from the spec's budget for this class.", examples=[{"max_attempts": 12}]
     )
 
     @model_validator(mode="before")
@@ -92,7 +95,7 @@ class Spec(FrozenModel):
     )
     classes: dict[str, ClassSpec] = Field(
         min_length=1,
-        description="Class name (the bank's label) to its number of tiles, or to {count or fraction, sampler}.",
+        description="Class name (the bank's label) to its number of tiles, or to {count or fraction, sampler, budget}.",
         examples=[{"phantom-gland": 40, "phantom-keratin": {"count": 20, "sampler": {"steps": 20}}}],
     )
     balance: Balance | None = Field(
@@ -322,6 +325,12 @@ class Spec(FrozenModel):
         """The spec's sampler with this class's overrides; a method without a solver takes that method's default solver."""
         override = self.classes[class_name].sampler
         return self.sampler if override is None else merged_sampler(self.sampler, override)
+
+    def max_attempts_for(self, class_name: str) -> int:
+        """Draws per tile of this class before it counts as a shortfall."""
+        override = self.classes[class_name].budget
+        own = None if override is None else override.max_attempts
+        return self.budget.max_attempts if own is None else own
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -44,10 +44,22 @@ def differences(spec: Spec, model: ModelFacts = MODEL, macs: dict[str, str] = MA
         spec_of({**CLASSES, "A": "{count: 10, sampler: {solver: heun}}"}),
         spec_of(CLASSES, "output: {path: s3://elsewhere/x, shard_size: 3}", "lineage: s3://other"),
         spec_of(CLASSES, "budget: {max_attempts: 9, network_calls: 5}", "execution: {strict: true, batch_size: 2}"),
+        spec_of({**CLASSES, "A": "{count: 10, budget: {max_attempts: 9}}"}),
         spec_of(CLASSES, "model: /another/path/to/the/same", "embeddings: {bank: s3://moved/bank.parquet}"),
         spec_of(CLASSES, "sampler: {method: ode, solver: heun, steps: 25, guidance: {scale: 1.5}}"),
     ],
-    ids=["size", "fewer", "joined", "empty override", "override to the same", "places", "means", "moved", "defaults"],
+    ids=[
+        "size",
+        "fewer",
+        "joined",
+        "empty override",
+        "override to the same",
+        "places",
+        "means",
+        "means of a class",
+        "moved",
+        "defaults",
+    ],
 )
 def test_size_place_and_means_do_not_make_another_recipe(spec: Spec) -> None:
     assert differences(spec) == []
