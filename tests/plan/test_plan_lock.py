@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from planning import MODEL, spec_of
 
 from synthfactory.plan.lock import build_lock, check_same_execution, check_same_recipe, grown, lock_yaml, read_lock
-from synthfactory.plan.recipe import ModelFacts, recipe, recipe_difference, recipe_hash
+from synthfactory.plan.recipe import ModelFacts, recipe, recipe_difference, recipe_hash, version_of
 from synthfactory.shards.seal import sealed
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
@@ -64,6 +64,17 @@ def differences(spec: Spec, model: ModelFacts = MODEL, macs: dict[str, str] = MA
 def test_size_place_and_means_do_not_make_another_recipe(spec: Spec) -> None:
     assert differences(spec) == []
     assert recipe_hash(recipe_of(spec)) == recipe_hash(recipe_of(spec_of(CLASSES)))
+
+
+def test_a_set_goes_on_with_the_choice_of_conditions_that_it_was_begun_with() -> None:
+    for version, goes_on in ((1, 1), (2, 2), (3, 2)):
+        spec = spec_of(CLASSES)
+        begun = recipe(spec, MODEL, dict.fromkeys(spec.classes, "mac"), conditions_version=version)
+        lock = build_lock(spec, MODEL, begun, list(spec.classes), ["tile"], MODEL.encoder, "none")
+        assert version_of(lock) == goes_on
+    assert version_of(None) == 2
+    with pytest.raises(InputError, match="conditions_version: was 3, now 2"):
+        check_same_recipe(lock, recipe(spec, MODEL, dict.fromkeys(spec.classes, "mac")), "out")
 
 
 @pytest.mark.parametrize(
