@@ -29,19 +29,22 @@ def owner(found: Mixer, row: int) -> str:
     return _owners(found)[row]
 
 
-_known: dict[int, dict[int, str]] = {}
+_known: dict[
+    int, tuple[Mixer, dict[int, str]]
+] = {}  # with the mixer itself: an id is given anew once its object is gone
 
 
 def _owners(found: Mixer) -> dict[int, str]:
     if id(found) not in _known:
         _known.clear()
-        _known[id(found)] = {
+        owners = {
             int(row): name
             for cluster in found.clusters
             for at, name in enumerate(cluster.names)
             for row in cluster.rows[cluster.starts[at] : cluster.starts[at + 1]]
         }
-    return _known[id(found)]
+        _known[id(found)] = (found, owners)
+    return _known[id(found)][1]
 
 
 @settings(max_examples=40, deadline=None)
