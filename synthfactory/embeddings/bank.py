@@ -100,6 +100,12 @@ class Bank:
                 counts.append(rows)
         return names, np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
 
+    def slides_of(self, class_name: str) -> np.ndarray:
+        """int64 offsets (S + 1,) of the rows of each slide of each patient within the class; rows of no slide are one of their patient."""
+        groups = self.groups.of_label(class_name)
+        bounds = np.asarray(self.groups.starts[groups.start : groups.stop + 1], np.int64)
+        return np.asarray(bounds - bounds[0])
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings of these rows of the bank, float32 (n, E), copied."""
         return np.asarray(self.vectors.take(rows), np.float32)

@@ -81,18 +81,18 @@ def load_bank(
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    """One file, its texts read as dictionaries; what pyarrow and the disk raise becomes InputError."""
+def opened(path: str, what: str = "a parquet bank of embeddings") -> Iterator[pq.ParquetFile]:
+    """One file, its texts read as dictionaries; what pyarrow and the disk raise becomes InputError. `what` says what is asked for."""
     try:
         with open_source(path) as handle:
             file = pq.ParquetFile(handle)
-            texts = [field.name for field in file.schema_arrow if field.name in TEXT and _is_text(field.type)]
+            texts = [field.name for field in file.schema_arrow if field.name in TEXT and is_text(field.type)]
             # Buffered reading of what a batch needs; else pyarrow holds a whole column of a row group, which may be gigabytes.
             yield pq.ParquetFile(
                 handle, metadata=file.metadata, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False
             )
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; name a parquet bank of embeddings") from None
+        raise InputError(f"{path}: no such file; name {what}") from None
     except IsADirectoryError:
         raise InputError(
             f"{path}: is a folder; a bank is one parquet file or a pattern such as {path.rstrip('/')}/*.parquet "
@@ -123,7 +123,7 @@ class _Files:
         check_preprocessing: Callable[[Mapping[str, Any], str], None] | None,
     ) -> dict[str, str]:
         """Checks what a file says of itself, and notes its number of rows; returns its encoder."""
-        with _opened(path) as file:
+        with opened(path) as file:
             schema = file.schema_arrow
             _check_columns(schema, path)
             named, mpp, prepared = _metadata(schema, path, needed=declared is None)
@@ -153,7 +153,7 @@ class _Files:
     def rows(self, with_vectors: bool) -> Iterator[Rows]:
         """All rows' texts, or the vectors of the classes asked for, in pieces."""
         for path, start in zip(self._files, self._starts, strict=False):
-            with _opened(path) as file:
+            with opened(path) as file:
                 names = file.schema_arrow.names
                 wanted = {
                     *TEXT[:4],
@@ -169,7 +169,7 @@ class _Files:
 
     def _piece(self, batch: pa.RecordBatch, start: int, path: str, with_vectors: bool) -> Rows:
         numbers = np.arange(start, start + batch.num_rows)
-        labels = _coded(batch, "label")
+        labels = coded(batch, "label")
         wanted = np.array([self._classes is None or name in self._classes for name in labels.names], bool)
         chosen = np.flatnonzero(wanted[labels.codes])
         part = batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen))
@@ -180,9 +180,9 @@ class _Files:
         return Rows(
             numbers,
             labels,
-            _coded(batch, "label_level"),
-            _coded(batch, "patient_id"),
-            _coded(batch, "slide_id"),
+            coded(batch, "label_level"),
+            coded(batch, "patient_id"),
+            coded(batch, "slide_id"),
             _vectors(batch.column("embedding"), self._width, path) if with_vectors else None,
             _places(batch) if with_vectors else None,
             {name: _numbers(batch, name) for name in self._scores},
@@ -207,7 +207,8 @@ def _tile(batch: pa.RecordBatch, row: int) -> str:
     return f"a tile of label {shown(str(batch.column('label')[row].as_py()))}"
 
 
-def _coded(batch: pa.RecordBatch, name: str) -> Coded:
+def coded(batch: pa.RecordBatch, name: str) -> Coded:
+    """A column of text; None in every row where the batch has none."""
     if name not in batch.schema.names:
         return Coded.all(None, batch.num_rows)
     column = batch.column(name)
@@ -290,7 +291,7 @@ def _check_columns(schema: pa.Schema, where: str) -> None:
     if not listed or not pa.types.is_floating(kind.value_type):
         raise InputError(f"{where}: column 'embedding' is {kind}; it must be a list of float32")
     for name in TEXT:
-        if name in schema.names and not _is_text(schema.field(name).type):
+        if name in schema.names and not is_text(schema.field(name).type):
             raise InputError(f"{where}: column '{name}' is {schema.field(name).type}; it must be a string")
     for name in NUMBERS:
         if name in schema.names:
@@ -299,7 +300,8 @@ def _check_columns(schema: pa.Schema, where: str) -> None:
                 raise InputError(f"{where}: column '{name}' is {found}; it must be a number")
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text, plain or as a dictionary, or nothing at all."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))

@@ -7,6 +7,7 @@ import difflib
 import io
 import math
 from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 from synthfactory.embeddings.bank import LEVELS
 from synthfactory.embeddings.checks import check_fraction, check_mpp
@@ -16,6 +17,7 @@ from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 
+MAX_LINE = 1 << 20  # characters; a file without line ends would else be read into memory whole
 Line = tuple[int, dict[str, str]]  # number of the line in the file, column -> text without spaces at its ends
 
 KNOWN = (
@@ -23,13 +25,16 @@ KNOWN = (
 )  # fmt: skip
 
 
-def read_lines(path: str, needed: Sequence[str], what: str) -> Iterator[Line]:
-    """The lines of a CSV in UTF-8 with a header. InputError where a column of `needed` is absent; `what` says what the CSV is."""
+def read_lines(path: str, needed: Sequence[str], what: str, also: Sequence[str] = ()) -> Iterator[Line]:
+    """The lines of a CSV in UTF-8 with a header. InputError where a column of `needed` is absent; `what` says what the CSV is.
+
+    `also` are columns that this CSV alone may have; close spellings of known ones are refused.
+    """
     try:
         with open_source(path) as raw, io.TextIOWrapper(raw, newline="", encoding="utf-8-sig") as handle:
-            rows = csv.DictReader(handle)
+            rows = csv.DictReader(_bounded(handle), restval="")
             names = list(rows.fieldnames or ())
-            _check_header(names, needed, path, what)
+            _check_header(names, needed, path, what, (*KNOWN, *also))
             for row in rows:
                 if None in row:  # else every value behind an unquoted comma would stand under the wrong name
                     raise InputError(
@@ -45,8 +50,15 @@ def read_lines(path: str, needed: Sequence[str], what: str) -> Iterator[Line]:
         raise InputError(f"{path}: is no readable CSV in UTF-8 ({shown(str(error))})") from None
 
 
-def _check_header(names: Sequence[str], needed: Sequence[str], path: str, what: str) -> None:
-    """InputError for another separator, an absent column, and one that is ours but for its spelling: else nobody would miss it."""
+def _bounded(handle: TextIO) -> Iterator[str]:
+    while line := handle.readline(MAX_LINE):
+        if len(line) == MAX_LINE and not line.endswith("\n"):
+            raise csv.Error(f"a line has more than {MAX_LINE:,} characters")
+        yield line
+
+
+def _check_header(names: Sequence[str], needed: Sequence[str], path: str, what: str, known: Sequence[str]) -> None:
+    """InputError for another separator, an absent column, and what `check_names` refuses."""
     for mark in ";\t|":
         if len(names) == 1 and mark in names[0]:
             raise InputError(f"{path}: its columns are separated by {mark!r}; save it with commas")
@@ -55,9 +67,17 @@ def _check_header(names: Sequence[str], needed: Sequence[str], path: str, what: 
             close = difflib.get_close_matches(name, names, 1)
             hint = f" (is '{shown(close[0])}' meant?)" if close else ""
             raise InputError(f"{path}: needs a column '{name}'{hint}; {what}")
+    check_names(names, path, known)
+
+
+def check_names(names: Sequence[str], path: str, known: Sequence[str]) -> None:
+    """InputError for a known column that is there twice, and for one that is known but for its spelling: else nobody would miss it."""
+    doubled = next((name for name in known if names.count(name) > 1), None)
+    if doubled is not None:
+        raise InputError(f"{path}: has more than one column '{doubled}'; keep one of them")
     for name in names:
-        close = difflib.get_close_matches(name.strip().lower(), KNOWN, 1, 0.75)
-        if name not in KNOWN and close and close[0] not in names:
+        close = difflib.get_close_matches(name.strip().lower(), known, 1, 0.75)
+        if name not in known and close and close[0] not in names:
             raise InputError(
                 f"{path}: column '{shown(name)}' is not known; is '{close[0]}' meant? (rename it, or take it out)"
             )

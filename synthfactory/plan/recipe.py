@@ -15,7 +15,8 @@ from synthfactory.spec.bags import Bags
 from synthfactory.spec.schema import Spec
 
 PER_CLASS = ("class_samplers", "class_banks")
-CONDITIONS_VERSION = 1  # of plan/conditions.py: another choice of rows is another recipe
+BEFORE_SLIDES = 1  # a patient's tiles in turn, whatever their slides: sets that were begun so go on so
+CONDITIONS_VERSION = 2  # of plan/conditions.py: another choice of rows is another recipe
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ def recipe(
     model: ModelFacts,
     bank_macs: Mapping[str, str],
     released: Mapping[str, Any] | None = None,
+    conditions_version: int = CONDITIONS_VERSION,
 ) -> dict[str, Any]:
     """The recipe as a JSON-ready dict. `bank_macs` are HMACs of each class's bank rows under a key that is not published.
 
+    `conditions_version` is that of `version_of` where the set stands already.
     `released` is what a release under differential privacy adds: its sha256, the projection's and whose data that is.
     """
     screen = spec.screen.model_dump()
@@ -58,7 +61,7 @@ def recipe(
     return {
         "name": spec.name,
         "model": {"id": model.id, "revision": model.revision, "sha256": model.sha256},
-        "conditions_version": CONDITIONS_VERSION,
+        "conditions_version": conditions_version,
         "seed_kind": "secret" if spec.seed == "secret" else "integer",
         "privacy": {**spec.privacy.settled(), **(released or {})},
         "sampler": spec.sampler.model_dump(),
@@ -77,6 +80,12 @@ def recipe(
 def _bags(spec: Spec, bags: Bags) -> dict[str, int | None]:
     """`patients` is None where a bag's tiles share nothing but their class."""
     return {"size": bags.size, "patients": bags.group if spec.bags_follow_patients else None}
+
+
+def version_of(lock: Mapping[str, Any] | None) -> int:
+    """The choice of conditions with which a set goes on: that which it was begun with, as far as it is known here, else ours."""
+    begun = CONDITIONS_VERSION if lock is None else int(lock["recipe"]["conditions_version"])
+    return begun if begun in (BEFORE_SLIDES, CONDITIONS_VERSION) else CONDITIONS_VERSION
 
 
 def recipe_hash(values: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
 Slots of a class are dealt to its morphology clusters in proportion to the clusters' patients, by a keyed pattern of 64 places. Within a
 cluster of P patients, slot j lies in block j // P at place j % P: every block is a keyed shuffle of the patients, and a slot takes the k
 that follow its place, around the end. So each patient is in exactly k of every P slots of the cluster, patients of a slot are distinct, and
-nothing depends on how many slots there are. Tiles of a patient are taken in turn; weights are a keyed Dirichlet draw below the cap.
+nothing depends on how many slots there are. A patient's slides, and a slide's tiles, are taken in turn as in `plan/conditions.py`;
+weights are a keyed Dirichlet draw below the cap.
 """
 
 from __future__ import annotations
@@ -29,11 +30,20 @@ Take = Callable[[np.ndarray], np.ndarray]  # rows of a class -> their embeddings
 
 @dataclass(frozen=True)
 class Cluster:
-    """One kind of tissue within a class, and who has tiles of it: patient p's are rows[starts[p] : starts[p + 1]]."""
+    """One kind of tissue within a class, and who has tiles of it: patient p's are rows[starts[p] : starts[p + 1]].
+
+    `slide_starts` as in ClassIndex, within `rows`.
+    """
 
     names: Sequence[str] = field(repr=False)
     rows: np.ndarray = field(repr=False)
     starts: np.ndarray = field(repr=False)
+    slide_starts: np.ndarray | None = field(default=None, repr=False)
+
+    @cached_property
+    def index(self) -> ClassIndex:
+        """The cluster as a class of its own: positions in `rows` by patient and slide."""
+        return ClassIndex(self.names, self.starts, self.slide_starts)
 
     @property
     def patients(self) -> int:
@@ -95,11 +105,14 @@ class Mixer:
         return Blend(np.array(rows, np.int64), capped(exponentials, self.cap))
 
     def _tile(self, cluster: int, patient: int, turn: int) -> int:
-        """A patient's tiles in a keyed order, one after the other, shuffled anew every time around."""
+        """A patient's slides, and each slide's tiles, in a keyed order, one after the other, shuffled anew every time around."""
         found = self.clusters[cluster]
-        low, high = int(found.starts[patient]), int(found.starts[patient + 1])
-        cycle, at = divmod(turn, high - low)
-        return int(found.rows[low + self._entry(f"tiles:{cluster}:{cycle}:{found.names[patient]}", high - low, at)])
+
+        def order(what: str, count: int, at: int) -> int:
+            kind, _, cycle = what.rpartition(":")
+            return self._entry(f"{kind}:{cluster}:{cycle}:{found.names[patient]}", count, at)
+
+        return int(found.rows[found.index.row(patient, turn, order)])
 
 
 def _places(clusters: Sequence[Cluster]) -> np.ndarray:
@@ -184,7 +197,11 @@ def clusters_of(assigned_N: np.ndarray, index: ClassIndex, count: int | None = N
         rows = np.flatnonzero(assigned_N == number)
         owners = np.searchsorted(index.starts, rows, side="right") - 1
         there, starts = np.unique(owners, return_index=True)
-        found.append(Cluster([index.patients[at] for at in there], rows, np.append(starts, len(rows))))
+        slides = None
+        if index.slide_starts is not None:
+            of_slide = np.searchsorted(index.slide_starts, rows, side="right")
+            slides = np.append(np.unique(of_slide, return_index=True)[1], len(rows))
+        found.append(Cluster([index.patients[at] for at in there], rows, np.append(starts, len(rows)), slides))
     return tuple(found)
 
 

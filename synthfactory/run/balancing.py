@@ -6,11 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from synthfactory.embeddings.counts import RealClass, read_counts
 from synthfactory.plan.balance import allocate, effective_patients, shares, topped_up
 from synthfactory.plan.plan import ClassSummary
+from synthfactory.plan.tcga import Study, near, source, study_of
 from synthfactory.run.source import Conditions
+from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
+from synthfactory.spec.text import counted, shown, shown_path
 
+NAMED = 6  # other labels of a file that are named
 APART = 0.2  # between the largest and the smallest synthetic share of a class: from here on it is warned of
 
 
@@ -23,7 +28,8 @@ def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]
     if balance is None:
         return spec, ()
     assert spec.total is not None
-    real = _real(spec, conditions.summaries)
+    behind, beside = _real(spec, conditions.summaries)
+    real = {name: item.real for name, item in behind.items()}
     floors = {name: item.floor for name, item in spec.classes.items() if item.floor is not None}
     caps = {name: item.cap for name, item in spec.classes.items() if item.cap is not None}
     try:
@@ -45,37 +51,87 @@ def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]
         for name, item in spec.classes.items()
     }
     made = spec.model_copy(update={"classes": classes, "total": None, "balance": None})
-    return made, (_sentence(spec, counts, real), *_per_class(counts, real, conditions), *_trap(spec, counts, real))
+    says = (
+        _sentence(spec, counts, real),
+        *beside,
+        *_per_class(spec, counts, behind, conditions),
+        *_trap(spec, counts, real),
+    )
+    return made, says
 
 
-def _real(spec: Spec, summaries: Mapping[str, ClassSummary]) -> dict[str, int]:
+def _real(spec: Spec, summaries: Mapping[str, ClassSummary]) -> tuple[dict[str, RealClass], tuple[str, ...]]:
+    """(what there is of each class, sentences on what else the file of counts holds)."""
     assert spec.balance is not None
-    if spec.balance.against == "bank":
-        return {name: summaries[name].rows for name in spec.classes}
-    given = spec.balance.against
-    assert isinstance(given, dict)
-    return {name: given[name] for name in spec.classes}
+    given, path = spec.balance.against, spec.balance.file
+    if given == "tcga":
+        return {name: RealClass(study.cases) for name, study in _studies(spec).items()}, ()
+    if path is None:
+        real = given if isinstance(given, dict) else {name: summaries[name].rows for name in spec.classes}
+        return {name: RealClass(real[name]) for name in spec.classes}, ()
+    try:
+        found = read_counts(path, spec.classes)
+    except InputError as error:
+        raise spec.error("balance.against", str(error)) from None
+    if not found.others:
+        return dict(found.classes), ()
+    named = ", ".join(shown(label) for label in found.others[:NAMED])
+    more = f" and {len(found.others) - NAMED:,} more" if len(found.others) > NAMED else ""
+    return dict(found.classes), (f"{shown_path(path)} also counts {named}{more}, of which no tile is asked for",)
+
+
+def _studies(spec: Spec) -> dict[str, Study]:
+    """The study of each class. InputError for a class that is none, or the same as another."""
+    found: dict[str, Study] = {}
+    for name in spec.classes:
+        study = study_of(name)
+        if study is None:
+            meant = " or ".join(f"'{other.code}' ({other.name})" for other in near(name))
+            hint = f"is {meant} meant?" if meant else "codes are such as BRCA or TCGA-BRCA"
+            raise spec.error(f"classes.{name}", f"is no study of TCGA; {hint}")
+        same = next((other for other in found if found[other] is study), None)
+        if same is not None:
+            raise spec.error(f"classes.{name}", f"is the same study of TCGA as {same}; keep one of them")
+        found[name] = study
+    return found
 
 
 def _sentence(spec: Spec, counts: Mapping[str, int], real: Mapping[str, int]) -> str:
     assert spec.balance is not None
-    of = "the bank's rows" if spec.balance.against == "bank" else "the counts given"
+    of = "the bank's rows" if spec.balance.against == "bank" else shown_path(spec.balance.file or "the counts given")
+    unit = ""
+    if spec.balance.against == "tcga":
+        of, unit = f"cases of TCGA's studies ({source()})", " cases"
     more = f" ({spec.balance.parameter:g})" if spec.balance.parameter is not None else ""
-    return (
-        f"{spec.balance.kind}{more} against {of}: {sum(counts.values()):,} synthetic beside {sum(real.values()):,} real"
-    )
+    return f"{spec.balance.kind}{more} against {of}: {sum(counts.values()):,} synthetic beside {sum(real.values()):,} real{unit}"
 
 
-def _per_class(counts: Mapping[str, int], real: Mapping[str, int], conditions: Conditions) -> list[str]:
+def _per_class(
+    spec: Spec, counts: Mapping[str, int], behind: Mapping[str, RealClass], conditions: Conditions
+) -> list[str]:
     lines = []
     for name, count in counts.items():
-        weigh = _effective(conditions, name)
-        behind = "" if weigh is None else f", from {weigh:.3g} effective patients"
-        share = count / (count + real[name])
+        weigh, real = _effective(conditions, name), behind[name].real
+        if spec.balance is not None and spec.balance.against == "tcga":  # cases and tiles make no sum
+            rests = "" if weigh is None else f" from {weigh:.3g} effective patients"
+            lines.append(f"{name}: {real:,} cases of TCGA, {count:,} synthetic{rests}")
+            continue
+        rests = "" if weigh is None else f", from {weigh:.3g} effective patients"
         lines.append(
-            f"{name}: {real[name]:,} real and {count:,} synthetic are {real[name] + count:,} ({share:.0%} synthetic{behind})"
+            f"{name}: {real:,} real{_patients(behind[name])} and {count:,} synthetic are {real + count:,} "
+            f"({count / (count + real):.0%} synthetic{rests})"
         )
     return lines
+
+
+def _patients(item: RealClass) -> str:
+    """Of how many patients the real ones of a file are, and as how many equal ones they weigh."""
+    if item.patients is None:
+        return ""
+    if isinstance(item.patients, int):
+        return f" of {counted(item.patients, 'patient')}"
+    unknown = f", {item.patients['']:,} of no named patient taken as one's" if "" in item.patients else ""
+    return f" of {counted(len(item.patients), 'patient')} ({effective_patients(item.patients):.3g} effective{unknown})"
 
 
 def _effective(conditions: Conditions, name: str) -> float | None:
@@ -95,6 +151,8 @@ def _effective(conditions: Conditions, name: str) -> float | None:
 def _trap(spec: Spec, counts: Mapping[str, int], real: Mapping[str, int]) -> list[str]:
     """Where 'synthetic' would tell classes apart; under top_up, how many real tiles to take so that it does not."""
     assert spec.balance is not None
+    if spec.balance.against == "tcga":
+        return []
     even = spec.balance.kind == "top_up" and spec.balance.even_fraction
     beside = dict.fromkeys(real, min(real.values())) if even else real
     advice = [f"take at most {min(real.values()):,} real tiles of each class beside them"] if even else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from synthfactory.plan.lock import (
@@ -14,7 +14,7 @@ from synthfactory.plan.lock import (
     grown,
     lock_yaml,
 )
-from synthfactory.plan.recipe import recipe
+from synthfactory.plan.recipe import recipe, version_of
 from synthfactory.plan.seeds import Keys
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
@@ -30,17 +30,20 @@ if TYPE_CHECKING:  # scipy takes half a second, and most plans have no use for i
 Found: TypeAlias = "tuple[Release, Projection] | None"  # under differential privacy
 
 
-def recipe_of(prepared: Prepared, keys: Keys, found: Found) -> dict[str, Any]:
-    """Under differential privacy nothing in it depends on the bank but through the release."""
-    bank, spec = prepared.bank, prepared.spec
+def recipe_of(prepared: Prepared, keys: Keys, found: Found, lock: Mapping[str, Any] | None) -> dict[str, Any]:
+    """That of a build into the set with this lock (None: a new one).
+
+    Under differential privacy nothing in it depends on the bank but through the release.
+    """
+    bank, spec, version = prepared.bank, prepared.spec, version_of(lock)
     if found is not None:
         from synthfactory.run.releasing import stated
 
         says = stated(*found)
         macs = dict.fromkeys(spec.classes, f"release:{says['release_sha256'][:16]}")
-        return recipe(spec, prepared.facts, macs, says)
+        return recipe(spec, prepared.facts, macs, says, version)
     macs = {name: UNCONDITIONAL if bank is None else bank.class_mac(keys.conditions, name) for name in spec.classes}
-    return recipe(spec, prepared.facts, macs)
+    return recipe(spec, prepared.facts, macs, conditions_version=version)
 
 
 def _facts(prepared: Prepared, found: Found) -> tuple[list[str], str]:
@@ -62,9 +65,10 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     found = _kept(prepared, standing.lock)
     if found is None and prepared.bank is None and prepared.conditions.tiles is not None:
         banks = standing.lock["recipe"]["class_banks"]
-        values = recipe(spec, prepared.facts, {name: banks.get(name, "") for name in spec.classes})
+        macs = {name: banks.get(name, "") for name in spec.classes}
+        values = recipe(spec, prepared.facts, macs, conditions_version=version_of(standing.lock))
     else:
-        values = recipe_of(prepared, keys, found)
+        values = recipe_of(prepared, keys, found, standing.lock)
     try:
         check_same_recipe(standing.lock, values, spec.output.path)
     except InputError as error:
@@ -118,7 +122,7 @@ def begun(
     if standing.lock is None:
         found = _released(prepared, say)  # first: what it may refuse, it refuses before anything is written
         keys = make_keys(spec, lineage)
-        values = recipe_of(prepared, keys, found)
+        values = recipe_of(prepared, keys, found, None)
         levels, cohort = _facts(prepared, found)
         lock = build_lock(spec, prepared.facts, values, list(spec.classes), levels, prepared.maker, cohort)
         if standing.store.create(LOCK, lock_yaml(lock)):
@@ -127,7 +131,7 @@ def begun(
         assert standing.lock is not None
     check_agrees(prepared, standing)
     keys, found = read_keys(spec, lineage), _kept(prepared, standing.lock)
-    values = recipe_of(prepared, keys, found)
+    values = recipe_of(prepared, keys, found, standing.lock)
     levels, cohort = _facts(prepared, found)
     return grown(standing.lock, list(spec.classes), values, levels, cohort), keys, found
 

@@ -130,15 +130,22 @@ class Draws:
 
 
 def conditioning(
-    prepared: Prepared, found: tuple[Release, Projection] | None, key: bytes, lineage: Store
+    prepared: Prepared,
+    found: tuple[Release, Projection] | None,
+    key: bytes,
+    lineage: Store,
+    conditions_version: int,
 ) -> Conditioning | None:
-    """That of the spec's mechanism; None where tiles are drawn without conditions. `found` is the release, under dp."""
+    """That of the spec's mechanism; None where tiles are drawn without conditions. `found` is the release, under dp.
+
+    `conditions_version` is that of the set's recipe.
+    """
     spec, bank = prepared.spec, prepared.bank
     if found is not None:
         return Draws(*found, key, str(spec.privacy.label_level))
     if bank is None:
         return None
-    indices = prepared.class_indices()
+    indices = prepared.class_indices(conditions_version)
     if spec.privacy.mechanism == "mix":
         return Blends(bank, indices, key, spec, lineage)
     return Single(bank, indices, key, spec.bags)

@@ -1,7 +1,8 @@
 """Draws a unit: waves of batches until every slot has a tile that passes the screens, or its attempts are spent.
 
-Batches are a function of (unit, attempt): the slots still open, in slot order, grouped by sampler, cut at the batch size. While the
-device draws a batch, the one before it is screened and encoded in threads; what is kept is decided, and written, in slot order.
+Batches are a function of (unit, attempt): the slots still open whose class has attempts left, in slot order, grouped by sampler, cut at the
+batch size. While the device draws a batch, the one before it is screened and encoded in threads; what is kept is decided, and written, in
+slot order.
 """
 
 from __future__ import annotations
@@ -82,12 +83,16 @@ class Drawing:
         before = dict(spent)
         self._calls_end = calls_end
         with open(unit.spool, "wb") as spool, ThreadPoolExecutor(ENCODERS) as threads:
-            waiting = list(range(len(task.slots)))
-            for attempt in range(self._spec.budget.max_attempts):
-                self._wave(unit, spool, threads, waiting, attempt, batch_size, tick)
-                waiting = [position for position in waiting if position not in unit.attempts]
+            limits = [self._spec.max_attempts_for(slot.class_name) for slot in task.slots]
+            for attempt in range(max(limits, default=0)):
+                waiting = [
+                    position
+                    for position, limit in enumerate(limits)
+                    if position not in unit.attempts and attempt < limit
+                ]
                 if not waiting:
                     break
+                self._wave(unit, spool, threads, waiting, attempt, batch_size, tick)
         for stage, seconds in spent.items():
             unit.seconds[stage] += seconds - before[stage]
         return unit

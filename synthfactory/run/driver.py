@@ -19,6 +19,7 @@ from typing import Any
 from synthfactory.plan.cost import check_budget
 from synthfactory.plan.lock import LOCK, joined, lock_yaml, read_lock, stated
 from synthfactory.plan.plan import Plan
+from synthfactory.plan.recipe import version_of
 from synthfactory.plan.rounds import Round, num_shards
 from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
@@ -170,7 +171,7 @@ def _build_leased(
             nearest = laid_out(spec, prepared.bank, prepared.holdout, keys.conditions, lineage)
         setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock), nearest)
         opened = time.perf_counter()
-        tasks = Tasks(spec, rounds, conditioning(prepared, found, keys.conditions, lineage))
+        tasks = Tasks(spec, rounds, conditioning(prepared, found, keys.conditions, lineage, version_of(lock)))
         result.seconds["condition"] += time.perf_counter() - opened
         _run_units(tasks, setup, rounds, waiting, make_pool, lineage, result, say)
         commits = list_commits(out)

@@ -123,7 +123,7 @@ def _figures(
     for commit in read_standing(spec.output.path).commits.values():
         done.update(commit.classes)
     missing = {name: max(0, count - done[name] - plan.shortfall.get(name, 0)) for name, count in plan.counts.items()}
-    forecast = {name: found[name].expected(spec.budget.max_attempts) for name in missing}
+    forecast = {name: found[name].expected(spec.max_attempts_for(name)) for name in missing}
     calls = sum(count * calls_per_tile(spec.sampler_for(name)) * forecast[name][0] for name, count in missing.items())
     seconds = calls * seconds_per_call
     figures = {
@@ -157,5 +157,5 @@ def _figures(
         elif lost >= 1:
             yield (
                 f"warning: {name}: about {lost:,.0f} of {missing[name]:,} tiles would find no candidate in "
-                f"{spec.budget.max_attempts} attempts (budget.max_attempts)"
+                f"{spec.max_attempts_for(name)} attempts (budget.max_attempts)"
             )

@@ -170,7 +170,7 @@ def _relocked(prepared: Prepared, standing: Standing) -> tuple[dict[str, Any], l
     """(the set's lock with the fingerprints of the bank as it is now, classes whose rows are others)."""
     assert standing.lock is not None
     lock = standing.lock
-    values = recipe_of(prepared, read_keys(prepared.spec, open_store(prepared.spec.lineage)), None)
+    values = recipe_of(prepared, read_keys(prepared.spec, open_store(prepared.spec.lineage)), None, lock)
     before, now = lock["recipe"]["class_banks"], values["class_banks"]
     banks = {name: now.get(name, mac) for name, mac in before.items()}
     renewed = {**lock, "recipe": {**lock["recipe"], "class_banks": banks}}

@@ -92,6 +92,7 @@ def check_places(spec: Spec) -> None:
         ),
         ("model.encoder", None if spec.model.encoder_hub else spec.model.encoder, "an absolute path"),
         *((f"embeddings.{key}", place, "a URL or an absolute path") for key, place in spec.embeddings.places()),
+        ("balance.against", spec.balance.file if spec.balance else None, "a URL or an absolute path"),
         ("output.path", spec.output.path, "a URL or an absolute path"),
         ("lineage", spec.lineage, "a URL or an absolute path"),
         ("privacy.ledger", spec.privacy.ledger, "a URL or an absolute path"),

@@ -33,8 +33,9 @@ class Tasks:
 
     def calls(self, task: Task) -> tuple[int, int]:
         """Network calls of a unit: without rejects, and at most."""
-        least = sum(calls_per_tile(self._spec.sampler_for(slot.class_name)) for slot in task.slots)
-        return least, least * self._spec.budget.max_attempts
+        spec, names = self._spec, [slot.class_name for slot in task.slots]
+        each = {name: calls_per_tile(spec.sampler_for(name)) for name in set(names)}
+        return sum(each[name] for name in names), sum(each[name] * spec.max_attempts_for(name) for name in names)
 
     def task(self, shard: int) -> Task:
         """The unit of a shard with its conditions, float32 (n, E), or None where there are none."""

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from synthfactory.spec.places import place_problem
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
 
 PARAMETERS = {"temperature": "temperature", "effective_number": "beta"}
+BUILT_IN = ("bank", "tcga")
+FILES = (".csv", ".parquet")
+MAX_REAL = 10**12
+
+
+def _against_problems(value: Any) -> list[tuple[str, str]]:
+    """(path below `against`, fault); the type alone would name every form that it is not."""
+    if isinstance(value, str):
+        if value in BUILT_IN:
+            return []
+        if not value.lower().endswith(FILES):
+            return [("", f"'{value}' is neither bank nor tcga, no .csv or .parquet file, and no {{class: count}}")]
+        problem = place_problem(value)
+        return [("", f"'{value}' {problem}")] if problem else []
+    if not isinstance(value, dict) or not value:
+        return [("", "says no counts; write bank, tcga, the name of a .csv or .parquet file, or {class: count}")]
+    return [
+        (str(name), f"{repr(count)[:40]} is no whole number from 1 to {MAX_REAL:,}")
+        for name, count in value.items()
+        if not (type(count) is int and 1 <= count <= MAX_REAL)
+    ]
 
 
 class Balance(FrozenModel):
@@ -22,10 +44,12 @@ class Balance(FrozenModel):
     )
     temperature: float | None = Field(default=None, ge=1, le=1e6, description="temperature: T.", examples=[2.0])
     beta: float | None = Field(default=None, ge=0, lt=1, description="effective_number: beta.", examples=[0.999])
-    against: Literal["bank"] | dict[str, Annotated[int, Field(ge=1, le=10**12)]] = Field(
+    against: str | dict[str, Annotated[int, Field(ge=1, le=MAX_REAL)]] = Field(
         default="bank",
-        description="Where real counts come from: the bank's rows, or {class: count}.",
-        examples=["bank"],
+        description="Where real counts come from: the bank's rows, {class: count}, tcga (cases of TCGA's studies, by their codes), or a "
+        ".csv or .parquet (path or URL) of label and count (patients, if known), or of a row a tile, slide or case: label (patient_id, "
+        "if known).",
+        examples=["bank", "tcga", "cohort.csv", {"tumour": 4000, "stroma": 60}],
     )
     even_fraction: bool = Field(
         default=True,
@@ -38,6 +62,14 @@ class Balance(FrozenModel):
     @classmethod
     def _short_form(cls, data: Any) -> Any:
         return {"kind": data} if isinstance(data, str) else data
+
+    @field_validator("against", mode="before")
+    @classmethod
+    def _counts(cls, value: Any) -> Any:
+        found = _against_problems(value)
+        if found:
+            raise Problems(found)
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Balance:
@@ -55,9 +87,18 @@ class Balance(FrozenModel):
                 )
         if not self.even_fraction and self.kind != "top_up":
             found.append(("even_fraction", f"goes with kind: top_up; this is {self.kind}"))
+        if self.kind == "top_up" and self.against == "tcga":
+            found.append(
+                ("against", "tcga counts cases, and top_up adds tiles to tiles; write {class: count} or a file")
+            )
         if found:
             raise Problems(found)
         return self
+
+    @property
+    def file(self) -> str | None:
+        """Path or URL of the file of real counts; None where they come from elsewhere."""
+        return self.against if isinstance(self.against, str) and self.against not in BUILT_IN else None
 
     @property
     def parameter(self) -> float | None:

@@ -22,7 +22,7 @@ from synthfactory.spec.names import class_name_problem, slug, slug_collisions
 from synthfactory.spec.places import lies_inside, nested, place_problem
 from synthfactory.spec.privacy import Privacy
 from synthfactory.spec.sampler import FrozenModel, Sampler, SamplerOverride, merged_sampler
-from synthfactory.spec.sections import Budget, Execution, Output, Screen
+from synthfactory.spec.sections import Budget, BudgetOverride, Execution, Output, Screen
 from synthfactory.spec.source import Problems, Source
 from synthfactory.spec.terms import Terms
 
@@ -47,6 +47,9 @@ class ClassSpec(FrozenModel):
     )
     sampler: SamplerOverride | None = Field(
         default=None, description="What differs from the spec's sampler for this class.", examples=[{"steps": 20}]
+    )
+    budget: BudgetOverride | None = Field(
+        default=None, description="What differs from the spec's budget for this class.", examples=[{"max_attempts": 12}]
     )
 
     @model_validator(mode="before")
@@ -93,7 +96,7 @@ class Spec(FrozenModel):
     )
     classes: dict[str, ClassSpec] = Field(
         min_length=1,
-        description="Class name (the bank's label) to its number of tiles, or to {count or fraction, sampler}.",
+        description="Class name (the bank's label) to its number of tiles, or to {count or fraction, sampler, budget}.",
         examples=[{"phantom-gland": 40, "phantom-keratin": {"count": 20, "sampler": {"steps": 20}}}],
     )
     balance: Balance | None = Field(
@@ -249,9 +252,9 @@ class Spec(FrozenModel):
                 )
             if isinstance(balance.against, dict) and name not in balance.against:
                 found.append(("balance.against", f"does not say how many real tiles {name} has"))
-        if balance.against == "bank" and self.privacy.mechanism == "dp":
-            what = "bank: real counts are not covered by epsilon, and the set's would tell them; write {class: count} as declared"
-            found.append(("balance.against", what))
+        if (balance.against == "bank" or balance.file) and self.privacy.mechanism == "dp":
+            what = "real counts are not covered by epsilon, and the set's would tell them; write {class: count} as declared"
+            found.append(("balance.against", f"{balance.against}: {what}"))
         if balance.against == "bank" and self.embeddings.unconditional:
             found.append(("balance", "counts the bank's rows, and there is none; leave it out"))
         return found
@@ -326,12 +329,20 @@ class Spec(FrozenModel):
                 found.append(
                     (f"embeddings.{key}", "lies inside output.path; keep real data apart from what is published")
                 )
+        if self.balance is not None and self.balance.file and lies_inside(self.balance.file, output, **resolve):
+            found.append(("balance.against", "lies inside output.path; keep real data apart from what is published"))
         return found
 
     def sampler_for(self, class_name: str) -> Sampler:
         """The spec's sampler with this class's overrides; a method without a solver takes that method's default solver."""
         override = self.classes[class_name].sampler
         return self.sampler if override is None else merged_sampler(self.sampler, override)
+
+    def max_attempts_for(self, class_name: str) -> int:
+        """Draws per tile of this class before it counts as a shortfall."""
+        override = self.classes[class_name].budget
+        own = None if override is None else override.max_attempts
+        return self.budget.max_attempts if own is None else own
 
     @property
     def bags_follow_patients(self) -> bool:

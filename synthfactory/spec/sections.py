@@ -122,6 +122,12 @@ class Budget(FrozenModel):
     )
 
 
+class BudgetOverride(FrozenModel):
+    """What one class may spend, where that differs from the spec's budget; limits of calls and hours are the whole build's."""
+
+    max_attempts: int | None = Field(default=None, ge=1, le=100, description="As budget.max_attempts.", examples=[12])
+
+
 class Execution(FrozenModel):
     """How the machine computes; fixed by the first build into an output, since it decides the last bits of pixels."""
 

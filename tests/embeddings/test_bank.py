@@ -103,6 +103,7 @@ def test_rows_without_a_patient_are_one_patient(tmp_path: Path) -> None:
     assert (patients, starts.tolist()) == (["", "P1"], [0, 4, 6])
     assert bank.span("fat") == (0, 6)
     assert bank.slide_ids == (None,) * 6
+    assert bank.slides_of("fat").tolist() == [0, 4, 6], "one slide a patient where none is known"
 
 
 @pytest.mark.parametrize(

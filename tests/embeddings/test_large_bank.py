@@ -94,6 +94,9 @@ def test_rows_facts_and_patients_agree_with_the_columns(tmp_path: Path, small_pi
         assert [p for p, n in zip(patients, np.diff(starts), strict=True) for _ in range(n)] == [
             p or "" for p in bank.patient_ids[low:high]
         ]
+        pairs = list(zip(bank.patient_ids[low:high], bank.slide_ids[low:high], strict=True))
+        changes = [row for row in range(1, high - low) if pairs[row] != pairs[row - 1]]
+        assert bank.slides_of(name).tolist() == [0, *changes, high - low]
 
 
 def test_an_unchanged_source_is_not_read_again(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthfactory.plan.balance import allocate, effective_patients, shares
+from synthfactory.plan.balance import allocate, effective_patients, shares, topped_up
 
 COUNTS = st.lists(st.integers(1, 10**6), min_size=1, max_size=12).map(
     lambda found: {f"c{number}": count for number, count in enumerate(found)}
@@ -40,6 +40,56 @@ def test_a_higher_temperature_is_flatter(real: dict[str, int], one: float, other
     rarest, commonest = min(real, key=real.__getitem__), max(real, key=real.__getitem__)
     assert warm[rarest] >= cool[rarest] - 1e-12 and warm[commonest] <= cool[commonest] + 1e-12
     assert sum(warm.values()) == pytest.approx(1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(COUNTS, st.integers(0, 10**6), st.floats(1, 50), st.floats(1, 50))
+def test_the_rarest_class_never_loses_tiles_to_a_higher_temperature(
+    real: dict[str, int], total: int, one: float, other: float
+) -> None:
+    cool, warm = (allocate(total, shares("temperature", real, value)) for value in sorted((one, other)))
+    assert sum(cool.values()) == sum(warm.values()) == total
+    assert warm[min(real, key=real.__getitem__)] >= cool[min(real, key=real.__getitem__)]
+    assert warm[max(real, key=real.__getitem__)] <= cool[max(real, key=real.__getitem__)]
+
+
+KINDS = st.sampled_from(
+    [("uniform", None), ("proportional", None), ("temperature", 3.0), ("effective_number", 0.999), ("top_up", None)]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(COUNTS, st.integers(0, 10**7), st.integers(0, 10**6), KINDS, st.data())
+def test_no_class_loses_tiles_when_the_total_grows_by_any_step_of_any_kind(
+    real: dict[str, int], total: int, more: int, kind: tuple[str, float | None], data: st.DataObject
+) -> None:
+    """Floors and caps stay as they are, as in a spec of which only the total is raised."""
+    floors = {name: data.draw(st.integers(0, total // len(real))) for name in real}
+    caps = {name: data.draw(st.integers(floor, floor + total + more)) for name, floor in floors.items()}
+    caps[max(caps, key=caps.__getitem__)] = total + more
+
+    def found(asked: int) -> dict[str, int]:
+        if kind[0] == "top_up":
+            return topped_up(asked, real, floors, caps)
+        return allocate(asked, shares(kind[0], real, kind[1]), floors, caps)  # type: ignore[arg-type]
+
+    small, large = found(total), found(total + more)
+    for asked, counts in ((total, small), (total + more, large)):
+        assert sum(counts.values()) == asked
+        assert all(floors[name] <= counts[name] <= caps[name] for name in real)
+    assert all(large[name] >= small[name] for name in real)
+
+
+@settings(max_examples=100, deadline=None)
+@given(COUNTS, st.integers(0, 10**6))
+def test_topping_up_brings_the_rarest_first_to_one_level(real: dict[str, int], total: int) -> None:
+    added = topped_up(total, real)
+    assert sum(added.values()) == total
+    level = {name: real[name] + added[name] for name in real}
+    raised = [level[name] for name in real if added[name]]
+    if raised:
+        assert max(raised) - min(raised) <= 1
+        assert all(real[name] >= max(raised) - 1 for name in real if not added[name]), "who gets none has as many"
 
 
 def test_the_ends_of_temperature_and_effective_number() -> None:

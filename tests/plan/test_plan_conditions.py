@@ -58,9 +58,70 @@ def test_the_choice_does_not_depend_on_how_many_or_in_which_order_slots_are_aske
     assert 0 <= choose(index, 10**12, KEY, "A") < 14
 
 
+def slides_of(patients: list[list[int]]) -> ClassIndex:
+    """A class whose patient p has slides of patients[p] tiles each."""
+    ends = np.cumsum([tiles for slides in patients for tiles in slides])
+    names = [f"P{patient}" for patient in range(len(patients))]
+    return ClassIndex(names, np.cumsum([0, *map(sum, patients)]), np.append(0, ends))
+
+
 def test_the_choice_is_fixed_for_good() -> None:
     index, _ = index_of([3, 1, 4, 1, 5])
     assert [choose(index, slot, KEY, "A") for slot in range(10)] == [9, 3, 1, 8, 4, 8, 11, 5, 2, 3]
+    one_each = slides_of([[3], [1], [4], [1], [5]])
+    assert [choose(one_each, slot, KEY, "A") for slot in range(10)] == [9, 3, 1, 8, 4, 8, 11, 5, 2, 3]
+    several = slides_of([[2, 1], [1], [3, 1], [1], [1, 4]])
+    assert [choose(several, slot, KEY, "A") for slot in range(10)] == [13, 3, 2, 8, 5, 8, 9, 7, 0, 3]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=1, max_size=4), st.integers(1, 30))
+def test_slides_of_a_patient_and_tiles_of_a_slide_take_turns(patients: list[list[int]], blocks: int) -> None:
+    index = slides_of(patients)
+    taken = [choose(index, slot, KEY, "A") for slot in range(blocks * len(patients))]
+    assert index.slide_starts is not None
+    slide_of = np.repeat(np.arange(len(index.slide_starts) - 1), np.diff(index.slide_starts))
+    number = 0
+    for own in patients:
+        slides = range(number, number + len(own))
+        number += len(own)
+        rows = [row for row in taken if slide_of[row] in slides]
+        assert len(rows) == blocks, "patients are used as evenly as without slides"
+        for start in range(0, blocks - len(own) + 1, len(own)):
+            used = [slide_of[row] for row in rows[start : start + len(own)]]
+            assert sorted(used) == list(slides), "each slide once before any twice"
+        for slide, tiles in zip(slides, own, strict=True):
+            turns = [row for row in rows if slide_of[row] == slide]
+            for start in range(0, len(turns) - tiles + 1, tiles):
+                assert len(set(turns[start : start + tiles])) == tiles, "each tile once before any twice"
+
+
+def test_a_slide_of_a_thousand_tiles_weighs_as_one_of_ten() -> None:
+    index = slides_of([[1000, 10], [5]])
+    rows = [choose(index, slot, KEY, "A") for slot in range(400)]
+    assert sum(row < 1000 for row in rows) == 100 and sum(1000 <= row < 1010 for row in rows) == 100
+    assert len({row for row in rows if row < 1000}) == 100, "a large slide repeats nothing"
+    assert set(Counter(row for row in rows if 1000 <= row < 1010).values()) == {10}, "a small one sooner, but evenly"
+    alone, _ = index_of([1010, 5])
+    assert sum(choose(alone, slot, KEY, "A") < 1000 for slot in range(400)) > 190, "which slides without names cannot"
+
+
+def test_slides_are_asked_in_any_order_and_cost_no_list_of_rows() -> None:
+    index = ClassIndex(
+        ["a", "b"], np.array([0, 99_999_990, 100_000_000]), np.array([0, 99_999_980, 99_999_990, 100_000_000])
+    )
+    rows = [choose(index, slot, KEY, "A") for slot in range(200)]
+    assert [choose(index, slot, KEY, "A") for slot in reversed(range(200))] == rows[::-1]
+    assert sum(row < 99_999_980 for row in rows) == 50
+    assert 0 <= choose(index, 10**12, KEY, "A") < 100_000_000
+    assert index.__dict__.keys() <= {"patients", "starts", "slide_starts", "_slides", "_first_slide"}
+    assert all(len(value) <= 4 for value in index.__dict__.values()), "nothing in memory grows with rows"
+
+
+@pytest.mark.parametrize("slides", [[0, 3, 8], [0, 2, 4, 9], [0, 4, 4, 8], [0, 4], [1, 4, 8]])
+def test_slides_that_do_not_fit_their_patients_are_refused(slides: list[int]) -> None:
+    with pytest.raises(ValueError, match="every slide needs at least one row, and belongs to one patient"):
+        ClassIndex(["a", "b"], np.array([0, 4, 8]), np.array(slides))
 
 
 def test_key_class_and_block_each_change_the_order() -> None:

@@ -71,6 +71,17 @@ def test_an_estimate_counts_what_is_missing_by_each_class_sampler() -> None:
     assert estimate(spec, {"A": 10, "B": 5}, 0.5, measured=True).seconds == pytest.approx((100 / 1.2, 120))
 
 
+def test_a_class_with_attempts_of_its_own_has_its_own_worst_case() -> None:
+    spec = spec_of(
+        {"A": 10, "B": "{count: 5, sampler: {steps: 20}, budget: {max_attempts: 12}}", "C": "{count: 1, budget: {}}"},
+        "sampler: {solver: euler, steps: 10, guidance: {scale: 1}}",
+        "budget: {max_attempts: 3}",
+    )
+    assert [spec.max_attempts_for(name) for name in "ABC"] == [3, 12, 3]
+    cost = estimate(spec, {"A": 10, "B": 5, "C": 1}, None)
+    assert (cost.network_calls, cost.worst_network_calls) == (210, 100 * 3 + 100 * 12 + 10 * 3)
+
+
 def test_a_budget_of_calls_that_cannot_do_is_refused_by_how_much() -> None:
     spec = spec_of(
         {"A": 100}, "sampler: {solver: euler, steps: 10, guidance: {scale: 1}}", "budget: {network_calls: 1_000}"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from planning import MODEL, spec_of
 
 from synthfactory.plan.lock import build_lock, check_same_execution, check_same_recipe, grown, lock_yaml, read_lock
-from synthfactory.plan.recipe import ModelFacts, recipe, recipe_difference, recipe_hash
+from synthfactory.plan.recipe import ModelFacts, recipe, recipe_difference, recipe_hash, version_of
 from synthfactory.shards.seal import sealed
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
@@ -44,14 +44,37 @@ def differences(spec: Spec, model: ModelFacts = MODEL, macs: dict[str, str] = MA
         spec_of({**CLASSES, "A": "{count: 10, sampler: {solver: heun}}"}),
         spec_of(CLASSES, "output: {path: s3://elsewhere/x, shard_size: 3}", "lineage: s3://other"),
         spec_of(CLASSES, "budget: {max_attempts: 9, network_calls: 5}", "execution: {strict: true, batch_size: 2}"),
+        spec_of({**CLASSES, "A": "{count: 10, budget: {max_attempts: 9}}"}),
         spec_of(CLASSES, "model: /another/path/to/the/same", "embeddings: {bank: s3://moved/bank.parquet}"),
         spec_of(CLASSES, "sampler: {method: ode, solver: heun, steps: 25, guidance: {scale: 1.5}}"),
     ],
-    ids=["size", "fewer", "joined", "empty override", "override to the same", "places", "means", "moved", "defaults"],
+    ids=[
+        "size",
+        "fewer",
+        "joined",
+        "empty override",
+        "override to the same",
+        "places",
+        "means",
+        "means of a class",
+        "moved",
+        "defaults",
+    ],
 )
 def test_size_place_and_means_do_not_make_another_recipe(spec: Spec) -> None:
     assert differences(spec) == []
     assert recipe_hash(recipe_of(spec)) == recipe_hash(recipe_of(spec_of(CLASSES)))
+
+
+def test_a_set_goes_on_with_the_choice_of_conditions_that_it_was_begun_with() -> None:
+    for version, goes_on in ((1, 1), (2, 2), (3, 2)):
+        spec = spec_of(CLASSES)
+        begun = recipe(spec, MODEL, dict.fromkeys(spec.classes, "mac"), conditions_version=version)
+        lock = build_lock(spec, MODEL, begun, list(spec.classes), ["tile"], MODEL.encoder, "none")
+        assert version_of(lock) == goes_on
+    assert version_of(None) == 2
+    with pytest.raises(InputError, match="conditions_version: was 3, now 2"):
+        check_same_recipe(lock, recipe(spec, MODEL, dict.fromkeys(spec.classes, "mac")), "out")
 
 
 @pytest.mark.parametrize(

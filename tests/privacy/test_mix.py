@@ -29,19 +29,22 @@ def owner(found: Mixer, row: int) -> str:
     return _owners(found)[row]
 
 
-_known: dict[int, dict[int, str]] = {}
+_known: dict[
+    int, tuple[Mixer, dict[int, str]]
+] = {}  # with the mixer itself: an id is given anew once its object is gone
 
 
 def _owners(found: Mixer) -> dict[int, str]:
     if id(found) not in _known:
         _known.clear()
-        _known[id(found)] = {
+        owners = {
             int(row): name
             for cluster in found.clusters
             for at, name in enumerate(cluster.names)
             for row in cluster.rows[cluster.starts[at] : cluster.starts[at + 1]]
         }
-    return _known[id(found)]
+        _known[id(found)] = (found, owners)
+    return _known[id(found)][1]
 
 
 @settings(max_examples=40, deadline=None)
@@ -110,6 +113,21 @@ def test_a_blend_lies_between_its_tiles() -> None:
     assert np.isfinite(blended(np.stack([one, 0 * one]), np.array([0.5, 0.5]))).all()
 
 
+def test_a_patients_slides_take_turns_whatever_they_hold() -> None:
+    """Each of 7 patients has a slide of 20 tiles and one of 2."""
+    starts = np.arange(0, 7 * 22 + 1, 22)
+    slides = np.sort(np.append(starts, starts[:-1] + 20))
+    rows = np.arange(starts[-1])
+    of_slides = Mixer("a", (Cluster([f"p{n}" for n in range(7)], rows, starts, slides),), 5, 0.4, KEY)
+    taken = np.concatenate([of_slides.blend(slot).rows for slot in range(7 * 4)])
+    owners, small = taken // 22, taken % 22 >= 20
+    for patient in range(7):
+        assert (owners == patient).sum() == 20 and small[owners == patient].sum() == 10
+    whole = Mixer("a", (Cluster([f"p{n}" for n in range(7)], rows, starts),), 5, 0.4, KEY)
+    before = np.concatenate([whole.blend(slot).rows for slot in range(7 * 4)])
+    assert (before % 22 >= 20).sum() < 28
+
+
 def test_kinds_of_tissue_are_not_blended_and_small_kinds_are_merged() -> None:
     random = np.random.default_rng(0)
     kinds = np.eye(3, 6) * 10
@@ -132,6 +150,11 @@ def test_kinds_of_tissue_are_not_blended_and_small_kinds_are_merged() -> None:
             owned = cluster.rows[cluster.starts[at] : cluster.starts[at + 1]]
             assert {patients[int(row)] for row in owned} == {name}
     assert sorted(int(row) for cluster in found for row in cluster.rows) == list(range(len(rows)))
+    slides = np.arange(len(rows) + 1)  # a slide a tile
+    divided = clusters_of(assigned(lambda at: embeddings[at], index, 5, KEY), ClassIndex(names, index.starts, slides))
+    for cluster, whole in zip(divided, found, strict=True):
+        assert np.array_equal(cluster.rows, whole.rows) and cluster.slide_starts is not None
+        assert cluster.slide_starts.tolist() == list(range(len(cluster.rows) + 1))
     few = ClassIndex(names[:4], np.array([0, 2, 4, 6, 8]))
     with pytest.raises(ValueError, match="has 4 patients; a blend needs 5"):
         assigned(lambda at: embeddings[at], few, 5, KEY)

@@ -53,7 +53,7 @@ def lock(image_format: str = "png", **model: Any) -> dict[str, Any]:
         "recipe": {
             "name": "t",
             "model": {key: described[key] for key in ("id", "revision", "sha256")},
-            "conditions_version": 1,
+            "conditions_version": 2,
             "seed_kind": "integer",
             "privacy": {"mechanism": "none"},
             "sampler": copy.deepcopy(SAMPLER),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 from running import run
 from tinymodel import make_bank_file
 
@@ -127,3 +130,127 @@ def test_what_cannot_be_balanced_is_refused(make: Callable[..., Path], changes: 
     refused = run("plan", spec)
     assert refused.code == 2, refused.out
     assert message in refused.err and "spec.yaml:" in refused.err and "Traceback" not in refused.err
+
+
+COHORT = (
+    "label,patient_id\n" + "alpha,a\n" * 30 + "alpha,b\n" * 10 + "beta,c\nbeta,d\n" + "gamma,\n" * 4 + "gut,e\nskin,f\n"
+)
+
+
+@pytest.mark.parametrize("form", ["classes.csv", "classes.parquet", "tiles.csv", "tiles.parquet"])
+def test_real_counts_come_from_a_file(make: Callable[..., Path], tmp_path: Path, form: str) -> None:
+    path = tmp_path / form
+    text = "label,count,patients\nalpha,40,2\nbeta,2,2\ngamma,4,\ngut,1,1\nskin,1,\n" if "classes" in form else COHORT
+    if form.endswith(".csv"):
+        path.write_text(text)
+    else:
+        pq.write_table(
+            csv.read_csv(io.BytesIO(text.encode()), convert_options=csv.ConvertOptions(strings_can_be_null=True)), path
+        )
+    planned = run("plan", make(balance={"kind": "temperature", "temperature": 2.0, "against": str(path)}))
+    assert planned.code == 0, planned.err
+    table = [line.split() for line in planned.out.splitlines() if line.startswith(("alpha ", "beta ", "gamma "))]
+    assert [row[1] for row in table] == ["11", "3", "4"]
+    said = "".join(planned.out.split())
+    assert f"temperature(2)against{path}:18syntheticbeside46real" in said
+    assert f"{path}alsocountsgut,skin,ofwhichnotileisaskedfor" in said
+    effective = "(1.6effective)" if "tiles" in form else ""
+    assert f"alpha:40realof2patients{effective}and11syntheticare51(22%synthetic,from8effectivepatients)" in said
+    assert "gamma:4realand4syntheticare8(" in said
+    assert all(len(line) <= 80 for line in planned.out.splitlines())
+
+
+def test_tiles_of_no_named_patient_are_said(make: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text("label,patient_id\nalpha,a\nalpha,\nalpha,\nbeta,b\ngamma,c\n")
+    out = " ".join(run("plan", make(balance={"kind": "uniform", "against": str(path)})).out.split())
+    assert "alpha: 3 real of 2 patients (1.8 effective, 2 of no named patient taken as one's) and 6" in out
+
+
+def test_a_file_without_a_class_is_refused_at_its_place(make: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text("label,count\nalpha,4\nbeta,2\ngama,1\n")
+    refused = run("plan", make(balance={"kind": "uniform", "against": str(path)}))
+    assert refused.code == 2 and not (tmp_path / "out").exists()
+    expected = f"balance.against: {path}: does not say how many real ones gamma has; is 'gama' (line 4) meant?"
+    assert expected in refused.err and "spec.yaml:2:" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ("bnak", "balance.against: 'bnak' is neither bank nor tcga, no .csv or .parquet file"),
+        (7, "balance.against: says no counts"),
+        ({"alpha": 0, "beta": 1, "gamma": 1}, "balance.against.alpha: 0 is no whole number from 1"),
+        ({"alpha": 1.5, "beta": 1, "gamma": 1}, "balance.against.alpha: 1.5 is no whole number from 1"),
+        ("s3://a/../cohort.csv", "has '..' inside a URL"),
+    ],
+)
+def test_what_says_no_counts_is_refused_once(make: Callable[..., Path], against: Any, message: str) -> None:
+    refused = run("plan", make(balance={"kind": "uniform", "against": against}))
+    assert refused.code == 2 and message in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
+
+
+def test_a_file_of_real_counts_goes_neither_into_the_set_nor_under_an_epsilon(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    inside = run("plan", make(balance={"kind": "uniform", "against": str(tmp_path / "out" / "cohort.csv")}))
+    assert inside.code == 2 and "balance.against: lies inside output.path" in inside.err
+    dp = {"mechanism": "dp", "epsilon": 1, "population": {"alpha": 9, "beta": 9, "gamma": 9},
+          "cohort": "c", "label_level": "tile", "ledger": "/nowhere"}  # fmt: skip
+    refused = run("plan", make(balance={"kind": "uniform", "against": "cohort.csv"}, privacy=dp))
+    assert refused.code == 2
+    assert (
+        "balance.against: cohort.csv: real counts are not covered by epsilon, and the set's would tell them"
+        in refused.err
+    )
+    declared = run(
+        "plan", make(balance={"kind": "uniform", "against": {"alpha": 9, "beta": 9, "gamma": 9}}, privacy=dp)
+    )
+    assert "balance.against" not in declared.err
+
+
+@pytest.fixture
+def studies(spec_file: MakeSpec, tiny: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Classes named after studies of TCGA: BRCA has 1,098 cases, CHOL 51."""
+
+    def made(one: str = "TCGA-BRCA", other: str = "chol", **changes: Any) -> Path:
+        bank = make_bank_file(tmp_path / "tcga.parquet", tiny / "model", {one: 4, other: 4})
+        return spec_file(embeddings={"bank": str(bank)}, total=100, classes={one: {}, other: {}}, **changes)
+
+    return made
+
+
+def test_tcga_counts_cases_and_says_whose_numbers_these_are(studies: Callable[..., Path]) -> None:
+    planned = run("plan", studies(balance={"kind": "proportional", "against": "tcga"}))
+    assert planned.code == 0, planned.err
+    table = [line.split() for line in planned.out.splitlines() if line.startswith(("TCGA-BRCA ", "chol "))]
+    assert [row[1] for row in table] == ["96", "4"]  # of 1,098 and 51
+    said = " ".join(planned.out.split())
+    assert (
+        "proportional against cases of TCGA's studies (GDC API User's Guide, Data Analysis, https://docs.gdc." in said
+    )
+    assert "100 synthetic beside 1,149 real cases" in said
+    assert "chol: 51 cases of TCGA, 4 synthetic from 4 effective patients" in said
+    even = run("plan", studies(balance={"kind": "uniform", "against": "tcga"})).out
+    assert "% synthetic" not in said + even, "cases and tiles make no share"
+    assert all(len(line) <= 80 for line in planned.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("TCGA-BRCA", "CHOLL"), "classes.CHOLL: is no study of TCGA; is 'CHOL' (Cholangiocarcinoma) meant?"),
+        (("BRCA", "zzz-9"), "classes.zzz-9: is no study of TCGA; codes are such as BRCA or TCGA-BRCA"),
+        (("BRCA", "TCGA-BRCA"), "classes.TCGA-BRCA: is the same study of TCGA as BRCA"),
+    ],
+)
+def test_what_is_no_study_is_refused(studies: Callable[..., Path], names: tuple[str, str], message: str) -> None:
+    refused = run("plan", studies(*names, balance={"kind": "uniform", "against": "tcga"}))
+    assert refused.code == 2 and message in refused.err and "spec.yaml:" in refused.err
+
+
+def test_cases_are_not_topped_up_with_tiles(studies: Callable[..., Path]) -> None:
+    refused = run("plan", studies(balance={"kind": "top_up", "against": "tcga"}))
+    assert refused.code == 2 and "balance.against: tcga counts cases, and top_up adds tiles to tiles" in refused.err

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from running import run
 
 from synthfactory.plan.plan import Plan
-from synthfactory.run import driver
+from synthfactory.run import belonging, driver
 from synthfactory.run.budget import RunBudget
 from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import prepare
@@ -58,6 +60,38 @@ def test_plan_refuses_what_build_refuses(spec_file: MakeSpec, out: Path, change:
     assert str(changed) in " ".join(built.err.split())
     changed.unlink()
     assert tree(out.parent) == before
+
+
+def chosen(folder: Path) -> dict[tuple[str, int], tuple[str, str, int]]:
+    """(class, index) -> (patient, slide, row) behind it, as LINEAGE has it."""
+    rows = [row for path in (folder / "lineage/units").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    sources = {(row["class_name"], row["index"]): row["sources"][0] for row in rows}
+    return {slot: (part["patient_id"], part["slide_id"], part["bank_row"]) for slot, part in sources.items()}
+
+
+def test_a_set_of_the_earlier_order_of_tiles_goes_on_in_it(
+    spec_file: MakeSpec, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patients have two tiles of one slide and one of another: new sets take slides in turn, old ones tiles."""
+
+    def build(name: str, count: int) -> Path:
+        folder = tmp_path / name
+        given = {"output": {"path": f"{folder}/out"}, "lineage": f"{folder}/lineage", "classes": {"alpha": count}}
+        assert run("build", spec_file(f"{name}.yaml", **given), "--local").code == 0
+        return folder
+
+    with monkeypatch.context() as earlier:
+        for module in (belonging, driver):
+            earlier.setattr(module, "version_of", lambda lock: 1)
+        build("old", 7)
+        whole = build("whole", 16)
+    old, new = build("old", 16), build("new", 16)
+    assert run("verify", old / "out").code == 0
+    assert yaml.safe_load((old / "out/spec.lock.yaml").read_text())["recipe"]["conditions_version"] == 1
+    assert chosen(old) == chosen(whole) != chosen(new)
+    turns = Counter((patient, slide) for patient, slide, _ in chosen(new).values())
+    assert set(turns.values()) == {2} and len(turns) == 8, "four turns of each of four patients, two of each slide"
+    assert set(Counter((patient, slide) for patient, slide, _ in chosen(old).values()).values()) != {2}
 
 
 def test_another_classes_keys_are_not_given_again(spec_file: MakeSpec, tiny: Path, out: Path, tmp_path: Path) -> None:

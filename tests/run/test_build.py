@@ -185,6 +185,27 @@ def test_a_screen_that_drops_everything_ends_as_a_recorded_shortfall(spec_file: 
     assert len({row["noise_key"] for row in rows}) == 10
 
 
+def test_a_class_may_have_more_attempts_than_the_others(spec_file: MakeSpec, out: Path) -> None:
+    classes = {"alpha": 5, "beta": {"count": 3, "budget": {"max_attempts": 4}}}
+    budget = {"max_attempts": 2, "network_calls": 220}  # just enough
+    spec = spec_file(screen={"blur": {"min_sharpness": 9.0}}, budget=budget, classes=classes)
+    assert "80 without rejects, at most 220" in run("plan", spec).out  # 10 calls a tile: 5 x 2 and 3 x 4 draws
+    assert run("build", spec, "--local").code == 3
+    rows = [row for path in (out.parent / "lineage/units").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert Counter(row["class_name"] for row in rows) == {"alpha": 10, "beta": 12}
+    assert {row["attempt"] for row in rows if row["class_name"] == "beta"} == {0, 1, 2, 3}
+    classes["alpha"], classes["beta"] = 6, {"count": 3, "budget": {"max_attempts": 9}}
+    assert (
+        run(
+            "build",
+            spec_file(screen={"blur": {"min_sharpness": 9.0}}, budget={"max_attempts": 2}, classes=classes),
+            "--local",
+        ).code
+        == 3
+    ), "other attempts are no other recipe"
+    assert run("verify", out).code == 0
+
+
 def test_rejects_are_redrawn_with_other_noise(spec_file: MakeSpec, tmp_path: Path, out: Path) -> None:
     run("build", spec_file(), "--local")
     from synthfactory.screen import sharpness

@@ -69,6 +69,19 @@ def test_few_attempts_are_forecast_to_leave_tiles_empty(spec_file: MakeSpec) -> 
     assert "would find no candidate in 1 attempts" in " ".join(ended.out.split())
 
 
+def test_a_class_of_more_attempts_is_forecast_by_them(spec_file: MakeSpec, tmp_path: Path) -> None:
+    classes = {"alpha": 20, "beta": {"count": 13, "budget": {"max_attempts": 7}}}
+    spec = spec_file(screen={"blur": {"min_sharpness": 9.0}}, budget={"max_attempts": 2}, classes=classes)
+    ended = run("pilot", spec, "--tiles", 2)
+    figures = json.loads(contents(tmp_path / "lineage")["pilot/pilot.json"])
+    drawn = {name: entry["drawn"] for name, entry in figures["classes"].items()}
+    assert drawn == {"alpha": 2 * 2, "beta": 2 * 7}
+    chance = {name: 0.5 / count for name, count in drawn.items()}
+    draws = {name: (1 - (1 - chance[name]) ** most) / chance[name] for name, most in (("alpha", 2), ("beta", 7))}
+    assert figures["network_calls_expected"] == round(10 * (20 * draws["alpha"] + 13 * draws["beta"]))
+    assert ended.code == 0
+
+
 class Clock:
     now = 0.0
 

@@ -51,6 +51,13 @@ def test_ledger_and_holdout_are_checked_too() -> None:
         check_places(spec_of(TEXT + "\nscreen: {nearest_real: {holdout: h.parquet}}\n"))
 
 
+def test_files_of_real_counts_are_checked_too() -> None:
+    text = TEXT.replace("{alpha: 3}", "{alpha: {}}") + "total: 3\nbalance: {kind: proportional, against: cohort.csv}\n"
+    with pytest.raises(InputError, match=r"balance\.against: 'cohort\.csv' would be looked up where the job runs"):
+        check_places(spec_of(text))
+    check_places(spec_of(text.replace("cohort.csv", "s3://bucket/cohort.csv")))
+
+
 @pytest.mark.parametrize("place", ["/a/b", "file:///a/b", "s3://bucket/b", "simplecache::s3://bucket/b"])
 def test_urls_and_absolute_paths_mean_the_same_everywhere(place: str) -> None:
     check_places(spec_of(TEXT.replace("s3://bucket/bank.parquet", place).replace("phantom", "/models/m")))
