@@ -64,6 +64,22 @@ class KernelDistance:
         return np.asarray(real + drawn - 2.0 * cross)
 
 
+PIECE = 8192  # rows that are held in float64 at a time
+
+
+def moments(values_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (E,) and covariance (E, E) with N - 1, float64, in pieces of rows: no copy of the whole."""
+    rows, width = values_NE.shape
+    mean = sum(
+        (values_NE[at : at + PIECE].sum(axis=0, dtype=np.float64) for at in range(0, rows, PIECE)), np.zeros(width)
+    ) / max(rows, 1)
+    outer = np.zeros((width, width))
+    for at in range(0, rows, PIECE):
+        off = values_NE[at : at + PIECE] - mean
+        outer += off.T @ off
+    return mean, outer / max(rows - 1, 1)
+
+
 ROWS_PER_DIMENSION = 10  # fewer, and the Frechet distance says more about the number of rows than about the sets
 
 
@@ -78,9 +94,8 @@ def frechet_distance(one_NE: np.ndarray, other_ME: np.ndarray) -> float:
             f"a Frechet distance needs equal numbers of rows, at least {ROWS_PER_DIMENSION} for each of {width} coordinates; "
             f"there are {rows} and {len(other_ME)}"
         )
-    means = [values.mean(axis=0, dtype=np.float64) for values in (one_NE, other_ME)]
-    a, b = (np.atleast_2d(np.cov(values.astype(np.float64), rowvar=False)) for values in (one_NE, other_ME))
+    (mean, a), (other_mean, b) = (moments(values) for values in (one_NE, other_ME))
     values, vectors = np.linalg.eigh(a)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     crossed = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ b @ root), 0.0)).sum()
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * crossed)
+    return float(((mean - other_mean) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * crossed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from synthfactory.evaluate.distance import ROWS_PER_DIMENSION, cubic_kernel, frechet_distance
+from synthfactory.evaluate.distance import PIECE, ROWS_PER_DIMENSION, cubic_kernel, frechet_distance
 from synthfactory.evaluate.intervals import Interval
 from synthfactory.evaluate.neighbours import nearest
 
@@ -67,17 +67,35 @@ def _in_turn(side: Tiles, rows: np.ndarray, random: np.random.Generator) -> np.n
     return np.asarray(rows[np.argsort(turn, kind="stable")])
 
 
-def standardise(reference: Tiles, *others: Tiles) -> list[Tiles]:
-    """All of them, float32, by mean and spread of the first; coordinates that do not vary there are left out."""
-    mean, spread = (
-        reference.embeddings.mean(axis=0, dtype=np.float64),
-        reference.embeddings.std(axis=0, dtype=np.float64),
-    )
+def standard_space(reference: Tiles) -> Callable[[Tiles], Tiles]:
+    """What takes a side into the space in which `reference` has mean 0 and spread 1, float32; coordinates that do not vary there are left
+    out.
+    """
+    rows, square = len(reference), np.zeros(reference.embeddings.shape[1])
+    total = np.zeros_like(square)
+    for at in range(0, rows, PIECE):
+        total += reference.embeddings[at : at + PIECE].sum(axis=0, dtype=np.float64)
+    mean = total / rows
+    for at in range(0, rows, PIECE):
+        square += ((reference.embeddings[at : at + PIECE] - mean) ** 2).sum(axis=0)
+    spread = np.sqrt(square / rows)
     varies = spread > 1e-9
     middle, scale = mean[varies].astype(np.float32), spread[varies].astype(np.float32)
-    return [
-        Tiles((each.embeddings[:, varies] - middle) / scale, each.classes, each.groups) for each in (reference, *others)
-    ]
+
+    def into(side: Tiles) -> Tiles:
+        whole = side.embeddings if varies.all() else side.embeddings[:, varies]
+        found = whole.astype(np.float32)  # a copy, changed in place: sides may be of gigabytes
+        found -= middle
+        found /= scale
+        return Tiles(found, side.classes, side.groups)
+
+    return into
+
+
+def standardise(reference: Tiles, *others: Tiles) -> list[Tiles]:
+    """All of them in the standard space of the first."""
+    into = standard_space(reference)
+    return [into(side) for side in (reference, *others)]
 
 
 def halved(side: Tiles, seed: int = 0) -> tuple[Tiles, Tiles]:

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)  # sklearn's C
+PIECE = 8192  # rows that are looked at at once
 ITERATIONS = 200
 FOLDS = 3
 LARGE = 3000  # rows from which one fold says enough
@@ -41,8 +42,9 @@ class Probe:
     def probabilities(self, embeddings_NE: np.ndarray, num_classes: int) -> np.ndarray:
         """float64 (N, C); a class that was not learned has 0."""
         found = np.zeros((len(embeddings_NE), num_classes))
-        scaled = ((embeddings_NE - self.mean) / self.spread).astype(np.float32)
-        found[:, self.known] = 1.0 if self.model is None else self.model.predict_proba(scaled)
+        for at in range(0, len(found), PIECE):
+            scaled = ((embeddings_NE[at : at + PIECE] - self.mean) / self.spread).astype(np.float32)
+            found[at : at + PIECE, self.known] = 1.0 if self.model is None else self.model.predict_proba(scaled)
         return found
 
 

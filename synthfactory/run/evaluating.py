@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.evaluate import fidelity
-from synthfactory.evaluate.fidelity import Tiles, halved, kernel_distance, manifolds, same_mix, standardise
+from synthfactory.evaluate.fidelity import Tiles, halved, kernel_distance, manifolds, same_mix, standard_space
 from synthfactory.evaluate.intervals import bootstrap, patient_weights
 from synthfactory.evaluate.neighbours import nearest
 from synthfactory.evaluate.shortcut import association, told_apart
@@ -56,9 +56,8 @@ def fidelity_figures(sides: Sides, kept: Kept, begin: Begin, seed: int = 0) -> J
     """
     reference, beside, note = _reference(sides, seed)
     rows = same_mix([reference, sides.drawn, beside], seed)
-    a, drawn, other = standardise(
-        *(side.of(at) for side, at in zip((reference, sides.drawn, beside), rows, strict=True))
-    )
+    into = standard_space(reference.of(rows[0]))
+    a, drawn, other = (into(side.of(at)) for side, at in zip((reference, sides.drawn, beside), rows, strict=True))
     found: Json = {"compared_with": note, "tiles_each": len(a), "classes": _mix(a)}
     if len(a) < LEAST:
         return {
