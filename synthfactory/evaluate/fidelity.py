@@ -117,7 +117,7 @@ class _Sums:
     """Sums of the kernel over pairs of cells of one block; a cell holds the tiles of one group in one class."""
 
     def __init__(self, one: Tiles, other: Tiles, random: np.random.Generator) -> None:
-        self.labels = np.unique(one.classes)
+        self.labels = np.unique(np.concatenate([one.classes, other.classes]))  # a block may lack one on either side
         self.mix = np.array([(one.classes == label).mean() for label in self.labels])
         self.cells = [_cells(side, self.labels, random) for side in (one, other)]
         (a, of_a), (b, of_b) = (
@@ -130,9 +130,10 @@ class _Sums:
         """(B,): of each draw of groups, (B, P) and (B, Q); nan where a draw leaves nothing to compare."""
         w = [draw[:, cells.group] for draw, cells in zip(weights, self.cells, strict=True)]
         one, other = self.cells
-        terms = _means(w[0], w[0], self.within[0], one, one, apart=True)
-        terms += _means(w[1], w[1], self.within[1], other, other, apart=True)
-        terms -= 2 * _means(w[0], w[1], self.cross, one, other, apart=False)
+        count = len(self.labels)
+        terms = _means(w[0], w[0], self.within[0], one, one, count, apart=True)
+        terms += _means(w[1], w[1], self.within[1], other, other, count, apart=True)
+        terms -= 2 * _means(w[0], w[1], self.cross, one, other, count, apart=False)
         there = np.isfinite(terms)
         share = there * np.outer(self.mix, self.mix)[None]
         total = share.sum(axis=(1, 2))
@@ -156,14 +157,15 @@ def _cells(side: Tiles, labels: np.ndarray, random: np.random.Generator) -> _Cel
     return _Cells(of_row, cells % GROUPS, cells // GROUPS, np.bincount(of_row).astype(np.float64))
 
 
-def _means(w: np.ndarray, v: np.ndarray, sums: np.ndarray, one: _Cells, other: _Cells, *, apart: bool) -> np.ndarray:
+def _means(
+    w: np.ndarray, v: np.ndarray, sums: np.ndarray, one: _Cells, other: _Cells, classes: int, *, apart: bool
+) -> np.ndarray:
     """(B, C, C): mean of the kernel over pairs of a tile of class i and one of class j; `apart`: of different groups of one side."""
     counts = np.outer(one.size, other.size)
     if apart:
         differ = one.group[:, None] != other.group[None]
         sums, counts = sums * differ, counts * differ
     starts = np.flatnonzero(np.diff(other.label, prepend=-1))
-    classes = int(max(one.label[-1], other.label[-1])) + 1
     found = np.full((len(w), classes, classes), np.nan)
     for number in np.unique(one.label):
         mine = np.flatnonzero(one.label == number)

@@ -81,6 +81,26 @@ def test_classes_of_few_patients_do_not_make_equal_sides_differ() -> None:
     assert abs(np.mean(found)) < 0.3, "with all pairs alike the mean would be -0.83"
 
 
+@pytest.mark.parametrize("rare", ["a", "z"])
+def test_a_class_that_some_block_lacks_is_not_taken_for_another(rare: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two patients of the rare class on one side and many on the other: dealt to four blocks, two of them lack it on one side."""
+    monkeypatch.setattr(fidelity, "BLOCK", 400)
+    random = np.random.default_rng(0)
+
+    def side(patients: int) -> Tiles:
+        classes = np.repeat([rare, "m", "n"], [120, 740, 740])
+        rows = random.standard_normal((1600, WIDTH)) + 4 * np.eye(WIDTH)[np.repeat([0, 1, 2], [120, 740, 740])]
+        groups = np.concatenate([np.arange(120) % patients, 1000 + np.arange(1480)])
+        return Tiles(rows.astype(np.float32), classes, groups)
+
+    one, other = standardise(side(2), side(60))
+    assert fidelity.blocks_of(one, other) == 4
+    for pair in ((one, other), (other, one)):
+        found, (low, high) = kernel_distance(*pair)
+        assert low <= 0 <= high
+        assert abs(found) < 0.02
+
+
 def test_the_frechet_distance_of_gaussians_agrees_with_closed_form() -> None:
     m, F, n, G = pair(6)
     S, T = F @ F.T, G @ G.T
