@@ -152,6 +152,15 @@ def test_a_call_that_was_stopped_goes_on_and_a_whole_one_computes_nothing_again(
     assert Path("evaluation.json").read_bytes() == first
 
 
+def test_unseen_tiles_without_sites_have_the_rest_of_the_figures(here: Path, tmp_path: Path) -> None:
+    unseen = Path(shutil.copytree(here / "unseen", tmp_path / "unseen"))
+    lines = [line.split(",") for line in (unseen / "tiles.csv").read_text().split()]
+    (unseen / "tiles.csv").write_text("\n".join(",".join([*line[:3], line[4]]) for line in lines))
+    ended = evaluate(here, "--unseen", unseen)
+    assert ended.code == 0, ended.err
+    assert "leave-site-out: not every tile of --unseen states its site" in ended.out
+
+
 def test_a_small_network_learns_from_pixels_alone(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worth, "CNN_STEPS", 40)
     ended = evaluate(here, "--unseen", here / "unseen", "--cnn")
