@@ -64,7 +64,10 @@ def fidelity_figures(sides: Sides, kept: Kept, begin: Begin, seed: int = 0) -> J
             **found,
             "why": f"not measurable with n = {len(a):,} tiles of the same classes on each side; {LEAST} are needed",
         }
-    key = (digest_of(*(part for side in (a, drawn, other) for part in (side.embeddings, side.groups))), str(seed))
+    key = (
+        digest_of(*(part for side in (a, drawn, other) for part in (side.embeddings, side.classes, side.groups))),
+        str(seed),
+    )
     for name, side in (("drawn", drawn), ("real", other)):
         for what, measure in (("kernel", _kernel), ("frechet", _frechet), ("manifold", _manifold)):
             found[f"{what}_{name}"] = kept.once(f"{what} {name}", key, partial(measure, side, a, begin, name))

@@ -22,7 +22,7 @@ from synthfactory.run.audit_tiles import BATCH, Embed, Tick
 from synthfactory.spec.errors import InputError
 
 PIECE = 128
-MEASURES = 1  # raised whenever figures are computed otherwise: what was kept before is then not taken
+MEASURES = 2  # raised whenever figures are computed otherwise: what was kept before is then not taken
 Item = tuple[bytes, Callable[[], np.ndarray]]  # digest of a tile's content, and what reads its pixels uint8 (H, H, 3)
 
 

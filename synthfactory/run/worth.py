@@ -25,7 +25,7 @@ from synthfactory.evaluate.utility import (
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.cnn import Pixels, cnn_arms, fits
 from synthfactory.run.evaluating import Json, Sides
-from synthfactory.run.spaces import Kept
+from synthfactory.run.spaces import Kept, digest_of
 
 LEAST_PATIENTS = 5  # of the test, and of the cohort
 CNN_MOST, CNN_STEPS = 2000, 600  # tiles of each side (300 MB at 224 px)
@@ -101,7 +101,13 @@ def utility_figures(sides: Sides, kept: Kept, begin: Begin, seeds: int) -> Json:
     """Of every arm's probe on the unseen patients, and what the drawn tiles gain over what is free."""
     if why := why_not(sides):
         return {"why": why}
-    return kept.once("utility", (sides.digest(), str(seeds)), partial(_probed, sides, begin, seeds))
+    known = [] if sides.sites is None else [digest_of(*sides.sites)]
+    behind = (
+        []
+        if sides.drawn_sites is None
+        else [digest_of(np.array([" ".join(map(repr, sorted(each))) for each in sides.drawn_sites]))]
+    )
+    return kept.once("utility", (sides.digest(), str(seeds), *known, *behind), partial(_probed, sides, begin, seeds))
 
 
 def _probed(sides: Sides, begin: Begin, seeds: int) -> Json:

@@ -161,6 +161,24 @@ def test_unseen_tiles_without_sites_have_the_rest_of_the_figures(here: Path, tmp
     assert "leave-site-out: not every tile of --unseen states its site" in ended.out
 
 
+def test_labels_and_sites_that_were_corrected_are_not_answered_by_figures_of_before(here: Path, tmp_path: Path) -> None:
+    kept, seen, random = spaces.Kept(tmp_path / "kept"), [], np.random.default_rng(0)
+    right, rows = np.repeat(["a", "b"], 30), np.repeat([[0.0], [3.0]], 30, axis=0) + random.standard_normal((3, 60, 4))
+    real, unseen = (Tiles(rows[at], right, np.arange(60) + 100 * at) for at in (1, 2))
+    for labels in (right, np.tile(["a", "b"], 30)):
+        sides = evaluating.Sides(Tiles(rows[0], labels, np.arange(60)), real, unseen)
+        seen.append(evaluating.fidelity_figures(sides, kept, lambda what, total: lambda count: None)["kernel_by_class"])
+    assert seen[0] != seen[1]
+    lines = (here / "real/tiles.csv").read_text()
+    folder = Path(shutil.copytree(here / "real", tmp_path / "real"))
+    without = [[*line.split(",")[:3], line.split(",")[4]] for line in lines.split()]
+    for text, there in (("\n".join(map(",".join, without)), False), (lines, True)):
+        (folder / "tiles.csv").write_text(text)
+        assert evaluate(here, "--unseen", here / "unseen", real=folder).code == 0
+        found = json.loads(Path("evaluation.json").read_text())
+        assert ("leave_site_out" in found["spaces"]["texture/1"]["utility"]) == there
+
+
 def test_a_small_network_learns_from_pixels_alone(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worth, "CNN_STEPS", 40)
     ended = evaluate(here, "--unseen", here / "unseen", "--cnn")
