@@ -309,6 +309,8 @@ def public_part(found: Mapping[str, Any]) -> dict[str, Any]:
                 arm: {"balanced_accuracy": figures["balanced_accuracy"]} for arm, figures in utility["arms"].items()
             }
             utility = {"arms": arms, "synthetic_over_real": utility["synthetic_over_real"], "gain": utility["gain"]}
+        else:
+            utility = {"why": "not measured"}  # the reason counts patients
         spaces[name] = {"space": space["space"], "fidelity": fidelity, "utility": utility}
     return {
         "format": f"{FORMAT}-public",
@@ -321,5 +323,5 @@ def public_part(found: Mapping[str, Any]) -> dict[str, Any]:
         },
         "contaminated": found["contaminated"] is not None,
         "spaces": spaces,
-        "codecs": found["codecs"],
+        "codecs": {} if "why" in found["codecs"] else found["codecs"],  # the reason names a place
     }

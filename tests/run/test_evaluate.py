@@ -223,6 +223,12 @@ def test_a_bank_is_looked_at_in_the_space_of_its_encoder_alone(here: Path, tmp_p
     assert found["sites"]["why"] == "not every real tile states its site"
     assert "a bank holds the embeddings of one encoder alone" in " ".join(found["not_measured"])
     check_refusal(evaluate(here, "--encoder", here / "model", real=real), "a bank holds the embeddings of one encoder")
+    few = make_bank_file(tmp_path / "few.parquet", here / "model", {"alpha": 2, "beta": 2}, 2)
+    more = ("--unseen", few, "--codecs", "png", "--public", "public.json")
+    ended = evaluate(here, *more, real=tiles(tmp_path / "other", 5, "O"))
+    assert ended.code == 0, ended.err
+    public = Path("public.json").read_text()
+    assert "few" not in public and "patients on one side" not in public
 
 
 def test_patients_of_a_models_training_set_are_marked(here: Path, tmp_path: Path) -> None:
