@@ -69,6 +69,8 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     public = (
         None if asked.public is None else report_place(asked.public, asked.out, "--public", "what rests on real data")
     )
+    if public is not None and public.resolve() == place.resolve():
+        raise InputError(f"--public {asked.public}: is the internal report itself; name another file")
     check_codecs(asked.codecs)
     standing = read_standing(asked.out)
     lock = standing.lock
