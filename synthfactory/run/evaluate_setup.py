@@ -158,8 +158,13 @@ def _spaces(asked: Asked, own: Any, size_px: int, *, pixels: bool) -> list[Space
             raise InputError(
                 f"--encoder {name}: takes {folder.image_size_px} px, tiles have {size_px} px; no tile is resized"
             )
-        if folder.sha256 != own.sha256:
-            spaces.append(encoder_space(folder, independent=True))
+        if folder.sha256 in [space.identity for space in spaces]:
+            continue
+        if folder.id in [space.name for space in spaces]:
+            raise InputError(
+                f"--encoder {name}: calls itself {folder.id}, as another one does whose weights differ; give it a name of its own"
+            )
+        spaces.append(encoder_space(folder, independent=True))
     return spaces
 
 

@@ -262,6 +262,7 @@ def test_what_cannot_be_compared_is_refused_and_nothing_written(here: Path, tmp_
         (evaluate(here, "--public", here / "out/public.json"), "lies in the set"),
         (evaluate(here, "--public", "evaluation.json"), "is the internal report itself"),
         (evaluate(here, out=tmp_path / "empty"), "holds no set (no spec.lock.yaml)"),
+        (evaluate(here, "--encoder", make_tiny_model(tmp_path / "namesake", 5)), "calls itself tiny-encoder"),
         (evaluate(here, "--encoder", "phantom"), "takes 224 px, tiles have 32 px"),
         (evaluate(here, real=tmp_path / "nowhere"), "--real: "),
     ]
