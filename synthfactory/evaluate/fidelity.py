@@ -20,6 +20,7 @@ GROUPS = 1024  # of one set in a block, at most: tiles that rest on nothing know
 DRAWS, DRAWS_OF_BLOCKS = 500, 200
 FRECHET_COST = 2e11  # multiplications that its interval may take
 NEAREST = 5
+LEAST_GROUPS = 10  # patients of each side, for figures of fidelity
 SIDE_BY_SIDE = 1024
 EDGE = 1e-5  # a ball holds what lies on its edge, whatever a product's rounding says
 Tick = Callable[[int], None]
@@ -67,18 +68,24 @@ def _in_turn(side: Tiles, rows: np.ndarray, random: np.random.Generator) -> np.n
     return np.asarray(rows[np.argsort(turn, kind="stable")])
 
 
-def standard_space(reference: Tiles) -> Callable[[Tiles], Tiles]:
-    """What takes a side into the space in which `reference` has mean 0 and spread 1, float32; coordinates that do not vary there are left
-    out.
+def standard_space(sides: Sequence[Tiles]) -> Callable[[Tiles], Tiles]:
+    """What takes a side into the space in which all `sides` together, each counting alike, have mean 0 and spread 1, float32; coordinates
+    that do not vary there are left out.
+
+    Of one side alone it would not do: its own rows would lie nearer to 0 than another's of the same distribution.
     """
-    rows, square = len(reference), np.zeros(reference.embeddings.shape[1])
-    total = np.zeros_like(square)
-    for at in range(0, rows, PIECE):
-        total += reference.embeddings[at : at + PIECE].sum(axis=0, dtype=np.float64)
-    mean = total / rows
-    for at in range(0, rows, PIECE):
-        square += ((reference.embeddings[at : at + PIECE] - mean) ** 2).sum(axis=0)
-    spread = np.sqrt(square / rows)
+    means = []
+    for side in sides:
+        total = np.zeros(side.embeddings.shape[1])
+        for at in range(0, len(side), PIECE):
+            total += side.embeddings[at : at + PIECE].sum(axis=0, dtype=np.float64)
+        means.append(total / len(side))
+    mean = np.mean(means, axis=0)
+    square = np.zeros_like(mean)
+    for side in sides:
+        for at in range(0, len(side), PIECE):
+            square += ((side.embeddings[at : at + PIECE] - mean) ** 2).sum(axis=0) / len(side) / len(sides)
+    spread = np.sqrt(square)
     varies = spread > 1e-9
     middle, scale = mean[varies].astype(np.float32), spread[varies].astype(np.float32)
 
@@ -92,10 +99,10 @@ def standard_space(reference: Tiles) -> Callable[[Tiles], Tiles]:
     return into
 
 
-def standardise(reference: Tiles, *others: Tiles) -> list[Tiles]:
-    """All of them in the standard space of the first."""
-    into = standard_space(reference)
-    return [into(side) for side in (reference, *others)]
+def standardise(*sides: Tiles) -> list[Tiles]:
+    """All of them in their standard space."""
+    into = standard_space(sides)
+    return [into(side) for side in sides]
 
 
 def halved(side: Tiles, seed: int = 0) -> tuple[Tiles, Tiles]:
@@ -135,6 +142,9 @@ class _Sums:
         terms += _means(w[1], w[1], self.within[1], other, other, count, apart=True)
         terms -= 2 * _means(w[0], w[1], self.cross, one, other, count, apart=False)
         there = np.isfinite(terms)
+        # Pairs of different classes alone say nothing of how a class is drawn.
+        alone = ~np.asarray(np.diagonal(there, axis1=1, axis2=2).any(axis=1))
+        there[alone] = False
         share = there * np.outer(self.mix, self.mix)[None]
         total = share.sum(axis=(1, 2))
         return np.asarray((np.where(there, terms, 0.0) * share).sum(axis=(1, 2)) / np.where(total > 0, total, np.nan))
@@ -246,26 +256,35 @@ def _dealt(side: Tiles, count: int, random: np.random.Generator) -> list[np.ndar
 # Frechet distance.
 
 
-def frechet(one: Tiles, other: Tiles, *, seed: int = 0) -> dict[str, Any]:
-    """{value, interval_95 by groups, or None and why there is none}. Refused, with the reason, where there are too few rows."""
+def frechet(one: Tiles, other: Tiles, *, seed: int = 0, spread: bool = True) -> dict[str, Any]:
+    """{value, sd over draws of groups, n}, or why there is none: where there are too few rows, or groups.
+
+    The value is biased upwards, by how few tiles and patients there are; a draw is biased once more, so the draws' spread is given, and no
+    interval around it. Read it beside that of other real tiles.
+    """
     rows, width = one.embeddings.shape
-    if len(one) != len(other) or rows < ROWS_PER_DIMENSION * width:
-        need = ROWS_PER_DIMENSION * width
+    need = ROWS_PER_DIMENSION * width
+    if len(one) != len(other) or rows < need or not width:
         return {
             "value": None,
             "n": rows,
             "why": f"not measurable with n = {rows:,} tiles a side; {need:,} are needed (10 for each of {width} coordinates), else it "
             "measures the number of tiles",
         }
+    groups = min(len(np.unique(side.groups)) for side in (one, other))
+    if groups < LEAST_GROUPS:
+        return {
+            "value": None,
+            "n": rows,
+            "why": f"not measurable with n = {groups} patients; {LEAST_GROUPS} are needed",
+        }
     found: dict[str, Any] = {"value": frechet_distance(one.embeddings, other.embeddings), "n": rows}
-    draws = int(min(200, FRECHET_COST / (2 * rows * width**2 + 20 * width**3)))
-    if draws < 50:
-        return {**found, "interval_95": None, "why": "its interval would take hours at this size"}
+    draws = int(min(100, FRECHET_COST / (2 * rows * width**2 + 20 * width**3))) if spread else 0
+    if draws < 20:
+        return found
     random = np.random.default_rng(seed)
     values = [frechet_distance(*(side.embeddings[_again(side, random)] for side in (one, other))) for _ in range(draws)]
-    # Drawing rows again biases the distance upwards, by about as much as it was biased before: so the interval is centred anew.
-    low, high = np.quantile(np.array(values) - np.mean(values) + found["value"], [0.025, 0.975])
-    return {**found, "interval_95": (max(0.0, float(low)), float(high))}
+    return {**found, "sd": float(np.std(values))}
 
 
 def _again(side: Tiles, random: np.random.Generator) -> np.ndarray:
@@ -299,15 +318,20 @@ def manifolds(
     k: int = NEAREST,
     search: Search = nearest,
     tick: Tick = lambda done: None,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Manifolds:
-    """Balls reach to the k-th nearest other tile of the same set (Euclidean). ValueError where a set has k tiles or fewer."""
+    """Balls reach to the k-th nearest other tile of the same set (Euclidean); with `groups` (N,) and (M,), to that of another group: else
+    sets whose tiles hang together would have smaller balls. ValueError where a set has too few tiles, or of too few groups.
+    """
     if min(len(real_NE), len(drawn_ME)) <= k:
         raise ValueError(f"balls of {k} neighbours need more than {k} tiles on both sides")
     radii = []
-    for side in (real_NE, drawn_ME):
-        itself = np.arange(len(side))
+    for number, side in enumerate((real_NE, drawn_ME)):
+        itself = np.arange(len(side)) if groups is None else np.unique(groups[number], return_inverse=True)[1]
         radii.append(search(side, side, k, by="euclidean", apart=(itself, itself), tick=tick)[1][:, -1])
     reach = [radius.astype(np.float32) ** 2 * (1 + EDGE) for radius in radii]
+    if not all(np.isfinite(radius).all() for radius in radii):
+        raise ValueError(f"balls of {k} neighbours need tiles of more patients on both sides")
     inside, count = np.zeros(len(drawn_ME), bool), np.zeros(len(drawn_ME), np.int64)
     recall, coverage = np.zeros(len(real_NE), bool), np.zeros(len(real_NE), bool)
     squares = [(side.astype(np.float64) ** 2).sum(axis=1) for side in (real_NE, drawn_ME)]

@@ -49,7 +49,10 @@ class Probe:
 
 
 def learn(lesson: Lesson, strengths: Sequence[float] = STRENGTHS) -> list[Probe]:
-    """A probe for each strength, from weak to strong; each starts where the one before it ended."""
+    """A probe for each strength, from weak to strong; each starts where the one before it ended. Of no rows: what knows no class."""
+    if not len(lesson.classes):
+        nothing = np.zeros(lesson.embeddings.shape[1])
+        return [Probe(nothing, nothing + 1.0, np.zeros(0, np.int64), None) for _ in strengths]
     x = lesson.embeddings
     mean, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-6
     scaled, known = ((x - mean) / spread).astype(np.float32), np.unique(lesson.classes)

@@ -5,54 +5,69 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
-from synthfactory.evaluate.fidelity import Tiles, halved
-from synthfactory.evaluate.membership import auc
+from synthfactory.evaluate.fidelity import Tiles
 from synthfactory.evaluate.probes import Lesson, learn
 
 MOST = 2000  # tiles of each side and class that are looked at
-LEAST = 20  # tiles of each side for an area under the curve
+LEAST, LEAST_GROUPS = 20, 5  # tiles of each side, and patients of each half, for an area under the curve
+AREA_DRAWS = 500
+LEAST_BOUND = 30  # patients for a figure of how far site and class go together
 STRENGTH = 0.03
 
 
 def told_apart(real: Tiles, drawn: Tiles, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Of each class that both have: how well a probe that never saw a tile's patient tells real from drawn, as area under the curve.
+    """Of each class that both have: the chance that a probe ranks a drawn tile above a real one.
 
-    0.5: not at all. Tiles of one group are judged together (their mean score), so that the interval is of groups.
+    0.5: it cannot tell; below: drawn tiles are taken for the very patients they rest on. A drawn tile's group must be the patient that it
+    rests on, by the real tiles' name: one half of all patients teaches and the other judges, so that nobody's real tiles teach what is
+    judged by tiles drawn from them. (With folds that take turns, scores hang together, and intervals would be too narrow.)
     """
     found: dict[str, dict[str, Any]] = {}
     for label in sorted(set(real.classes.tolist()) | set(drawn.classes.tolist())):
         random = np.random.default_rng(seed)
         sides = [side.of(random.permutation(np.flatnonzero(side.classes == label))[:MOST]) for side in (real, drawn)]
-        few, groups = min(map(len, sides)), min(len(np.unique(side.groups)) for side in sides)
-        if few < LEAST or groups < 4:
-            why = f"not measurable with n = {few:,} tiles of {groups:,} groups on one side; {LEAST} tiles of 4 groups are needed"
-            found[str(label)] = {"value": None, "why": why, "n": few}
+        names = [side.groups.astype(str) for side in sides]
+        half = {name: at % 2 for at, name in enumerate(random.permutation(np.unique(np.concatenate(names))).tolist())}
+        inside = [np.array([half[name] == 0 for name in each], bool) for each in names]
+        few = min(min(int(part.sum()), int((~part).sum())) for part in inside)
+        groups = min(len(np.unique(each[~part])) for each, part in zip(names, inside, strict=True))
+        if 2 * few < LEAST or groups < LEAST_GROUPS:
+            why = f"not measurable with n = {2 * few:,} tiles of {2 * groups:,} patients on one side; "
+            why += f"{LEAST} tiles of {2 * LEAST_GROUPS} are needed"
+            found[str(label)] = {"value": None, "why": why, "n": min(map(len, sides))}
             continue
-        scores, groups_N, is_drawn = _scores(sides, seed)
-        names, first, group = np.unique(groups_N, return_index=True, return_inverse=True)
-        mean = np.bincount(group, scores) / np.bincount(group)
-        area = auc(mean[is_drawn[first]], mean[~is_drawn[first]], 0.95)
-        found[str(label)] = {"value": area.value, "interval_95": area.interval, "n": few, "groups": len(names)}
+        x = np.concatenate([side.embeddings[part] for side, part in zip(sides, inside, strict=True)])
+        target = np.repeat([0, 1], [int(part.sum()) for part in inside])
+        probe = learn(Lesson(x, target, 1.0 / np.bincount(target)[target]), (STRENGTH,))[0]
+        judged = [
+            (probe.probabilities(side.embeddings[~part], 2)[:, 1], name[~part])
+            for side, part, name in zip(sides, inside, names, strict=True)
+        ]
+        found[str(label)] = {**_area(judged[0], judged[1], seed), "n": min(map(len, sides))}
     return found
 
 
-def _scores(sides: list[Tiles], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(score of each tile of the half of groups that taught nothing, its group, whether it is drawn).
-
-    One half teaches and the other judges: with folds that take turns, scores hang together, and intervals would be too narrow.
-    """
-    count = min(map(len, sides))
-    parts = [halved(side.of(np.arange(count)), seed) for side in sides]
-    taught, judged = ([part[number] for part in parts] for number in range(2))
-    x = np.concatenate([side.embeddings for side in taught])
-    target = np.repeat([0, 1], [len(side) for side in taught])
-    probe = learn(Lesson(x, target, np.ones(len(x))), (STRENGTH,))[0]
-    scores = probe.probabilities(np.concatenate([side.embeddings for side in judged]), 2)[:, 1]
-    groups = np.concatenate(
-        [np.char.add(mark, side.groups.astype(str)) for mark, side in zip("rd", judged, strict=True)]
+def _area(real: tuple[np.ndarray, np.ndarray], drawn: tuple[np.ndarray, np.ndarray], seed: int) -> dict[str, Any]:
+    """Area under the curve of tiles, with a 95 % interval by draws of patients; each side is (scores, patients)."""
+    above = (drawn[0][:, None] > real[0][None]) + 0.5 * (drawn[0][:, None] == real[0][None])
+    names = np.unique(np.concatenate([real[1], drawn[1]]))
+    of_real, of_drawn = (np.searchsorted(names, each[1]) for each in (real, drawn))
+    table = np.zeros((len(names), len(names)))
+    np.add.at(table, (of_drawn[:, None], of_real[None]), above)
+    sizes = [np.bincount(each, minlength=len(names)).astype(float) for each in (of_drawn, of_real)]
+    weights = (
+        np.random.default_rng(seed)
+        .multinomial(len(names), np.full(len(names), 1 / len(names)), AREA_DRAWS)
+        .astype(float)
     )
-    return scores, groups, np.repeat([False, True], [len(side) for side in judged])
+    pairs = (weights @ sizes[0]) * (weights @ sizes[1])
+    draws = ((weights @ table) * weights).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+    value = float(above.mean())
+    groups = min(int((size > 0).sum()) for size in sizes)
+    half = max(float(t.ppf(0.975, groups - 1)) * float(np.nanstd(draws)), 1.0 / groups)
+    return {"value": value, "interval_95": (max(0.0, value - half), min(1.0, value + half)), "patients": groups}
 
 
 def association(classes_N: np.ndarray, sites_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
@@ -70,8 +85,11 @@ def association(classes_N: np.ndarray, sites_N: np.ndarray, groups_N: np.ndarray
         str(name): {"site": str(sites[row.argmax()]), "share_of_patients": float(row.max() / row.sum())}
         for name, row in zip(labels, table, strict=True)
     }
-    if min(rows, columns) < 2 or n < 2:
-        return {"value": None, "why": "there are not two sites and two classes", "largest_site": largest}
+    if min(rows, columns) < 2 or n < LEAST_BOUND:
+        why = "there are not two sites and two classes" if min(rows, columns) < 2 else (
+            f"not measurable with n = {int(n)} patients; {LEAST_BOUND} are needed"
+        )  # fmt: skip
+        return {"value": None, "why": why, "largest_site": largest}
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / n
     phi = ((table - expected) ** 2 / expected).sum() / n
     corrected = max(0.0, phi - (rows - 1) * (columns - 1) / (n - 1))

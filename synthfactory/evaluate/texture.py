@@ -12,6 +12,7 @@ from scipy import ndimage
 from synthfactory.evaluate.density import optical_density, unmixed
 
 ID = "texture/1"
+LEAST_PX = 32  # a side, for the coarsest level to have a gradient
 LEVELS = 5  # of a pyramid: each level has half the resolution of the one before
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 WINDOW = 7  # pixels of a level over which a direction may prevail
@@ -19,7 +20,7 @@ WIDTH = 2 * (2 + len(QUANTILES)) + 2 + LEVELS * (2 * 3 + 1)
 
 
 def texture(tile_HW3: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3), at least 64 px a side -> float32 (WIDTH,)."""
+    """uint8 (H, W, 3), at least 32 px a side -> float32 (WIDTH,)."""
     amounts = unmixed(optical_density(tile_HW3)).astype(np.float32)
     found: list[float] = []
     for stain in range(2):

@@ -6,20 +6,24 @@ real training tiles alone, and all are tested once. Intervals are at 95 %, by bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from synthfactory.evaluate.fidelity import Tiles
-from synthfactory.evaluate.intervals import bootstrap, patient_weights
+from synthfactory.evaluate.figures import share
+from synthfactory.evaluate.intervals import DRAWS, Interval
 from synthfactory.evaluate.neighbours import nearest
 from synthfactory.evaluate.probes import Choice, Lesson, Teach, learn, tune
 
 MOST = 10_000  # rows that a probe learns from, of each kind
+LARGEST = 20_000_000  # numbers in all draws of the test's patients
 BINS = 15  # of the calibration error
-LEAST_PATIENTS = 5  # of a class in the test, for a recall to be given
+LEAST_PATIENTS = 5  # of a class in the test, for it to count
 AS_THEY_ARE, EVEN, AUGMENTED = "as they are", "even", "even, real ones oversampled and stained anew"
 SYNTHETIC, BOTH = "synthetic only", "real + synthetic"
 FREE = ("real only", "class weights", "oversampled, stained anew", "mixup", "SMOTE")
@@ -37,7 +41,7 @@ class Augmented:
 @dataclass(frozen=True)
 class Trial:
     """What is compared: `names` of the C classes, real tiles to learn from, drawn ones, real ones of unseen patients to test on; their
-    `classes` are numbers of names.
+    `classes` are numbers of names. `sources` are the patients behind each drawn tile (empty: a release of all), None where not known.
     """
 
     names: tuple[str, ...]
@@ -45,6 +49,15 @@ class Trial:
     drawn: Tiles
     test: Tiles
     augmented: Augmented | None = None
+    sources: tuple[frozenset[str], ...] | None = None
+
+    def drawn_beside(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of drawn tiles that rest on no patient whose real tiles are not all among `rows`: else what is held back would teach."""
+        if self.sources is None or len(rows) == len(self.real):
+            return np.arange(len(self.drawn))
+        left = np.setdiff1d(np.arange(len(self.real)), rows)
+        held = set(self.real.groups[left].astype(str).tolist())
+        return np.flatnonzero([behind.isdisjoint(held) for behind in self.sources])
 
 
 @dataclass(frozen=True)
@@ -66,30 +79,29 @@ def lessons(trial: Trial) -> dict[str, tuple[Teach, Sequence[Any]]]:
         return Lesson(real.embeddings[rows], real.classes[rows], even(real.classes[rows]))
 
     def synthetic(rows: np.ndarray, option: str, random: np.random.Generator) -> Lesson:
-        weights = even(drawn.classes) if option == EVEN else np.ones(len(drawn))
-        return Lesson(drawn.embeddings, drawn.classes, weights)
+        some = drawn.of(trial.drawn_beside(rows))
+        return Lesson(some.embeddings, some.classes, even(some.classes) if option == EVEN else np.ones(len(some)))
 
     def both(rows: np.ndarray, option: tuple[float, str], random: np.random.Generator) -> Lesson:
         share, how = option
-        own = (
-            oversampled(real, rows, trial.augmented, 1.0, random)
-            if how == AUGMENTED and trial.augmented
-            else plain(rows, None, random)
-        )
-        classes = np.concatenate([own.classes, drawn.classes])
-        weights = np.concatenate([own.weights, np.full(len(drawn), share)])
+        some = drawn.of(trial.drawn_beside(rows))
+        own = plain(rows, None, random)
+        if how == AUGMENTED and trial.augmented:
+            own = oversampled(real, rows, trial.augmented, 1.0, random)
+        classes = np.concatenate([own.classes, some.classes])
+        weights = np.concatenate([own.weights, np.full(len(some), share)])
         if how != AS_THEY_ARE:
             weights = weights / np.bincount(classes, weights)[classes]
-        return Lesson(np.concatenate([own.embeddings, drawn.embeddings]), classes, weights)
+        return Lesson(np.concatenate([own.embeddings, some.embeddings]), classes, weights)
 
     found: dict[str, tuple[Teach, Sequence[Any]]] = {
         "real only": (plain, (None,)),
         "class weights": (weighted, (None,)),
         "mixup": (lambda rows, option, random: mixup(real.of(rows), option, random), (0.2, 1.0)),
         "SMOTE": (lambda rows, option, random: smote(real.of(rows), option, random), (3, 5)),
-        SYNTHETIC: (synthetic, (AS_THEY_ARE, EVEN)),
+        SYNTHETIC: (synthetic, (EVEN, AS_THEY_ARE)),
         # What is free may be added to what is drawn: so the gain is what drawn tiles add to it.
-        BOTH: (both, ((1.0, AS_THEY_ARE), (0.3, EVEN), (1.0, EVEN), *(((1.0, AUGMENTED),) if trial.augmented else ()))),
+        BOTH: (both, ((1.0, EVEN), (1.0, AS_THEY_ARE), (0.3, EVEN), *(((1.0, AUGMENTED),) if trial.augmented else ()))),
     }
     if trial.augmented is not None:
         more = trial.augmented
@@ -161,13 +173,20 @@ def smote(real: Tiles, k: int, random: np.random.Generator) -> Lesson:
 
 
 def run_trial(trial: Trial, seeds: int, tick: Tick = lambda done: None) -> dict[str, Outcome]:
-    """Every arm, tuned and tested, `seeds` times: seeds deal the folds, and draw what is drawn at random."""
+    """Every arm, tuned and tested, `seeds` times: seeds deal the folds, and draw what is drawn at random.
+
+    Where it is not known whom drawn tiles rest on, validation would meet near copies of what it judges by: the arms that learn from them
+    then take their first option, and the strength that class weights were tuned to. ValueError as `tune`.
+    """
     real = Lesson(trial.real.embeddings, trial.real.classes, np.ones(len(trial.real)))
-    found = {}
+    found: dict[str, Outcome] = {}
     for name, (teach, options) in lessons(trial).items():
         probabilities, chosen = [], []
         for seed in range(seeds):
-            choice = tune(teach, options, real, trial.real.groups, len(trial.names), seed)
+            if name in (SYNTHETIC, BOTH) and trial.sources is None:
+                choice = Choice(options[0], found["class weights"].chosen[seed].strength, float("nan"))
+            else:
+                choice = tune(teach, options, real, trial.real.groups, len(trial.names), seed)
             lesson = teach(np.arange(len(trial.real)), choice.option, np.random.default_rng((seed, 99)))
             probe = learn(lesson, (choice.strength,))[0]
             probabilities.append(probe.probabilities(trial.test.embeddings, len(trial.names)))
@@ -185,82 +204,106 @@ def rarest(trial: Trial, count: int = 3) -> tuple[int, ...]:
 
 
 class Scores:
-    """Figures of arms on one test, all with the same draws of its patients. P patients, C classes."""
+    """Figures of arms on one test, all with the same draws of its patients, class by class. P patients, C classes.
+
+    A class with few test patients has no recall, and counts in no mean. Intervals are Student's on the spread of the draws, and never
+    narrower than what so many patients can show where all agree (three in n).
+    """
 
     def __init__(self, trial: Trial, seed: int = 0) -> None:
         self._classes, self._names = trial.test.classes, trial.names
         names, self._patient = np.unique(trial.test.groups, return_inverse=True)
         self._shape = (len(names), len(trial.names))
         self._tiles = self._by_patient(np.ones(len(self._classes)))
-        self._weights = patient_weights(np.arange(len(names)), np.random.default_rng(seed))
+        self._patients = (self._tiles > 0).sum(axis=0)
+        self.left_out = tuple(
+            name for name, count in zip(trial.names, self._patients, strict=True) if count < LEAST_PATIENTS
+        )
         self._once = np.ones((1, len(names)))
+        draws = int(min(DRAWS, max(200, LARGEST // len(names))))
+        self._weights = np.empty((draws, len(names)))
+        self._wider = 1.0  # a bootstrap of n sees (n - 1) / n of the variance
+        main, random = self._tiles.argmax(axis=1), np.random.default_rng(seed)
+        for label in np.unique(main):
+            mine = np.flatnonzero(main == label)
+            self._weights[:, mine] = random.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), draws)
+            if self._patients[label] >= LEAST_PATIENTS and len(mine) > 1:
+                self._wider = max(self._wider, math.sqrt(len(mine) / (len(mine) - 1)))
 
     def _by_patient(self, values_N: np.ndarray) -> np.ndarray:
         """(P, C): sums over the tiles of a patient in a class. Draws of patients need no more, however many tiles there are."""
         cell = self._patient * self._shape[1] + self._classes
         return np.bincount(cell, values_N, minlength=self._shape[0] * self._shape[1]).reshape(self._shape)
 
-    def recalls(self, hits_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Weights (B, P) -> recall of each class (B, C); nan where a draw has no tile of the class."""
-        hits = self._by_patient(hits_N)
+    def counted(self, classes: Sequence[int]) -> list[int]:
+        """Those with enough test patients."""
+        return [number for number in classes if self._patients[number] >= LEAST_PATIENTS]
+
+    def balanced(self, hits_N: np.ndarray, classes: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
+        """Weights (B, P) -> mean recall (B,) of those of these classes that count; nan where a draw lacks one."""
+        chosen, hits = self.counted(classes), self._by_patient(hits_N)
 
         def of(weights: np.ndarray) -> np.ndarray:
-            total = weights @ self._tiles
-            return np.asarray((weights @ hits) / np.where(total > 0, total, np.nan))
+            total = weights @ self._tiles[:, chosen]
+            return np.asarray(((weights @ hits[:, chosen]) / np.where(total > 0, total, np.nan)).mean(axis=1))
 
         return of
 
-    def balanced(self, hits_N: np.ndarray, classes: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
-        """Weights (B, P) -> mean recall of these classes (B,)."""
-        chosen = [number for number in classes if self._tiles[:, number].any()]
-        recalls = self.recalls(hits_N)
-        return lambda weights: np.asarray(recalls(weights)[:, chosen].mean(axis=1))
+    def figure(
+        self, statistic: Callable[[np.ndarray], np.ndarray], classes: Sequence[int], bounds: Interval
+    ) -> dict[str, Any]:
+        """{value, interval_95}, or why there is none."""
+        chosen = self.counted(classes)
+        if not chosen:
+            return {"value": None, "why": f"no class has {LEAST_PATIENTS} patients in the test"}
+        draws = statistic(self._weights)
+        draws = draws[np.isfinite(draws)]
+        value, patients = float(statistic(self._once)[0]), int(self._patients[chosen].sum())
+        spread = self._wider * float(draws.std()) if len(draws) else math.inf
+        half = max(float(t.ppf(0.975, max(patients - len(chosen), 1))) * spread, 3.0 / patients)
+        return {"value": value, "interval_95": (max(bounds[0], value - half), min(bounds[1], value + half))}
 
-    def figure(self, statistic: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-        """{value, interval_95}."""
-        return {"value": float(statistic(self._once)[0]), "interval_95": bootstrap(self._weights, statistic)}
+    def share(self, hits_N: np.ndarray, classes: Sequence[int]) -> dict[str, Any]:
+        """Balanced accuracy of these classes."""
+        return self.figure(self.balanced(hits_N, classes), classes, (0.0, 1.0))
 
     def of(self, outcome: Outcome, rare: Sequence[int]) -> dict[str, Any]:
         """Balanced accuracy over all classes and the rarest, recall of each class, calibration; means over the seeds."""
-        hits = hits_of(outcome, self._classes)
-        recalls = self.recalls(hits)(self._once)[0]
-        low, high = np.nanquantile(self.recalls(hits)(self._weights), [0.025, 0.975], axis=0)
-        patients = (self._tiles > 0).sum(axis=0).tolist()
-        every = range(len(self._names))
+        hits, every = hits_of(outcome, self._classes), range(len(self._names))
         by_seed = [
             float(self.balanced(hit, every)(self._once)[0])
             for hit in (outcome.probabilities.argmax(axis=2) == self._classes[None]).astype(float)
         ]
         return {
-            "balanced_accuracy": self.figure(self.balanced(hits, every)),
-            **({"rarest": self.figure(self.balanced(hits, rare))} if rare else {}),
-            "recall": {
-                name: {"value": float(recalls[at]), "interval_95": (float(low[at]), float(high[at])), "patients": count}
-                if count >= LEAST_PATIENTS
-                else {
-                    "value": None,
-                    "why": f"{count} patients in the test; {LEAST_PATIENTS} are needed",
-                    "patients": count,
-                }
-                for at, (name, count) in enumerate(zip(self._names, patients, strict=True))
-            },
+            "balanced_accuracy": self.share(hits, every),
+            **({"rarest": self.share(hits, rare)} if rare else {}),
+            "recall": {name: self._recall(hits, at) for at, name in enumerate(self._names)},
             "calibration_error": float(
                 np.mean([calibration_error(each, self._classes) for each in outcome.probabilities])
             ),
-            "by_seed": by_seed,
+            "by_seed": [value if math.isfinite(value) else None for value in by_seed],
             "chosen": [[str(each.option), each.strength] for each in outcome.chosen],
         }
+
+    def _recall(self, hits_N: np.ndarray, number: int) -> dict[str, Any]:
+        count = int(self._patients[number])
+        if count < LEAST_PATIENTS:
+            why = f"{count} patient{'s' * (count != 1)} in the test; {LEAST_PATIENTS} are needed"
+            return {"value": None, "why": why, "patients": count}
+        mine = self._classes == number
+        found = share(hits_N[mine], self._patient[mine], confidence=0.95)
+        return {"value": found.value, "interval_95": found.interval, "patients": count}
 
     def gain(self, one: Outcome, other: Outcome, classes: Sequence[int]) -> dict[str, Any]:
         """How much better `one` is than `other`, in balanced accuracy of these classes, on the same draws."""
         first, second = (self.balanced(hits_of(each, self._classes), classes) for each in (one, other))
-        return self.figure(lambda weights: first(weights) - second(weights))
+        return self.figure(lambda weights: first(weights) - second(weights), classes, (-1.0, 1.0))
 
     def ratio(self, one: Outcome, other: Outcome) -> dict[str, Any]:
         """Balanced accuracy of `one` over that of `other`."""
         every = range(len(self._names))
         first, second = (self.balanced(hits_of(each, self._classes), every) for each in (one, other))
-        return self.figure(lambda weights: first(weights) / second(weights))
+        return self.figure(lambda weights: first(weights) / np.maximum(second(weights), 1e-9), every, (0.0, math.inf))
 
     def best_free(self, found: Mapping[str, Outcome], classes: Sequence[int]) -> str:
         """The free arm that is best on the test itself: where there is doubt, it favours what costs nothing."""

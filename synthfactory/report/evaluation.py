@@ -51,8 +51,9 @@ def _cell(figure: Json | None) -> str:
     """value (low to high), or -."""
     if figure is None or figure.get("value") is None:
         return "-"
-    interval = figure.get("interval_95")
-    text = _number(figure["value"])
+    interval, text = figure.get("interval_95"), _number(figure["value"])
+    if "sd" in figure:
+        return f"{text} (sd {_number(figure['sd'])})"
     return text if interval is None else f"{text} ({_number(interval[0])} to {_number(interval[1])})"
 
 
@@ -127,6 +128,8 @@ def _recalls(found: Json, mark: str) -> list[str]:
 
 
 def _told_apart(found: Json, mark: str) -> list[str]:
+    if "why" in found:
+        return ["", f"synthetic told from real: {found['why']}"]
     lines = ["", f"{'synthetic told from real' + mark:<{NAME}} area under the curve (0.5: not at all)"]
     for name, figure in found.items():
         text = _cell(figure) if figure["value"] is not None else f"- {figure['why'].partition(';')[0]}"

@@ -62,18 +62,19 @@ class _Pool:
 
 
 def _pool(arm: str, option: Any, trial: Trial, pixels: Pixels, rows: np.ndarray) -> _Pool:
-    real, drawn = trial.real.classes[rows], trial.drawn.classes
-    mine = pixels.real[rows]
+    real, mine = trial.real.classes[rows], pixels.real[rows]
     if arm == "real only":
         return _Pool([mine], real, np.ones(len(rows)))
     if arm == "class weights":
         return _Pool([mine], real, even(real))
     if arm == "oversampled, stained anew":
         return _Pool([mine], real, even(real), option)
+    some = trial.drawn_beside(rows)
+    drawn, theirs = trial.drawn.classes[some], pixels.drawn[some]
     if arm == SYNTHETIC:
-        return _Pool([pixels.drawn], drawn, np.ones(len(drawn)))
+        return _Pool([theirs], drawn, even(drawn))
     classes = np.concatenate([real, drawn])
-    return _Pool([mine, pixels.drawn], classes, even(classes), option)
+    return _Pool([mine, theirs], classes, even(classes), option)
 
 
 # How strongly stains are varied, where they are; classes count alike wherever real tiles are not taken as they are.
@@ -89,15 +90,17 @@ ARMS: dict[str, tuple[Any, ...]] = {
 def cnn_arms(
     trial: Trial, pixels: Pixels, seeds: int, steps: int, tick: Tick = lambda done: None
 ) -> dict[str, Outcome]:
-    """Every arm, `seeds` times. Where an arm has options, one fold of the real training patients chooses."""
+    """Every arm, `seeds` times. Where an arm has options, one fold of the real training patients chooses; as with probes, not for drawn
+    tiles of which it is not known whom they rest on. ValueError where a fold has nobody to judge by.
+    """
     count = len(trial.names)
     found = {}
     for arm, options in ARMS.items():
         probabilities, chosen = [], []
         for seed in range(seeds):
             best = Choice(options[0], float(steps), float("nan"))
-            if len(options) > 1:
-                taught, judged = folds(trial.real.groups, trial.real.classes, seed)[0]
+            if len(options) > 1 and not (arm == BOTH and trial.sources is None):
+                taught, judged = _fold(trial, seed)
                 for option in options:
                     network = fit_cnn(count, _pool(arm, option, trial, pixels, taught).batch_of(seed), steps, seed)
                     loss = balanced_log_loss(
@@ -113,6 +116,14 @@ def cnn_arms(
             tick(1)
         found[arm] = Outcome(np.stack(probabilities), tuple(chosen))
     return found
+
+
+def _fold(trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(real rows to learn from, rows to judge by). ValueError where validation has nobody."""
+    parts = [part for part in folds(trial.real.groups, trial.real.classes, seed) if len(part[0]) and len(part[1])]
+    if not parts:
+        raise ValueError("validation needs real tiles of two patients of some class")
+    return parts[0]
 
 
 def fits(seeds: int) -> int:

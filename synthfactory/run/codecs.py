@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from synthfactory.evaluate.fidelity import Tiles, frechet, halved, kernel_distance, same_mix, standardise
+from synthfactory.evaluate.fidelity import LEAST_GROUPS, Tiles, frechet, halved, kernel_distance, same_mix, standardise
 from synthfactory.run.audit_tiles import Begin
-from synthfactory.run.eval_tiles import RealSide, drawn_items
+from synthfactory.run.evaluating import Sides
 from synthfactory.run.spaces import Item, Kept, Space, embedded_in
-from synthfactory.shards.base import Store
 from synthfactory.spec.errors import InputError
 
 MOST = 2000  # tiles of each side
@@ -47,45 +47,72 @@ def saved_as(tile: np.ndarray, codec: str) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
-def codec_study(
-    out: str,
-    store: Store,
-    real: RealSide,
-    spaces: Sequence[Space],
-    codecs: Sequence[str],
-    size_px: int,
-    kept: Kept,
-    begin: Begin,
-    drawn_count: int,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Pool:
+    """What the study is made of: all sides by space, and what reads the tiles of drawn ones and of the real side that is compared."""
+
+    sides: Mapping[str, Sides]
+    spaces: Sequence[Space]
+    drawn: Callable[[], Iterator[Item]]
+    real: Callable[[], Iterator[Item]]
+
+
+def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> dict[str, Any]:
     """Of each codec and space: kernel and Frechet distance to real tiles as they are, of drawn tiles saved anew, and of other
     patients' real tiles saved anew. What a codec alone does is the difference to `png`.
     """
-    if real.tiles is None:
-        return {"why": f"{real.place}: a bank has no pixels that could be saved anew"}
-    names = list(dict.fromkeys(["png", *codecs]))
-    found: dict[str, Any] = {space.name: {} for space in spaces}
-    as_is: dict[str, np.ndarray] = {}
-    for codec in names:
-        seen: list[tuple[str, str]] = []
-        tick = begin(f"{codec}: drawn and real tiles saved anew", drawn_count + len(real.classes))
-        of_drawn = embedded_in(_anew(drawn_items(out, store, size_px, seen), codec), spaces, kept.folder, tick)
-        of_real = embedded_in(_anew(real.items(size_px), codec), spaces, kept.folder, tick)
-        as_is = as_is or of_real
-        labels = np.array([label for _, label in seen], np.str_)
-        for space in spaces:
-            drawn = Tiles(of_drawn[space.name], labels, np.arange(len(labels)))
-            one, _ = halved(real.in_space(as_is[space.name]))
-            _, other = halved(real.in_space(of_real[space.name]))
-            rows = same_mix([one, drawn, other], most_each=max(1, MOST // len(np.unique(labels))))
-            a, d, r = standardise(*(side.of(at) for side, at in zip((one, drawn, other), rows, strict=True)))
+    any_side = pool.sides[pool.spaces[0].name]
+    chosen = _rows(any_side)
+    if isinstance(chosen, str):
+        return {"why": chosen}
+    as_is, of_drawn, of_real = chosen
+    found: dict[str, Any] = {space.name: {} for space in pool.spaces}
+    for codec in dict.fromkeys(["png", *codecs]):
+        tick = begin(f"{codec}: {len(of_drawn):,} drawn and as many real tiles saved anew", 2 * len(of_drawn))
+        drawn = embedded_in(_anew(_some(pool.drawn(), of_drawn), codec), pool.spaces, kept.folder, tick)
+        real = embedded_in(_anew(_some(pool.real(), of_real), codec), pool.spaces, kept.folder, tick)
+        for space in pool.spaces:
+            sides = pool.sides[space.name]
+            whole = _real(sides)
+            d = Tiles(drawn[space.name], sides.drawn.classes[of_drawn], sides.drawn.groups[of_drawn])
+            r = Tiles(real[space.name], whole.classes[of_real], whole.groups[of_real])
+            a, d, r = standardise(whole.of(as_is), d, r)
             found[space.name][codec] = {"tiles": len(a), "drawn": _apart(d, a), "real": _apart(r, a)}
     return found
 
 
+def _real(sides: Sides) -> Tiles:
+    return sides.real if sides.unseen is None else sides.unseen
+
+
+def _rows(sides: Sides) -> tuple[np.ndarray, np.ndarray, np.ndarray] | str:
+    """(rows of the real side that stay as they are, of the drawn side, of its other patients), one mix, in order; or why not."""
+    numbered = [Tiles(np.arange(len(side))[:, None], side.classes, side.groups) for side in (_real(sides), sides.drawn)]
+    one, other = halved(numbered[0])
+    drawn = numbered[1]
+    if sides.unseen is None:
+        if sides.sources is None:
+            return "needs --unseen or --lineage: the set may rest on the very patients that it would be compared with"
+        held = set(one.groups.astype(str).tolist())
+        drawn = drawn.of(np.flatnonzero([behind.isdisjoint(held) for behind in sides.sources]))
+    parts = [one, drawn, other]
+    classes = max(1, len(set.intersection(*(set(part.classes.tolist()) for part in parts))))
+    rows = same_mix(parts, most_each=max(1, MOST // classes))
+    groups = min(len(np.unique(part.groups[at])) for part, at in zip((one, other), (rows[0], rows[2]), strict=True))
+    if groups < LEAST_GROUPS:
+        return f"not measurable with n = {groups} patients in a half; {LEAST_GROUPS} are needed"
+    first, second, third = (np.sort(part.embeddings[at, 0]) for part, at in zip(parts, rows, strict=True))
+    return first, second, third
+
+
+def _some(items: Iterator[Item], rows: np.ndarray) -> Iterator[Item]:
+    wanted = set(rows.tolist())
+    return (item for row, item in enumerate(items) if row in wanted)
+
+
 def _apart(side: Tiles, reference: Tiles) -> dict[str, Any]:
     value, interval = kernel_distance(side, reference)
-    return {"kernel": value, "kernel_95": interval, "frechet": frechet(side, reference)["value"]}
+    return {"kernel": value, "kernel_95": interval, "frechet": frechet(side, reference, spread=False)["value"]}
 
 
 def _anew(items: Iterator[Item], codec: str) -> Iterator[Item]:

@@ -21,12 +21,13 @@ from synthfactory.model.encoder import EncoderFolder
 from synthfactory.run.audit_tiles import list_tiles
 from synthfactory.run.spaces import Item
 from synthfactory.shards.base import Store
+from synthfactory.shards.commit import Commit
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 
-LOSSLESS = ("PNG", "TIFF", "WEBP")  # a lossy WebP or TIFF is not told from its container; the report says so
+LOSSLESS = ("PNG", "TIFF", "WEBP")
 CODECS_LOOKED_AT = 512  # tiles whose container is looked at
 
 
@@ -109,32 +110,36 @@ def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
 
 
 def _codecs(tiles: TileFolder) -> tuple[str, ...]:
+    """Of some hundred tiles all over."""
     read, count = tiles.reader(), len(tiles.files)
     found = set()
     for row in np.unique(np.linspace(0, count - 1, min(count, CODECS_LOOKED_AT)).astype(int)).tolist():
         data = _bytes(tiles, read, row)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                found.add(str(picture.format))
+                loses = (picture.format == "WEBP" and b"VP8L" not in data[:64]) or picture.info.get(
+                    "compression"
+                ) == "jpeg"
+                found.add(f"{picture.format}{' (lossy)' if loses else ''}")
         except DECODING:
             raise InputError(f"{tiles.where(row)}: is no image that can be read; replace or remove it") from None
     return tuple(sorted(found))
 
 
 def lossy(codecs: tuple[str, ...]) -> bool:
-    """Whether one of them loses detail for certain."""
+    """Whether one of them loses detail."""
     return any(codec not in LOSSLESS for codec in codecs)
 
 
 @dataclass(frozen=True)
 class DrawnSide:
-    """A set's tiles: key and class of each, what it rests on, and from which sites (None: not known)."""
+    """A set's tiles: key and class of each, its group, and the patients behind it (empty: a release; None: not known)."""
 
     keys: tuple[str, ...]
     classes: np.ndarray
     groups: np.ndarray
     groups_are: str
-    sites: tuple[frozenset[str], ...] | None
+    sources: tuple[frozenset[str], ...] | None
 
     def in_space(self, vectors_NE: np.ndarray) -> Tiles:
         """With these embeddings."""
@@ -152,47 +157,66 @@ def drawn_items(out: str, store: Store, size_px: int, seen: list[tuple[str, str]
         yield hashlib.sha256(image.tobytes()).digest(), partial(np.asarray, image)
 
 
-def drawn_side(seen: Sequence[tuple[str, str]], lineage: str | None, site_of: Mapping[str, str]) -> DrawnSide:
-    """What `drawn_items` saw; with LINEAGE the patients behind each tile, and their sites by patient."""
-    keys, labels = [key for key, _ in seen], [label for _, label in seen]
-    if lineage is None:
+Behind = Mapping[str, Sequence[tuple[str, float]]]  # key of a tile -> (patient, weight) of what its condition rests on
+
+
+def drawn_side(seen: Sequence[tuple[str, str]], behind: Behind | None) -> DrawnSide:
+    """What `drawn_items` saw, with whom each tile rests on (None: not known)."""
+    keys, labels = tuple(key for key, _ in seen), np.array([label for _, label in seen], np.str_)
+    if behind is None:
         return DrawnSide(
-            tuple(keys), np.array(labels, np.str_), np.arange(len(keys)), "each tile by itself (no lineage given)", None
-        )
-    behind = patients_behind(lineage)
-    missing = [key for key in keys if key not in behind]
-    if missing:
-        raise InputError(
-            f"--lineage: {lineage}: does not name {shown(missing[0])} ({len(missing):,} tiles in all); name the set's own lineage"
+            keys, labels, np.array([f"\0{key}" for key in keys], np.str_), "each tile by itself: not known", None
         )
     groups = [max(behind[key], key=lambda part: part[1])[0] if behind[key] else f"\0{key}" for key in keys]
-    sites = tuple(frozenset(site_of[name] for name, _ in behind[key] if name in site_of) for key in keys)
-    known = all(
-        behind[key] and all(name in site_of for name, _ in behind[key]) for key in keys
-    )  # a release rests on every site
-    return DrawnSide(
-        tuple(keys), np.array(labels, np.str_), np.array(groups, np.str_), "the patient that weighs most in its condition",
-        sites if known else None,
-    )  # fmt: skip
+    sources = tuple(frozenset(name for name, _ in behind[key]) for key in keys)
+    if any("" in each for each in sources):
+        return DrawnSide(keys, labels, np.array(groups, np.str_), "the patient, as far as tiles name one", None)
+    words = (
+        "the patient that weighs most in its condition"
+        if any(sources)
+        else "each tile by itself: a release of all patients"
+    )
+    return DrawnSide(keys, labels, np.array(groups, np.str_), words, sources)
 
 
-def patients_behind(lineage: str) -> dict[str, list[tuple[str, float]]]:
-    """Key of every kept tile -> (patient, weight) of what its condition rests on. InputError where the place holds no lineage."""
+def patients_behind(lineage: str, commits: Mapping[int, Commit]) -> dict[str, list[tuple[str, float]]]:
+    """Key of every tile of these commits -> (patient, '' where unknown, and weight) of what its condition rests on. InputError where the
+    place is not the lineage of that very set.
+    """
     store = open_store(lineage, reading=True)
     found: dict[str, list[tuple[str, float]]] = {}
-    for path, _ in store.entries():
-        if not (path.startswith("units/") and path.endswith(".parquet")):
-            continue
+    for commit in commits.values():
+        path = commit.unit
         try:
             table = pq.read_table(io.BytesIO(store.read(path)), columns=["key", "accepted", "sources"])
+        except FileNotFoundError:
+            raise InputError(f"--lineage: {lineage}: has no {path}; name the lineage of this very set") from None
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"--lineage: {lineage}/{path}: is damaged ({error}); restore it from a copy") from None
-        for row in table.to_pylist():
-            if row["accepted"]:
-                found[row["key"]] = [(part["patient_id"] or "", part["weight"]) for part in row["sources"] or ()]
-    if not found:
-        raise InputError(f"--lineage: {lineage}: holds no units of a build; name the spec's lineage")
+        for row in table.filter(table["accepted"]).select(["key", "sources"]).to_pylist():
+            found[row["key"]] = [(part["patient_id"] or "", part["weight"]) for part in row["sources"] or ()]
     return found
+
+
+def check_unseen(unseen: RealSide, behind: Behind) -> None:
+    """InputError where a tile of the set rests on a patient who is to be unseen."""
+    known = set(unseen.patients.tolist())
+    seen = sorted({name for parts in behind.values() for name, _ in parts} & known)
+    if seen:
+        raise InputError(
+            f"--unseen: {unseen.place}: tiles of the set rest on {len(seen):,} of its patients, such as '{shown(seen[0])}'; name patients "
+            "that the set has not seen"
+        )
+
+
+def check_content(real: RealSide, unseen: RealSide, of_real: np.ndarray, of_unseen: np.ndarray) -> None:
+    """InputError where both hold the very same tile under two patients."""
+    known = {row.tobytes() for row in of_real}
+    again = sum(row.tobytes() in known for row in of_unseen)
+    if again:
+        raise InputError(
+            f"--unseen: {unseen.place}: {again:,} of its tiles are tiles of {real.place} under another patient_id; take them out"
+        )
 
 
 def augmented_items(real: RealSide, plan: np.ndarray, size_px: int) -> Iterator[Item]:

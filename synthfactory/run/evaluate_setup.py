@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from synthfactory.evaluate import texture
 from synthfactory.evaluate.utility import Augmented
 from synthfactory.model.encoder import open_encoder
 from synthfactory.model.folder import BUILT_IN
@@ -17,16 +18,20 @@ from synthfactory.plan.lock import LOCK
 from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import report_place, write_report
 from synthfactory.run.auditing import lock_sha256
-from synthfactory.run.codecs import check_codecs, codec_study
+from synthfactory.run.codecs import Pool, check_codecs, codec_study
 from synthfactory.run.eval_tiles import (
+    Behind,
     DrawnSide,
     RealSide,
     augmentation,
     augmented_items,
+    check_content,
+    check_unseen,
     drawn_items,
     drawn_side,
     lossy,
     open_real,
+    patients_behind,
 )
 from synthfactory.run.evaluating import (
     Sides,
@@ -38,6 +43,7 @@ from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.run.spaces import Kept, Space, embedded_in, encoder_space, texture_space
 from synthfactory.run.worth import cnn_figures, utility_figures
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
 FORMAT = "synthfactory-evaluation/1"
 INTERNAL = "Derived from real data, and covered by no epsilon: internal, never part of a set."
@@ -85,11 +91,14 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     if asked.cnn and any(side is not None and side.tiles is None for side in (real, unseen)):
         raise InputError("--cnn: learns from pixels, and a bank has none; name sources with pixels")
     _check_codecs(asked, lock, [side for side in (real, unseen) if side is not None])
+    behind = None if asked.lineage is None else patients_behind(asked.lineage, standing.commits)
+    if behind is not None and unseen is not None:
+        check_unseen(unseen, behind)
     spaces = _spaces(asked, own, size_px, pixels=all(side is None or side.tiles is not None for side in (real, unseen)))
     kept = Kept(place.with_name(f"{place.name}.parts"))
     steps = Steps(say)
     try:
-        sides, drawn = _embedded(asked, standing, real, unseen, spaces, size_px, kept, steps)
+        sides, drawn = _embedded(asked, standing, real, unseen, behind, spaces, size_px, kept, steps)
         by_space = {
             space.name: {
                 "space": space.to_json(),
@@ -99,23 +108,21 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
             }
             for space in spaces
         }
-        cnn = {}
+        cnn: dict[str, Any] = {}
         if asked.cnn:
             read = partial(_images, asked.out, standing, {"real": real, "unseen": unseen}, size_px)
             cnn = cnn_figures(sides[spaces[0].name], read, kept, steps.begin, asked.seeds)
-        codecs = {}
-        if asked.codecs:
-            codecs = codec_study(
-                asked.out,
-                standing.store,
-                unseen or real,
+        codecs: dict[str, Any] = {}
+        if asked.codecs and any(side is not None and side.tiles is None for side in (unseen or real, real)):
+            codecs = {"why": "a bank has no pixels that could be saved anew"}
+        elif asked.codecs:
+            pool = Pool(
+                sides,
                 spaces,
-                asked.codecs,
-                size_px,
-                kept,
-                steps.begin,
-                len(drawn.keys),
+                lambda: drawn_items(asked.out, standing.store, size_px, []),
+                lambda: (unseen or real).items(size_px),
             )
+            codecs = codec_study(pool, asked.codecs, kept, steps.begin)
     finally:
         steps.close()
     any_side = sides[spaces[0].name]
@@ -125,7 +132,7 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "set": {
             "place": asked.out, "name": lock["name"], "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
             "tiles": len(drawn.keys), "codec": set_codec(lock),
-            "tiles_rest_on": drawn.groups_are,
+            "tiles_rest_on": drawn.groups_are, "rest_on_others": _others(drawn, real),
         },
         "real": _described(real), "unseen": None if unseen is None else _described(unseen),
         "resized": "no tile was resized, none re-encoded" + (" but in the study of codecs" if codecs else ""),
@@ -149,7 +156,9 @@ def _spaces(asked: Asked, own: Any, size_px: int, *, pixels: bool) -> list[Space
                 "--encoder: a bank holds the embeddings of one encoder; name sources with pixels to look with others"
             )
         return [encoder_space(own, independent=False)]
-    spaces = [encoder_space(own, independent=False), texture_space()]
+    spaces = [encoder_space(own, independent=False)]
+    if size_px >= texture.LEAST_PX:
+        spaces.append(texture_space())
     for name in asked.encoders:
         if name == TEXTURE:
             continue
@@ -204,6 +213,7 @@ def _embedded(
     standing: Standing,
     real: RealSide,
     unseen: RealSide | None,
+    behind: Behind | None,
     spaces: Sequence[Space],
     size_px: int,
     kept: Kept,
@@ -215,13 +225,11 @@ def _embedded(
     seen: list[tuple[str, str]] = []
     tick = steps.begin(f"{asked.out}: {count:,} tiles in {names}", count)
     of_drawn = embedded_in(drawn_items(asked.out, standing.store, size_px, seen), spaces, kept.folder, tick)
-    site_of: dict[str, str] = {}
-    for side in (real, unseen):
-        if side is not None and side.sites is not None:
-            site_of.update({str(name): str(site) for name, site in zip(side.patients, side.sites, strict=True)})
-    drawn = drawn_side(seen, asked.lineage, site_of)
+    drawn = drawn_side(seen, behind)
     of_real = _real_in(real, spaces, size_px, kept.folder, steps)
     of_unseen = None if unseen is None else _real_in(unseen, spaces, size_px, kept.folder, steps)
+    if unseen is not None and of_unseen is not None:
+        check_content(real, unseen, of_real[spaces[0].name], of_unseen[spaces[0].name])
     plan, more = np.zeros((0, 2), np.int64), None
     if unseen is not None and real.tiles is not None:
         plan = augmentation(real.classes, AUGMENTED)
@@ -241,7 +249,7 @@ def _embedded(
             None if unseen is None or of_unseen is None else unseen.in_space(of_unseen[space.name]),
             None if more is None else Augmented(more[space.name], plan[:, 0]),
             sites,
-            drawn.sites,
+            drawn.sources,
         )
     return found, drawn
 
@@ -284,6 +292,14 @@ def _contaminated(lock: Mapping[str, Any], sides: Sequence[RealSide]) -> dict[st
     return {option: {"tiles": tiles, "patients": patients} for option, (tiles, patients) in found.items() if tiles}
 
 
+def _others(drawn: DrawnSide, real: RealSide) -> int | None:
+    """Tiles of the set that rest on somebody who is not in the cohort: what is gained may then be due to more patients."""
+    if drawn.sources is None:
+        return None
+    known = set(real.patients.tolist())
+    return sum(not each <= known for each in drawn.sources)
+
+
 def _not_measured(found: Mapping[str, Any], asked: Asked) -> list[str]:
     """What a reader must not take for looked at."""
     lines = []
@@ -293,9 +309,19 @@ def _not_measured(found: Mapping[str, Any], asked: Asked) -> list[str]:
         lines.append("a second feature space: a bank holds the embeddings of one encoder alone")
     if asked.lineage is None:
         lines.append(
-            "which drawn tiles hang together: without --lineage each counts by itself, so intervals are too narrow where many rest on one "
-            "patient"
+            "whom drawn tiles rest on: without --lineage each counts by itself, so intervals are too narrow where many rest on one "
+            "patient, and nobody knows whether unseen patients are unseen"
         )
+    if found["set"]["rest_on_others"]:
+        lines.append(
+            f"what is due to more patients: {found['set']['rest_on_others']:,} tiles of the set rest on somebody who is not in --real"
+        )
+    left = sorted({name for space in found["spaces"].values() for name in space["fidelity"].get("left_out", ())})
+    if left:
+        lines.append(f"classes that not all sides have: {', '.join(shown(name) for name in left[:12])}")
+    lines.append(
+        "what tiles went through before (PNG made of JPEG slides), and how this cohort and set might have come out otherwise"
+    )
     if not asked.codecs:
         lines.append("what a codec does to these figures: --codecs png,jpeg95,jpeg75")
     return [*lines, "whether a pathologist can tell: `synthfactory reader-study`"]

@@ -6,6 +6,8 @@ computed in every space, and kept, so that a call that was stopped goes on. This
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,7 +38,9 @@ class Sides:
     unseen: Tiles | None
     augmented: Augmented | None = None  # of `real`
     sites: tuple[np.ndarray, np.ndarray] | None = None  # of real and unseen tiles, where all are known
-    drawn_sites: tuple[frozenset[str], ...] | None = None
+    sources: tuple[frozenset[str], ...] | None = (
+        None  # the patients behind each drawn tile (empty: a release); None: not known
+    )
 
     def digest(self) -> str:
         """Of what figures depend on."""
@@ -45,41 +49,69 @@ class Sides:
             found.append(digest_of(self.unseen.embeddings, self.unseen.classes, self.unseen.groups))
         if self.augmented is not None:
             found.append(digest_of(self.augmented.embeddings, self.augmented.of_row))
+        for sites in self.sites or ():
+            found.append(digest_of(sites))
+        if self.sources is not None:
+            found.append(hashlib.sha256(json.dumps([sorted(each) for each in self.sources]).encode()).hexdigest())
         return "-".join(found)
 
 
 def fidelity_figures(sides: Sides, kept: Kept, begin: Begin, seed: int = 0) -> Json:
     """Distances, precision and recall of the drawn tiles against real ones, beside those of real tiles to other real ones.
 
-    The reference is `unseen` where it is named, and the cohort is what it is compared with beside; else the cohort's own patients in two
-    halves.
+    The reference is `unseen` where it is named, and the cohort is what it is compared with beside; else one half of the cohort's patients,
+    the other half, and the drawn tiles that rest on nobody of the first.
     """
-    reference, beside, note = _reference(sides, seed)
-    rows = same_mix([reference, sides.drawn, beside], seed)
-    into = standard_space(reference.of(rows[0]))
-    a, drawn, other = (into(side.of(at)) for side, at in zip((reference, sides.drawn, beside), rows, strict=True))
-    found: Json = {"compared_with": note, "tiles_each": len(a), "classes": _mix(a)}
-    if len(a) < LEAST:
+    if sides.unseen is None and sides.sources is None:
+        return {
+            "why": "needs --unseen or --lineage: the set may rest on the very patients that it would be compared with"
+        }
+    reference, drawn, beside, note = _compared(sides, seed)
+    rows = same_mix([reference, drawn, beside], seed)
+    found: Json = {"compared_with": note, "tiles_each": len(rows[0]), "left_out": _one_sided(reference, drawn, beside)}
+    few = min(len(np.unique(side.groups[at])) for side, at in zip((reference, beside), (rows[0], rows[2]), strict=True))
+    if len(rows[0]) < LEAST or few < fidelity.LEAST_GROUPS:
+        need = f"{LEAST} tiles of {fidelity.LEAST_GROUPS} patients are needed"
         return {
             **found,
-            "why": f"not measurable with n = {len(a):,} tiles of the same classes on each side; {LEAST} are needed",
+            "why": f"not measurable with n = {len(rows[0]):,} tiles of {few} patients on each side; {need}",
         }
+    chosen = [side.of(at) for side, at in zip((reference, drawn, beside), rows, strict=True)]
+    into = standard_space(chosen)
+    a, d, other = (into(chosen.pop(0)) for _ in range(3))  # one after the other: sides may be of gigabytes
+    found["classes"] = _mix(a)
     key = (
-        digest_of(*(part for side in (a, drawn, other) for part in (side.embeddings, side.classes, side.groups))),
+        digest_of(*(part for side in (a, d, other) for part in (side.embeddings, side.classes, side.groups))),
         str(seed),
     )
-    for name, side in (("drawn", drawn), ("real", other)):
+    for name, side in (("drawn", d), ("real", other)):
         for what, measure in (("kernel", _kernel), ("frechet", _frechet), ("manifold", _manifold)):
             found[f"{what}_{name}"] = kept.once(f"{what} {name}", key, partial(measure, side, a, begin, name))
-    found["kernel_by_class"] = kept.once("kernel by class", key, lambda: _by_class(a, drawn, other))
+    found["kernel_by_class"] = kept.once("kernel by class", key, lambda: _by_class(a, d, other))
     return found
 
 
-def _reference(sides: Sides, seed: int) -> tuple[Tiles, Tiles, str]:
+def _compared(sides: Sides, seed: int) -> tuple[Tiles, Tiles, Tiles, str]:
+    """(reference, drawn, beside, in words)."""
     if sides.unseen is not None:
-        return sides.unseen, sides.real, "real tiles of unseen patients; beside: the cohort's own against the same"
+        return (
+            sides.unseen,
+            sides.drawn,
+            sides.real,
+            "real tiles of unseen patients; beside: the cohort's own against the same",
+        )
+    assert sides.sources is not None
     one, other = halved(sides.real, seed)
-    return one, other, "one half of the cohort's patients; beside: the other half against the same"
+    held = set(one.groups.astype(str).tolist())
+    free = np.flatnonzero([behind.isdisjoint(held) for behind in sides.sources])
+    note = "one half of the cohort's patients, and tiles that rest on nobody of it; beside: the other half against the same"
+    return one, sides.drawn.of(free), other, note
+
+
+def _one_sided(*sides: Tiles) -> list[str]:
+    """Classes that not all sides have."""
+    every = [set(side.classes.astype(str).tolist()) for side in sides]
+    return sorted(set.union(*every) - set.intersection(*every))
 
 
 def _mix(side: Tiles) -> dict[str, int]:
@@ -105,15 +137,15 @@ def _manifold(side: Tiles, reference: Tiles, begin: Begin, name: str) -> Json:
     """Precision and density by bootstrap over the groups of `side`, recall and coverage over those of the reference; balls stay as they
     are.
     """
-    if min(len(side), len(reference)) <= fidelity.NEAREST:
-        return {"value": None, "why": f"more than {fidelity.NEAREST} tiles a side are needed", "n": len(side)}
     if len(side) > MANIFOLD:
         rows = same_mix([side, reference], most_each=MANIFOLD // len(np.unique(side.classes)))
         side, reference = side.of(rows[0]), reference.of(rows[1])
     tick = begin(f"precision and recall, {name} tiles", len(side) * 2 + len(reference))
-    found = manifolds(
-        reference.embeddings, side.embeddings, search=partial(nearest, product=fastest_product()), tick=tick
-    )
+    search, both = partial(nearest, product=fastest_product()), (reference.groups, side.groups)
+    try:
+        found = manifolds(reference.embeddings, side.embeddings, search=search, tick=tick, groups=both)
+    except ValueError as error:
+        return {"value": None, "why": str(error), "n": len(side)}
     figures: Json = {"k": fidelity.NEAREST, "n": len(side)}
     for what, values, groups in (
         ("precision", found.precision, side.groups), ("density", found.density, side.groups),
@@ -148,6 +180,8 @@ def _by_class(reference: Tiles, drawn: Tiles, other: Tiles) -> Json:
 
 def shortcut_figures(sides: Sides, kept: Kept, begin: Begin) -> Json:
     """How well drawn tiles are told from the cohort's, class by class."""
+    if sides.sources is None:
+        return {"why": "needs --lineage: a patient's real tiles would teach what tiles drawn from them are judged by"}
     begin("real or synthetic, class by class", 0)
     return kept.once("told apart", (sides.digest(),), lambda: dict(told_apart(sides.real, sides.drawn)))
 

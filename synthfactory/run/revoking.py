@@ -60,7 +60,7 @@ def resting_on(patient: str, standing: Standing, lineage: Store) -> Resting:
     """Reads LINEAGE. InputError where it lacks what a standing shard came from: then nobody can tell."""
     found = Resting()
     files = {path for path, _ in lineage.entries("units") if path.endswith(".parquet")}
-    current = {_unit(shard, commit.body): shard for shard, commit in standing.commits.items()}
+    current = {commit.unit: shard for shard, commit in standing.commits.items()}
     lost = sorted(current.keys() - files)
     if lost:
         raise InputError(
@@ -81,10 +81,6 @@ def resting_on(patient: str, standing: Standing, lineage: Store) -> Resting:
             else:
                 found.dropped += 1
     return found
-
-
-def _unit(shard: int, body: Mapping[str, Any]) -> str:
-    return f"units/{shard:06d}-{body['tar']['sha256'][:12]}.parquet"
 
 
 def _rows(lineage: Store, path: str) -> list[dict[str, Any]]:
@@ -144,7 +140,7 @@ def withdraw(patient: str, prepared: Prepared) -> Iterator[str]:
             standing.store.delete(commit_path(shard))
             for path in standing.commits[shard].objects:
                 standing.store.delete(path)
-            lineage.delete(_unit(shard, standing.commits[shard].body))
+            lineage.delete(standing.commits[shard].unit)
         for path in found.stale:
             lineage.delete(path)
         yield f"took back {len(found.shards)} shards with {found.count} tiles that rest on the patient"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +32,7 @@ class Space:
     """Where tiles are compared: an encoder, or descriptors that nobody trained. `identity` changes with what it computes."""
 
     name: str
+    sha256: str
     identity: str
     embed: Embed
     independent: bool  # of what conditions the set
@@ -38,13 +40,13 @@ class Space:
 
     def to_json(self) -> dict[str, Any]:
         """For the report."""
-        return {"name": self.name, "sha256": self.identity, "independent": self.independent, "note": self.note}
+        return {"name": self.name, "sha256": self.sha256, "independent": self.independent, "note": self.note}
 
 
 def texture_space() -> Space:
     """The descriptors of stain and texture."""
     note = "descriptors of stain and texture, computed and not learned"
-    return Space(texture.ID, texture.ID, texture.textures, True, note)
+    return Space(texture.ID, "", texture.ID, texture.textures, True, note)
 
 
 def encoder_space(folder: EncoderFolder, independent: bool) -> Space:
@@ -54,7 +56,10 @@ def encoder_space(folder: EncoderFolder, independent: bool) -> Space:
         if independent
         else "the encoder that conditions the set's model"
     )
-    return Space(folder.id, folder.sha256, load_encoder(folder).embed, independent, note)
+    identity = hashlib.sha256(
+        json.dumps([folder.sha256, folder.preprocessing], sort_keys=True, default=str).encode()
+    ).hexdigest()
+    return Space(folder.id, folder.sha256, identity, load_encoder(folder).embed, independent, note)
 
 
 def embedded_in(
@@ -75,9 +80,8 @@ def embedded_in(
             if vectors is None:
                 images = np.stack([read() for _, read in piece]) if images is None else images
                 vectors = _computed(images, space)
-                temporary = place.with_name(f".tmp-{place.name}")
-                temporary.write_bytes(np.ascontiguousarray(vectors, "<f4").tobytes())
-                temporary.replace(place)
+                data = np.ascontiguousarray(vectors, "<f4").tobytes()
+                _put(place, hashlib.sha256(data).digest() + data)
             found[space.name].append(vectors)
         tick(len(piece))
     return {name: np.concatenate(parts) for name, parts in found.items()}
@@ -99,16 +103,23 @@ def _computed(images: np.ndarray, space: Space) -> np.ndarray:
     return vectors
 
 
+def _put(place: Path, data: bytes) -> None:
+    """Whole or not at all, also where two evaluations write into one folder. The folder is its owner's alone."""
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    temporary = place.with_name(f".tmp-{secrets.token_hex(8)}")
+    temporary.write_bytes(data)
+    temporary.replace(place)
+
+
 def _kept(place: Path, rows: int) -> np.ndarray | None:
-    """What was computed earlier; None where it is not there, or not whole (a stop never leaves it so, a full disk might)."""
+    """What was computed earlier; None where it is not there, or damaged."""
     try:
         data = place.read_bytes()
     except OSError:
         return None
-    if not data or len(data) % (4 * rows):
+    if len(data) <= 32 or hashlib.sha256(data[32:]).digest() != data[:32] or (len(data) - 32) % (4 * rows):
         return None
-    vectors = np.frombuffer(data, "<f4").reshape(rows, -1).astype(np.float32)
-    return vectors if np.isfinite(vectors).all() else None
+    return np.frombuffer(data, "<f4", offset=32).reshape(rows, -1).astype(np.float32)
 
 
 class Kept:
@@ -116,23 +127,22 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is no folder, and what is computed would be kept there; move it")
 
     def once(self, what: str, key: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """`make()`, or what it gave for the same key in an earlier call."""
         name = hashlib.sha256(json.dumps([MEASURES, what, *key]).encode()).hexdigest()[:32]
         place = self.folder / f"{name}.json"
         try:
-            known = json.loads(place.read_bytes())
+            digest, _, text = place.read_text().partition("\n")
+            if hashlib.sha256(text.encode()).hexdigest() == digest:
+                return dict(json.loads(text))
         except (OSError, ValueError):
-            known = None
-        if isinstance(known, dict):
-            return known
-        found = make()
-        temporary = place.with_name(f".tmp-{place.name}")
-        temporary.write_text(json.dumps(found, allow_nan=False))
-        temporary.replace(place)
-        return dict(json.loads(json.dumps(found)))
+            pass
+        text = json.dumps(make(), allow_nan=False)
+        _put(place, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+        return dict(json.loads(text))
 
 
 def digest_of(*arrays: np.ndarray) -> str:

@@ -23,7 +23,7 @@ from synthfactory.run.keys import read_keys
 from synthfactory.run.models import choose_model
 from synthfactory.run.task import OUT_OF_BUDGET, Setup, Task, Tick, UnitResult
 from synthfactory.screen import Nearest
-from synthfactory.shards.commit import commit_shard
+from synthfactory.shards.commit import commit_shard, unit_path
 from synthfactory.shards.record import TileRecord, lineage_parquet, public_parquet
 from synthfactory.shards.store import open_store
 from synthfactory.shards.tarfmt import write_shard
@@ -144,7 +144,7 @@ class Worker:
             if position not in unit.attempts:
                 missing.setdefault(slot.class_name, []).append(slot.index)
         # Lineage first: a published tile must never be without the record of where it came from.
-        self._lineage.put(f"units/{task.shard:06d}-{shard.sha256[:12]}.parquet", lineage_parquet(unit.rows))
+        self._lineage.put(unit_path(task.shard, shard.sha256), lineage_parquet(unit.rows))
         body = {
             "tiles": len(filled),
             "classes": dict(sorted(counts.items())),

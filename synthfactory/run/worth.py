@@ -18,6 +18,7 @@ from synthfactory.evaluate.utility import (
     Outcome,
     Scores,
     Trial,
+    hits_of,
     lessons,
     rarest,
     run_trial,
@@ -25,7 +26,7 @@ from synthfactory.evaluate.utility import (
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.cnn import Pixels, cnn_arms, fits
 from synthfactory.run.evaluating import Json, Sides
-from synthfactory.run.spaces import Kept, digest_of
+from synthfactory.run.spaces import Kept
 
 LEAST_PATIENTS = 5  # of the test, and of the cohort
 CNN_MOST, CNN_STEPS = 2000, 600  # tiles of each side (300 MB at 224 px)
@@ -75,7 +76,8 @@ def worth_of(sides: Sides, most: int = MOST, most_tested: int | None = None) -> 
         place[rows[0]] = np.arange(len(rows[0]))
         mine = place[sides.augmented.of_row] >= 0
         augmented = Augmented(sides.augmented.embeddings[mine], place[sides.augmented.of_row[mine]])
-    return Worth(Trial(tuple(names), real, drawn, unseen, augmented), rows)
+    sources = None if sides.sources is None else tuple(sides.sources[row] for row in rows[1])
+    return Worth(Trial(tuple(names), real, drawn, unseen, augmented, sources), rows)
 
 
 def _cut(side: Tiles, names: Sequence[str], most: int | None) -> np.ndarray:
@@ -101,13 +103,10 @@ def utility_figures(sides: Sides, kept: Kept, begin: Begin, seeds: int) -> Json:
     """Of every arm's probe on the unseen patients, and what the drawn tiles gain over what is free."""
     if why := why_not(sides):
         return {"why": why}
-    known = [] if sides.sites is None else [digest_of(*sides.sites)]
-    behind = (
-        []
-        if sides.drawn_sites is None
-        else [digest_of(np.array([" ".join(map(repr, sorted(each))) for each in sides.drawn_sites]))]
-    )
-    return kept.once("utility", (sides.digest(), str(seeds), *known, *behind), partial(_probed, sides, begin, seeds))
+    try:
+        return kept.once("utility", (sides.digest(), str(seeds)), partial(_probed, sides, begin, seeds))
+    except ValueError as error:  # validation has nobody to judge by
+        return {"why": str(error)}
 
 
 def _probed(sides: Sides, begin: Begin, seeds: int) -> Json:
@@ -115,18 +114,14 @@ def _probed(sides: Sides, begin: Begin, seeds: int) -> Json:
     tick = begin("probes: tuned on the cohort, tested on unseen patients", len(lessons(worth.trial)) * seeds)
     found = run_trial(worth.trial, seeds, tick)
     result = figures_of(worth.trial, found, seeds)
-    if sides.sites is not None and len(sides.sites[1]) < len(worth.trial.test):
+    if sides.sites is not None and not len(sides.sites[1]):
         result["leave_site_out"] = {"why": "not every tile of --unseen states its site"}
     elif sides.sites is not None:
-        result["leave_site_out"] = leave_site_out(worth.trial, found, _sites_of(sides, worth))
+        of_real, of_unseen = (
+            side[rows] for side, rows in zip(sides.sites, (worth.rows[0], worth.rows[2]), strict=True)
+        )
+        result["leave_site_out"] = leave_site_out(worth.trial, found, of_real, of_unseen)
     return result
-
-
-def _sites_of(sides: Sides, worth: Worth) -> tuple[np.ndarray, np.ndarray, Sequence[frozenset[str]] | None]:
-    assert sides.sites is not None
-    real, drawn, unseen = worth.rows
-    of_drawn = None if sides.drawn_sites is None else [sides.drawn_sites[row] for row in drawn]
-    return sides.sites[0][real], sides.sites[1][unseen], of_drawn
 
 
 def cnn_figures(
@@ -142,7 +137,10 @@ def cnn_figures(
         tick = begin(f"a small CNN from nothing, {CNN_STEPS} steps an arm", fits(seeds))
         return figures_of(worth.trial, cnn_arms(worth.trial, images, seeds, CNN_STEPS, tick), seeds)
 
-    return kept.once("cnn", (sides.digest(), str(seeds), str(CNN_STEPS)), make)
+    try:
+        return kept.once("cnn", (sides.digest(), str(seeds), str(CNN_STEPS)), make)
+    except ValueError as error:
+        return {"why": str(error)}
 
 
 def figures_of(trial: Trial, found: Mapping[str, Outcome], seeds: int) -> Json:
@@ -151,7 +149,11 @@ def figures_of(trial: Trial, found: Mapping[str, Outcome], seeds: int) -> Json:
     result: Json = {
         "classes": {name: _counts(at, trial) for at, name in enumerate(trial.names)},
         "rarest": [trial.names[at] for at in rare],
+        "too_few_in_the_test": list(scores.left_out),
         "seeds": seeds,
+        "tuned": "drawn tiles that rest on the patients validation judges by are left out"
+        if trial.sources is not None
+        else "arms with drawn tiles are not tuned: it is not known whom they rest on (--lineage)",
         "arms": {name: scores.of(outcome, rare) for name, outcome in found.items()},
         "synthetic_over_real": scores.ratio(found[SYNTHETIC], found["real only"]),
         "gain": _gains(scores, found, every),
@@ -173,45 +175,38 @@ def _gains(scores: Scores, found: Mapping[str, Outcome], classes: Sequence[int])
     }
 
 
-def leave_site_out(
-    trial: Trial, found: Mapping[str, Outcome], sites: tuple[np.ndarray, np.ndarray, Sequence[frozenset[str]] | None]
-) -> Json:
-    """Every arm once more for each site of the test, learning without that site; options and strengths stay as validation chose.
-
-    Drawn tiles that rest on a patient of the site are left out, where that is known.
+def leave_site_out(trial: Trial, found: Mapping[str, Outcome], of_real: np.ndarray, of_test: np.ndarray) -> Json:
+    """Every arm once more for each site of the test, learning from nobody who has a tile of that site; options and strengths stay as
+    validation chose. Drawn tiles that rest on such patients are left out, where that is known.
     """
-    of_real, of_test, of_drawn = sites
     every = [site for site in np.unique(of_test) if (of_real != site).any()]
     if len(np.unique(of_real)) < 2 or not every:
         return {"why": "needs real tiles of two sites"}
     probabilities = {name: np.zeros((1, len(trial.test), len(trial.names))) for name in found}
+    left: list[int] = []
     for site in every:
-        rows = np.flatnonzero(of_real != site)
-        keep = np.arange(len(trial.drawn)) if of_drawn is None else np.array([site not in each for each in of_drawn])
-        left = Trial(trial.names, trial.real, trial.drawn.of(keep), trial.test, trial.augmented)
+        there = np.unique(trial.real.groups[of_real == site])
+        rows = np.flatnonzero(~np.isin(trial.real.groups, there))
+        left.append(len(trial.drawn_beside(rows)))
         judged = np.flatnonzero(of_test == site)
-        for name, (teach, _) in lessons(left).items():
+        for name, (teach, _) in lessons(trial).items():
             choice = found[name].chosen[0]
-            lesson = teach(rows, choice.option, np.random.default_rng(0))
-            if not len(lesson.classes):
-                continue
-            probe = learn(lesson, (choice.strength,))[0]
+            probe = learn(teach(rows, choice.option, np.random.default_rng(0)), (choice.strength,))[0]
             probabilities[name][0, judged] = probe.probabilities(trial.test.embeddings[judged], len(trial.names))
     covered = np.flatnonzero(np.isin(of_test, every))
-    part = Trial(trial.names, trial.real, trial.drawn, trial.test.of(covered), None)
-    scores = Scores(part)
+    part = Trial(trial.names, trial.real, trial.drawn, trial.test.of(covered), None, trial.sources)
+    scores, whole = Scores(part), range(len(trial.names))
     outcomes = {name: Outcome(values[:, covered], found[name].chosen[:1]) for name, values in probabilities.items()}
-    note = "drawn tiles that rest on the site are left out" if of_drawn is not None else (
-        "drawn tiles may rest on patients of the site: their sites are not known (--lineage, and sites of all real tiles)"
+    if min(left) == 0:  # all tiles of a blend may rest on every site
+        note = f"for {left.count(0)} of {len(every)} sites no drawn tile is left that does not rest on it"
+        return {"why": note, "drawn_left": left}
+    note = "drawn tiles that rest on the site are left out" if trial.sources is not None else (
+        "drawn tiles may rest on patients of the site: it is not known whom they rest on (--lineage)"
     )  # fmt: skip
-    whole = range(len(trial.names))
     return {
         "sites": len(every),
         "note": note,
-        "arms": {name: scores.figure(scores.balanced(_hits(each, part), whole)) for name, each in outcomes.items()},
+        "drawn_left": left,
+        "arms": {name: scores.share(hits_of(each, part.test.classes), whole) for name, each in outcomes.items()},
         "gain": _gains(scores, outcomes, whole),
     }
-
-
-def _hits(outcome: Outcome, part: Trial) -> np.ndarray:
-    return np.asarray((outcome.probabilities[0].argmax(axis=1) == part.test.classes).astype(float))

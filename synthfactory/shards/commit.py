@@ -42,6 +42,11 @@ def commit_path(shard: int) -> str:
     return f"commits/{shard:06d}.json"
 
 
+def unit_path(shard: int, tar_sha256: str) -> str:
+    """Path in LINEAGE of all candidates of a shard, named by what was published of them."""
+    return f"units/{shard:06d}-{tar_sha256[:12]}.parquet"
+
+
 def shard_of_commit(path: str) -> int | None:
     """The shard whose commit has this path, or None."""
     match = _COMMIT_NAME.fullmatch(path)
@@ -65,6 +70,11 @@ class Commit:
     def objects(self) -> tuple[str, str]:
         """Paths of tar and parquet."""
         return str(self.body["tar"]["name"]), str(self.body["parquet"]["name"])
+
+    @property
+    def unit(self) -> str:
+        """Path in LINEAGE of all its candidates."""
+        return unit_path(self.shard, str(self.body["tar"]["sha256"]))
 
     @property
     def tiles(self) -> int:

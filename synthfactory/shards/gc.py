@@ -40,7 +40,7 @@ def _kept(store: Store, objects: Iterable[str]) -> Iterator[str]:
 
 def check_lineage(store: Store, lineage: Store) -> None:
     """InputError where `lineage` is not that of the set: its lease would say nothing of builds at work here."""
-    names = {f"units/{shard:06d}-{c.body['tar']['sha256'][:12]}.parquet" for shard, c in list_commits(store).items()}
+    names = {commit.unit for commit in list_commits(store).values()}
     begun = {
         path for path, _ in lineage.entries("leases")
     }  # a build that has committed nothing yet has a lease at least

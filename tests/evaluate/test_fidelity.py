@@ -108,9 +108,12 @@ def test_the_frechet_distance_of_gaussians_agrees_with_closed_form() -> None:
     truth = ((m - n) ** 2).sum() + np.trace(S + T) - 2 * np.sqrt(np.linalg.eigvals(S @ T).real).sum()
     found = frechet(gaussian(m, F, 9000, 7), gaussian(n, G, 9000, 8))
     assert found["value"] == pytest.approx(truth, rel=0.06)
-    low, high = found["interval_95"]
-    assert low < found["value"] < high
-    assert low <= truth <= high
+    assert 0 < found["sd"] < 0.1 * truth
+    again = [
+        frechet(gaussian(m, F, 3000, seed), gaussian(n, G, 3000, 50 + seed), spread=False)["value"] for seed in range(8)
+    ]
+    of_draws = frechet(gaussian(m, F, 3000, 7), gaussian(n, G, 3000, 8))["sd"]
+    assert 0.5 < of_draws / np.std(again) < 2, "the spread of the estimate over cohorts"
 
 
 def test_the_frechet_distance_is_refused_with_the_reason_where_it_would_measure_the_number_of_tiles() -> None:
@@ -121,6 +124,8 @@ def test_the_frechet_distance_is_refused_with_the_reason_where_it_would_measure_
     unequal = frechet(gaussian(m, F, 200, 1), gaussian(m, F, 100, 2))
     assert unequal["value"] is None
     assert frechet(gaussian(m, F, 60, 1), gaussian(m, F, 60, 2))["value"] is not None
+    hanging = frechet(gaussian(m, F, 180, 1, each=20), gaussian(m, F, 180, 2, each=20))
+    assert hanging["why"] == "not measurable with n = 9 patients; 10 are needed"
 
 
 def test_a_set_of_copies_has_perfect_precision_and_recall() -> None:
@@ -131,6 +136,33 @@ def test_a_set_of_copies_has_perfect_precision_and_recall() -> None:
     assert found.density.mean() == pytest.approx((fidelity.NEAREST + 1) / fidelity.NEAREST, abs=1e-3)
     far = manifolds(real.embeddings, real.embeddings + 50)
     assert not far.precision.any() and not far.recall.any() and not far.coverage.any() and not far.density.any()
+
+
+def test_tiles_that_hang_together_have_no_smaller_balls() -> None:
+    """Ten tiles of each of 60 patients, and 600 patients of one: the same distribution, so recall and precision are as high."""
+    random = np.random.default_rng(4)
+    one = np.repeat(random.standard_normal((60, WIDTH)), 10, axis=0) + 0.3 * random.standard_normal((600, WIDTH))
+    other = random.standard_normal((600, WIDTH)) + 0.3 * random.standard_normal((600, WIDTH))
+    groups = np.repeat(np.arange(60), 10), np.arange(600)
+    apart = manifolds(one.astype(np.float32), other.astype(np.float32), groups=groups)
+    plain = manifolds(one.astype(np.float32), other.astype(np.float32))
+    assert plain.precision.mean() < 0.6 < apart.precision.mean()
+    with pytest.raises(ValueError, match="of more patients"):
+        manifolds(one.astype(np.float32), other.astype(np.float32), groups=(np.zeros(600), np.arange(600)))
+
+
+def test_the_scale_comes_from_all_sides_so_that_none_is_nearer_by_being_the_reference() -> None:
+    def cohort(seed: int) -> Tiles:
+        random = np.random.default_rng(seed)
+        people = np.repeat(random.standard_normal((12, 20)), 6, axis=0)
+        rows = (0.85 * people + 0.5 * random.standard_normal((72, 20))).astype(np.float32)
+        return Tiles(rows, np.full(72, "a"), np.repeat(np.arange(12), 6))
+
+    found = []
+    for seed in range(30):
+        a, b = standardise(cohort(seed), cohort(1000 + seed))
+        found.append(kernel_distance(a, b)[0])
+    assert abs(np.mean(found)) < 0.05, "scaled by one side alone the mean is 0.1"
 
 
 def test_precision_and_recall_tell_a_narrow_set_from_a_wide_one() -> None:
@@ -184,5 +216,8 @@ def test_what_cannot_be_compared_says_why() -> None:
     one = Tiles(np.zeros((4, 2), np.float32), np.full(4, "a"), np.zeros(4))
     with pytest.raises(ValueError, match="two groups of some class"):
         kernel_distance(one, one)
+    of_classes = Tiles(np.eye(4, dtype=np.float32), np.array(list("aabb")), np.array([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="two groups of some class"):
+        kernel_distance(of_classes, of_classes)  # pairs of different classes would be left
     with pytest.raises(ValueError, match="more than 5 tiles"):
         manifolds(np.zeros((5, 2), np.float32), np.zeros((9, 2), np.float32))

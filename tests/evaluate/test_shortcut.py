@@ -9,12 +9,12 @@ from synthfactory.evaluate.shortcut import association, told_apart
 from synthfactory.evaluate.texture import WIDTH, texture
 
 
-def side(rows: int, shift: float, seed: int, labels: str = "ab") -> Tiles:
+def side(rows: int, shift: float, seed: int, labels: str = "ab", who: int = 0) -> Tiles:
     random = np.random.default_rng(seed)
     vectors = random.standard_normal((rows, 8)).astype(np.float32)
     classes = np.array(list(labels))[np.arange(rows) % len(labels)]
     vectors[:, 3] += shift * (classes == "a")
-    return Tiles(vectors, classes, np.arange(rows) // 4)
+    return Tiles(vectors, classes, np.char.add("p", (who + np.arange(rows) // 4).astype(str)))
 
 
 def test_a_sign_of_being_synthetic_is_seen_in_the_class_that_has_it() -> None:
@@ -27,20 +27,37 @@ def test_a_sign_of_being_synthetic_is_seen_in_the_class_that_has_it() -> None:
 def test_few_tiles_give_no_figure_but_a_reason() -> None:
     found = told_apart(side(400, 0.0, 1), side(20, 0.0, 2))
     assert found["a"]["value"] is None
-    assert "20 tiles" in found["a"]["why"]
+    assert "20 tiles of 10 are needed" in found["a"]["why"]
 
 
-def test_patients_are_judged_together() -> None:
-    """Tiles of a patient resemble one another: a probe that had seen the patient would tell it."""
-    random = np.random.default_rng(4)
+def people(seed: int, names: range, offset: float = 0.0, tiles: int = 10) -> Tiles:
+    """Tiles that look much like their patient; `offset` is a sign that all of them bear."""
+    looks = np.stack([np.random.default_rng((7, name)).standard_normal(64) for name in names])
+    rows = np.repeat(looks, tiles, axis=0) + 0.05 * np.random.default_rng(seed).standard_normal(
+        (tiles * len(names), 64)
+    )
+    rows[:, 5] += offset
+    return Tiles(rows.astype(np.float32), np.full(len(rows), "a"), np.repeat([f"p{name}" for name in names], tiles))
 
-    def people(seed: int) -> Tiles:
-        offsets = np.repeat(np.random.default_rng(seed).standard_normal((40, 30)), 10, axis=0)
-        rows = (offsets + 0.05 * random.standard_normal(offsets.shape)).astype(np.float32)
-        return Tiles(rows, np.full(400, "a"), np.repeat(np.arange(40), 10))
 
-    low, high = told_apart(people(1), people(2))["a"]["interval_95"]
-    assert low < 0.5 < high
+def test_a_perfect_generator_is_not_told_apart_by_whom_its_tiles_rest_on() -> None:
+    """Real tiles of a patient would teach 'real' what tiles drawn from that patient are judged by."""
+    for names in (range(40), range(39)):
+        low, high = told_apart(people(1, range(40)), people(2, names))["a"]["interval_95"]
+        assert low < 0.5 < high
+
+
+def test_a_sign_is_seen_although_both_sides_are_of_the_same_patients() -> None:
+    found = told_apart(people(1, range(40)), people(2, range(39), offset=2.0))["a"]
+    assert found["interval_95"][0] > 0.5
+
+
+def test_many_tiles_of_a_patient_do_not_make_a_sign_clearer() -> None:
+    values = [
+        told_apart(people(1, range(60), tiles=each), people(2, range(60), offset=0.8, tiles=each))["a"]["value"]
+        for each in (1, 20)
+    ]
+    assert abs(values[0] - values[1]) < 0.2
 
 
 def test_site_against_class_is_0_by_chance_and_1_where_one_decides_the_other() -> None:
@@ -56,6 +73,8 @@ def test_site_against_class_is_0_by_chance_and_1_where_one_decides_the_other() -
     )
     assert repeated["patients"] == 900, "a patient counts once, however many tiles"
     assert association(classes, np.full(900, "s1"), patients)["value"] is None
+    few = association(classes[:20], np.char.add("site-", classes[:20]), patients[:20])
+    assert few["why"] == "not measurable with n = 20 patients; 30 are needed"
 
 
 def test_descriptors_do_not_depend_on_how_a_tile_is_turned_and_tell_stain_and_pattern() -> None:

@@ -50,7 +50,7 @@ def trial(drawn: Tiles) -> Trial:
     random = np.random.default_rng(5)
     of_row = np.repeat(np.flatnonzero(REAL.classes > 1), 4)
     more = REAL.embeddings[of_row] + 0.05 * random.standard_normal((len(of_row), WIDTH)).astype(np.float32)
-    return Trial(NAMES, REAL, drawn, TEST, Augmented(more, of_row))
+    return Trial(NAMES, REAL, drawn, TEST, Augmented(more, of_row), (frozenset(),) * len(drawn))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_labels_that_were_swapped_are_caught_by_the_recall_of_their_classes() ->
 def test_nothing_is_tuned_on_the_test(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
     made, found = ideal
     nonsense = Tiles(made.test.embeddings[::-1] * 3, np.roll(made.test.classes, 77), made.test.groups)
-    again = run_trial(Trial(NAMES, made.real, made.drawn, nonsense, made.augmented), 2)
+    again = run_trial(Trial(NAMES, made.real, made.drawn, nonsense, made.augmented, made.sources), 2)
     assert {name: each.chosen for name, each in again.items()} == {name: each.chosen for name, each in found.items()}
 
 
@@ -167,21 +167,72 @@ def test_calibration_error_of_known_predictors() -> None:
     assert even(np.array([0, 0, 0, 1])).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
 
 
-def test_leaving_a_site_out_leaves_its_drawn_tiles_out(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
+def test_leaving_a_site_out_leaves_out_whoever_has_tiles_there_and_what_was_drawn_from_them(
+    ideal: tuple[Trial, dict[str, Outcome]],
+) -> None:
     """Tiles drawn from site b's patients are nonsense: where they are left out, b is judged well."""
     made, found = ideal
-    bad = Tiles(
-        IDEAL.embeddings, np.where(np.arange(len(IDEAL)) % 2, IDEAL.classes, (IDEAL.classes + 1) % 4), IDEAL.groups
-    )
-    spoilt = Trial(NAMES, REAL, bad, TEST, made.augmented)
-    of_real = np.where(REAL.groups % 8 < 4, "a", "b")
-    of_test = np.full(len(TEST), "b")
-    known = [frozenset({"b"}) if at % 2 == 0 else frozenset({"a"}) for at in range(len(bad))]
-    left_out = leave_site_out(spoilt, found, (of_real, of_test, known))
-    kept = leave_site_out(spoilt, found, (of_real, of_test, None))
-    assert left_out["arms"][SYNTHETIC]["value"] > kept["arms"][SYNTHETIC]["value"] + 0.05
-    assert "left out" in left_out["note"] and "may rest" in kept["note"]
-    assert leave_site_out(spoilt, found, (np.full(len(REAL), "a"), of_test, None))["why"]
+    at_b = REAL.groups % 8 < 4
+    of_real, of_test = np.where(at_b, "b", "a"), np.full(len(TEST), "b")
+    people = [str(name) for name in (REAL.groups[at_b][0], REAL.groups[~at_b][0])]
+    odd = np.arange(len(IDEAL)) % 2
+    bad = Tiles(IDEAL.embeddings, np.where(odd, IDEAL.classes, (IDEAL.classes + 1) % 4), IDEAL.groups)
+    sources = tuple(frozenset({people[number]}) for number in odd)
+    known = leave_site_out(Trial(NAMES, REAL, bad, TEST, made.augmented, sources), found, of_real, of_test)
+    unknown = leave_site_out(Trial(NAMES, REAL, bad, TEST, made.augmented), found, of_real, of_test)
+    assert known["drawn_left"] == [len(IDEAL) // 2] and unknown["drawn_left"] == [len(IDEAL)]
+    assert known["arms"][SYNTHETIC]["value"] > unknown["arms"][SYNTHETIC]["value"] + 0.05
+    assert "are left out" in known["note"] and "may rest" in unknown["note"]
+    every = (frozenset({people[0]}),) * len(IDEAL)
+    none_left = leave_site_out(Trial(NAMES, REAL, bad, TEST, made.augmented, every), found, of_real, of_test)
+    assert none_left["why"] == "for 1 of 1 sites no drawn tile is left that does not rest on it"
+    assert leave_site_out(made, found, np.full(len(REAL), "a"), of_test)["why"]
+
+
+def test_validation_meets_no_tile_drawn_from_whom_it_judges_by() -> None:
+    """Copies of real tiles: validation that met them would choose the weakest regularisation, as if every patient were known."""
+    copies = REAL.of(np.random.default_rng(0).permutation(len(REAL)))
+    known = tuple(frozenset({str(name)}) for name in copies.groups)
+    made = Trial(NAMES, REAL, copies, TEST, None, known)
+    rows = np.flatnonzero(REAL.groups % 3 != 0)
+    held = set(REAL.groups[REAL.groups % 3 == 0].tolist())
+    left = made.drawn_beside(rows)
+    assert 0 < len(left) < len(copies)
+    assert not held & set(copies.groups[left].tolist())
+    assert len(made.drawn_beside(np.arange(len(REAL)))) == len(copies)
+    honest = run_trial(made, 1)[BOTH].chosen[0]
+    leaking = run_trial(Trial(NAMES, REAL, copies, TEST, None, (frozenset(),) * len(copies)), 1)[BOTH].chosen[0]
+    assert leaking.loss < 0.5 * honest.loss
+    unknown = run_trial(Trial(NAMES, REAL, copies, TEST, None), 1)
+    assert unknown[BOTH].chosen[0].strength == unknown["class weights"].chosen[0].strength
+    assert np.isnan(unknown[BOTH].chosen[0].loss)
+
+
+@pytest.mark.parametrize(("people", "recall"), [(5, 0.7), (6, 0.95), (10, 0.95)])
+def test_intervals_hold_what_they_say_for_few_patients(people: int, recall: float) -> None:
+    random, held = np.random.default_rng(3), 0
+    for _ in range(150):
+        classes = np.repeat([0, 1], people)
+        test = Tiles(np.zeros((2 * people, 1)), classes, np.arange(2 * people))
+        made = Trial(("a", "b"), test, test, test)
+        hits = (random.random(2 * people) < recall).astype(float)
+        low, high = Scores(made).share(hits, range(2))["interval_95"]
+        held += low <= recall <= high
+    assert held >= 0.92 * 150
+
+
+def test_classes_of_few_test_patients_count_in_no_mean() -> None:
+    test = Tiles(np.zeros((44, 1)), np.repeat([0, 1, 2], [20, 20, 4]), np.arange(44))
+    made = Trial(("a", "b", "c"), test, test, test)
+    scores, hits = Scores(made), np.repeat([1.0, 1.0, 0.0], [20, 20, 4])
+    assert scores.left_out == ("c",)
+    assert scores.share(hits, range(3))["value"] == 1.0
+    assert scores.share(hits, range(3))["interval_95"][0] < 0.95, "forty of forty are not all of all"
+    assert scores.share(hits, [2])["why"] == "no class has 5 patients in the test"
+    perfect = Outcome(np.eye(3)[test.classes][None], ())
+    assert scores.of(perfect, [2])["recall"]["c"]["why"] == "4 patients in the test; 5 are needed"
+    low, high = scores.gain(perfect, perfect, range(3))["interval_95"]
+    assert low < 0 < high
 
 
 def test_the_best_free_arm_is_the_best_on_the_test(ideal: tuple[Trial, dict[str, Outcome]]) -> None:

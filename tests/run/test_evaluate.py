@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -19,7 +20,7 @@ from tinymodel import make_bank_file, make_tiny_model
 from synthfactory.evaluate.fidelity import Tiles
 from synthfactory.run import evaluating, spaces, worth
 
-COUNTS = {"alpha": 40, "beta": 24}
+COUNTS = {"alpha": 48, "beta": 40}
 
 
 def tiles(folder: Path, seed: int, prefix: str, suffix: str = "png", **drop: Any) -> Path:
@@ -146,9 +147,12 @@ def test_a_call_that_was_stopped_goes_on_and_a_whole_one_computes_nothing_again(
     assert evaluate(here, *more).code == 0
     assert Path("evaluation.json").read_bytes() == first
     whole = next(Path("evaluation.json.parts").glob("*.f4"))
-    whole.write_bytes(whole.read_bytes()[:-3])  # as a full disk might leave it
-    assert evaluate(here, *more).code == 0
-    assert len(calls) == 1
+    good = whole.read_bytes()
+    for damaged in (good[:-3], good[:-512], good[:40] + bytes(len(good) - 40), b""):  # as a full disk might leave it
+        whole.write_bytes(damaged)
+        assert evaluate(here, *more).code == 0
+        assert whole.read_bytes() == good
+    assert len(calls) == 4
     assert Path("evaluation.json").read_bytes() == first
 
 
@@ -189,7 +193,7 @@ def test_a_small_network_learns_from_pixels_alone(here: Path, tmp_path: Path, mo
     }  # fmt: skip
     assert found["arms"]["class weights"]["balanced_accuracy"]["value"] > 0.8, "alpha is darker than beta"
     assert "by a small CNN on pixels, from nothing" in ended.out
-    bank = make_bank_file(tmp_path / "real.parquet", here / "model", {"alpha": 12, "beta": 8}, 1)
+    bank = make_bank_file(tmp_path / "real.parquet", here / "model", {"alpha": 24, "beta": 20}, 1)
     check_refusal(evaluate(here, "--cnn", real=bank), "--cnn: learns from pixels")
 
 
@@ -208,14 +212,56 @@ def test_what_is_not_given_is_said_not_to_be_measured(here: Path) -> None:
     assert found["unseen"] is None
     for space in found["spaces"].values():
         assert "name them with --unseen" in space["utility"]["why"]
-        assert space["fidelity"]["compared_with"].startswith("one half of the cohort's patients")
+        assert space["fidelity"]["why"].startswith("needs --unseen or --lineage")
+        assert space["told_apart"]["why"].startswith("needs --lineage")
     said = " ".join(found["not_measured"])
     assert "--unseen" in said and "--lineage" in said and "--codecs" in said
     assert "utility: needs real tiles of unseen patients" in ended.out
 
 
+def test_without_unseen_patients_the_set_is_compared_with_those_it_does_not_rest_on(here: Path) -> None:
+    ended = evaluate(here, "--lineage", here / "lineage")
+    assert ended.code == 0, ended.err
+    fidelity = json.loads(Path("evaluation.json").read_text())["spaces"]["texture/1"]["fidelity"]
+    assert fidelity["compared_with"].startswith(
+        "one half of the cohort's patients, and tiles that rest on nobody of it"
+    )
+    assert 10 <= fidelity["tiles_each"] < 44
+
+
+def test_unseen_means_unseen_by_the_set(here: Path, tmp_path: Path) -> None:
+    ended = evaluate(here, "--unseen", here / "real", "--lineage", here / "lineage", real=here / "unseen")
+    check_refusal(ended, "tiles of the set rest on 22 of its patients")
+    renamed = shutil.copytree(here / "real", tmp_path / "renamed")
+    (renamed / "tiles.csv").write_text((renamed / "tiles.csv").read_text().replace("R-", "Q-"))
+    check_refusal(evaluate(here, "--unseen", renamed), "88 of its tiles are tiles of")
+    other = shutil.copytree(here / "lineage", tmp_path / "lineage")
+    unit = next((other / "units").iterdir())
+    unit.rename(unit.with_name(unit.name.replace("-", "-0")))
+    check_refusal(evaluate(here, "--lineage", other), "name the lineage of this very set")
+
+
+def test_few_patients_give_reasons_in_place_of_figures(here: Path, tmp_path: Path) -> None:
+    few = shutil.copytree(here / "unseen", tmp_path / "few")
+    text = re.sub(r"U-(alpha|beta)-\d+(,|-s)", r"U-\1\2", (few / "tiles.csv").read_text())
+    (few / "tiles.csv").write_text(text)
+    ended = evaluate(here, "--unseen", few, "--codecs", "jpeg50")
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("evaluation.json").read_text())
+    for space in found["spaces"].values():
+        assert "of 2 patients on each side; 10 tiles of 10 patients are needed" in space["fidelity"]["why"]
+        assert space["utility"]["why"] == "not measurable with n = 2 patients on one side; 5 are needed"
+    assert "patients in a half" in found["codecs"]["why"]
+    one_each = shutil.copytree(here / "real", tmp_path / "one-each")
+    text = re.sub(r"R-(alpha|beta)-\d+(,|-s)", r"R-\1\2", (one_each / "tiles.csv").read_text())
+    (one_each / "tiles.csv").write_text(text)
+    assert evaluate(here, "--unseen", here / "unseen", real=one_each).code == 0
+    found = json.loads(Path("evaluation.json").read_text())
+    assert "2 patients" in found["spaces"]["texture/1"]["utility"]["why"]
+
+
 def test_a_bank_is_looked_at_in_the_space_of_its_encoder_alone(here: Path, tmp_path: Path) -> None:
-    real = make_bank_file(tmp_path / "real.parquet", here / "model", {"alpha": 12, "beta": 8}, 1)
+    real = make_bank_file(tmp_path / "real.parquet", here / "model", {"alpha": 24, "beta": 20}, 1)
     ended = evaluate(here, real=real)
     assert ended.code == 0, ended.err
     found = json.loads(Path("evaluation.json").read_text())
@@ -252,10 +298,10 @@ def test_what_cannot_be_compared_is_refused_and_nothing_written(here: Path, tmp_
     other.mkdir()
     (tmp_path / "empty").mkdir()
     refusals = [
-        (evaluate(here, "--unseen", here / "real"), "16 of its patients stand in"),
+        (evaluate(here, "--unseen", here / "real"), "22 of its patients stand in"),
         (evaluate(here, real=jpeg), "is JPEG; figures would measure the codec as well"),
         (evaluate(here, "--unseen", nobody), "--unseen: "),
-        (evaluate(here, "--lineage", other), "holds no units of a build"),
+        (evaluate(here, "--lineage", other), "name the lineage of this very set"),
         (evaluate(here, "--codecs", "gif"), "--codecs: 'gif' is none"),
         (evaluate(here, "--codecs", "jpeg101"), "qualities from 1 to 100"),
         (evaluate(here, "--report", here / "out/evaluation.json"), "lies in the set, and the report is internal"),
