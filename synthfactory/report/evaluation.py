@@ -100,7 +100,7 @@ def _utility(found: Json, mark: str) -> list[str]:
     if outside and "gain" in outside:
         gain = outside["gain"]
         lines.append(
-            f"leave-site-out, {outside['sites']} sites: gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
+            f"leave-site-out{mark}, {outside['sites']} sites: gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
         )
     elif outside:
         lines.append(f"leave-site-out: {outside['why']}")
@@ -124,7 +124,7 @@ def _recalls(found: Json, mark: str) -> list[str]:
         counts = found["classes"][name]
         lines.append(f"{shown(name, 18):<18} {counts['real']:>6,} {counts['drawn']:>6,} {cells}")
     errors = " ".join(f"{found['arms'][arm]['calibration_error']:>11.3f}" for arm in arms)
-    return [*lines, f"{'calibration error':<32} {errors}"]
+    return [*lines, f"{'calibration error' + mark:<32} {errors}"]
 
 
 def _told_apart(found: Json, mark: str) -> list[str]:
