@@ -99,9 +99,8 @@ def _utility(found: Json, mark: str) -> list[str]:
     outside = found.get("leave_site_out")
     if outside and "gain" in outside:
         gain = outside["gain"]
-        lines.append(
-            f"leave-site-out{mark}, {outside['sites']} sites: gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
-        )
+        told = f"gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
+        lines.append(f"leave-site-out{mark}, {outside['sites']} sites: {told}")
     elif outside:
         lines.append(f"leave-site-out: {outside['why']}")
     return lines
