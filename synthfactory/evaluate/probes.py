@@ -8,11 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import ThreadpoolController
 
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)  # sklearn's C
 PIECE = 8192  # rows that are looked at at once
@@ -48,6 +50,12 @@ class Probe:
         return found
 
 
+@cache
+def _controller() -> ThreadpoolController:
+    """One thread does for matrices of this size; more of them wait by spinning, and where cores are shared take a hundred times as long."""
+    return ThreadpoolController()
+
+
 def learn(lesson: Lesson, strengths: Sequence[float] = STRENGTHS) -> list[Probe]:
     """A probe for each strength, from weak to strong; each starts where the one before it ended. Of no rows: what knows no class."""
     if not len(lesson.classes):
@@ -65,7 +73,7 @@ def learn(lesson: Lesson, strengths: Sequence[float] = STRENGTHS) -> list[Probe]
         model = LogisticRegression(C=strength * 1000 / len(scaled), max_iter=ITERATIONS, warm_start=start is not None)
         if start is not None:
             model.coef_, model.intercept_, model.classes_ = start
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _controller().limit(limits=1, user_api="blas"):
             warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges what came of it
             model.fit(scaled, lesson.classes, weights.astype(np.float32))
         start = (model.coef_.copy(), model.intercept_.copy(), model.classes_)
