@@ -22,6 +22,7 @@ FRECHET_COST = 2e11  # multiplications that its interval may take
 NEAREST = 5
 LEAST_GROUPS = 10  # patients of each side, for figures of fidelity
 SIDE_BY_SIDE = 1024
+ROUNDING = 1e-5  # of a product in float32, in parts of the lengths
 EDGE = 1e-5  # a ball holds what lies on its edge, whatever a product's rounding says
 Tick = Callable[[int], None]
 Search = Callable[..., tuple[np.ndarray, np.ndarray]]  # as `nearest`
@@ -189,9 +190,8 @@ def _summed(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) ->
     order_a, order_b = np.argsort(of_a, kind="stable"), np.argsort(of_b, kind="stable")
     starts_a, starts_b = (np.flatnonzero(np.diff(each, prepend=-1)) for each in (of_a[order_a], of_b[order_b]))
     kernel = cubic_kernel(a[order_a].astype(np.float32), b[order_b].astype(np.float32))
-    rows = np.add.reduceat(
-        kernel, starts_b, axis=1
-    )  # in float32: a cell has few tiles, and a sum in float64 takes ten times as long
+    # In float32: a cell has few tiles, and a sum in float64 takes ten times as long.
+    rows = np.add.reduceat(kernel, starts_b, axis=1)
     return np.asarray(np.add.reduceat(rows.astype(np.float64), starts_a, axis=0))
 
 
@@ -353,12 +353,11 @@ def manifolds(
 
 def _squares(a: np.ndarray, b: np.ndarray, square_a: np.ndarray, square_b: np.ndarray) -> np.ndarray:
     """Squared distances float32; those that a product cannot tell from 0 are taken from the differences."""
-    found = a @ b.T
-    found *= -2
-    found += square_a.astype(np.float32)[:, None]
-    found += square_b.astype(np.float32)[None]
-    limit = 1e-5 * float(square_a.max(initial=0.0) + square_b.max(initial=0.0))
-    near = np.argwhere(found < limit)
+    lengths = square_a.astype(np.float32)[:, None] + square_b.astype(np.float32)[None]
+    found = lengths - 2 * (a @ b.T)
+    near = np.argwhere(
+        found < ROUNDING * lengths
+    )  # by each pair's own lengths: one outlier must not put all pairs in doubt
     if len(near):
         found[near[:, 0], near[:, 1]] = ((a[near[:, 0]] - b[near[:, 1]]) ** 2).sum(axis=1)
     return np.asarray(found)

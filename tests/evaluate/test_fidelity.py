@@ -138,6 +138,21 @@ def test_a_set_of_copies_has_perfect_precision_and_recall() -> None:
     assert not far.precision.any() and not far.recall.any() and not far.coverage.any() and not far.density.any()
 
 
+def test_one_outlier_puts_no_other_pair_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances that a product cannot tell are taken from differences, pair by pair: of 10^8 pairs that would be terabytes."""
+    real, drawn = (np.random.default_rng(seed).standard_normal((400, WIDTH)).astype(np.float32) for seed in (1, 2))
+    plain = manifolds(real, drawn)
+    asked: list[int] = []
+    argwhere = np.argwhere
+    monkeypatch.setattr(
+        fidelity.np, "argwhere", lambda doubtful: asked.append(int(doubtful.sum())) or argwhere(doubtful)
+    )
+    far = np.concatenate([real, np.full((1, WIDTH), 1e5, np.float32)])
+    found = manifolds(far, drawn)
+    assert max(asked) < 10
+    assert np.array_equal(found.recall[:-1], plain.recall)
+
+
 def test_tiles_that_hang_together_have_no_smaller_balls() -> None:
     """Ten tiles of each of 60 patients, and 600 patients of one: the same distribution, so recall and precision are as high."""
     random = np.random.default_rng(4)
