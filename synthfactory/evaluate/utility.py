@@ -21,6 +21,7 @@ from synthfactory.evaluate.neighbours import nearest
 from synthfactory.evaluate.probes import Choice, Lesson, Teach, learn, tune
 
 MOST = 10_000  # rows that a probe learns from, of each kind
+LEAST_DRAWS = 100  # with a value, for an interval
 LARGEST = 20_000_000  # numbers in all draws of the test's patients
 BINS = 15  # of the calibration error
 LEAST_PATIENTS = 5  # of a class in the test, for it to count
@@ -258,8 +259,10 @@ class Scores:
             return {"value": None, "why": f"no class has {LEAST_PATIENTS} patients in the test"}
         draws = statistic(self._weights)
         draws = draws[np.isfinite(draws)]
+        if len(draws) < LEAST_DRAWS:
+            return {"value": None, "why": "too few draws of the test's patients have tiles of every class"}
         value, patients = float(statistic(self._once)[0]), int(self._patients[chosen].sum())
-        spread = self._wider * float(draws.std()) if len(draws) else math.inf
+        spread = self._wider * float(draws.std())
         half = max(float(t.ppf(0.975, max(patients - len(chosen), 1))) * spread, 3.0 / patients)
         return {"value": value, "interval_95": (max(bounds[0], value - half), min(bounds[1], value + half))}
 
@@ -273,6 +276,7 @@ class Scores:
         by_seed = [
             float(self.balanced(hit, every)(self._once)[0])
             for hit in (outcome.probabilities.argmax(axis=2) == self._classes[None]).astype(float)
+            if self.counted(every)
         ]
         return {
             "balanced_accuracy": self.share(hits, every),
@@ -281,7 +285,7 @@ class Scores:
             "calibration_error": float(
                 np.mean([calibration_error(each, self._classes) for each in outcome.probabilities])
             ),
-            "by_seed": [value if math.isfinite(value) else None for value in by_seed],
+            "by_seed": by_seed,
             "chosen": [[str(each.option), each.strength] for each in outcome.chosen],
         }
 
@@ -307,6 +311,8 @@ class Scores:
 
     def best_free(self, found: Mapping[str, Outcome], classes: Sequence[int]) -> str:
         """The free arm that is best on the test itself: where there is doubt, it favours what costs nothing."""
+        if not self.counted(classes):
+            return FREE[0]
         return max(
             (name for name in FREE if name in found),
             key=lambda name: float(self.balanced(hits_of(found[name], self._classes), classes)(self._once)[0]),

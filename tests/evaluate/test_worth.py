@@ -230,6 +230,13 @@ def test_classes_of_few_test_patients_count_in_no_mean() -> None:
     assert scores.share(hits, range(3))["interval_95"][0] < 0.95, "forty of forty are not all of all"
     assert scores.share(hits, [2])["why"] == "no class has 5 patients in the test"
     perfect = Outcome(np.eye(3)[test.classes][None], ())
+    few = Tiles(np.zeros((9, 1)), np.repeat([0, 1, 2], 3), np.arange(9))
+    nobody = Scores(Trial(("a", "b", "c"), few, few, few))
+    right = Outcome(np.eye(3)[few.classes][None], ())
+    told = nobody.of(right, [0])
+    assert told["balanced_accuracy"]["value"] is None and told["by_seed"] == []
+    assert nobody.gain(right, right, range(3))["value"] is None
+    assert nobody.best_free({"real only": right}, range(3)) == "real only"
     assert scores.of(perfect, [2])["recall"]["c"]["why"] == "4 patients in the test; 5 are needed"
     low, high = scores.gain(perfect, perfect, range(3))["interval_95"]
     assert low < 0 < high
