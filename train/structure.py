@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.signal import fftconvolve
 from scipy.stats import spearmanr, wasserstein_distance
 
+from synthfactory.evaluate.density import optical_density
 from synthfactory.evaluate.intervals import bootstrap, patient_weights, rounded
 from train.streams import stream
 from train.utility import Rows
@@ -91,7 +92,7 @@ def against_truth(measured_NM: np.ndarray, truth: dict[str, np.ndarray]) -> dict
 
 def unmixed(tile_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hematoxylin, eosin and total optical density, each float64 (H, W)."""
-    density = -np.log10((tile_HW3.astype(np.float64) + 1) / 256)
+    density = optical_density(tile_HW3)
     unit = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
     amounts = density @ np.linalg.pinv(unit)
     return amounts[..., 0], amounts[..., 1], density.mean(-1)

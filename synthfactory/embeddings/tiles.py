@@ -303,12 +303,18 @@ def embed_tiles(
 
 def read_tile(tiles: TileFolder, read: Callable[[int], bytes], row: int, size_px: int) -> tuple[bytes, np.ndarray]:
     """(the file's bytes, its pixels uint8 (size, size, 3)) of a tile. InputError where it cannot be read or is no such image."""
-    where = tiles.where(row)
+    data = tile_bytes(tiles, read, row)
+    return data, decode_tile(data, tiles.where(row), size_px)
+
+
+def tile_bytes(tiles: TileFolder, read: Callable[[int], bytes], row: int) -> bytes:
+    """A tile's file, not decoded. InputError where it cannot be read."""
     try:
-        data = read(row)
+        return read(row)
     except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror or error}); replace or remove it") from None
-    return data, decode_tile(data, where, size_px)
+        raise InputError(
+            f"{tiles.where(row)}: cannot be read ({error.strerror or error}); replace or remove it"
+        ) from None
 
 
 def _npy(vector: np.ndarray) -> bytes:

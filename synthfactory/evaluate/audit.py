@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.evaluate.figures import LEAST_PATIENTS, Attack, Figure, median, share, unmeasured
+from synthfactory.evaluate.intervals import halves
 from synthfactory.evaluate.membership import CONFIDENCE, epsilon_shown
 from synthfactory.evaluate.neighbours import nearest
 
@@ -51,15 +52,6 @@ class Drawn:
 
     embeddings: np.ndarray
     classes: np.ndarray
-
-
-def halves(real: Real, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of two parts with no patient in common; patients of each class (that of their first tile) are shared out alike."""
-    names, first = np.unique(real.patients, return_index=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(real.classes[first][order], kind="stable")]
-    inside = np.isin(real.patients, names[order[::2]])
-    return np.flatnonzero(inside), np.flatnonzero(~inside)
 
 
 def equal(one: Real, other: Real, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +116,7 @@ class Threshold:
 
 def threshold(scores: np.ndarray, real: Real, seed: int) -> Threshold | None:
     """Of the scores of real tiles of other patients; None where a half has too few tiles for that percentile."""
-    tuned, tried = halves(real, seed)
+    tuned, tried = halves(real.patients, real.classes, seed)
     if min(len(tuned), len(tried)) < LEAST_TILES:
         return None
     limit = float(np.quantile(scores[tuned], QUANTILE))
@@ -237,7 +229,7 @@ class Innocence:
 
 def innocent(members: Real, holdout: Real, search: Search = nearest, seed: int = 0) -> Innocence:
     """Half of the holdout's patients as the set, the other half as the others: at 99.9 % in all nothing may be told."""
-    drawn_rows, rest_rows = halves(holdout, seed)
+    drawn_rows, rest_rows = halves(holdout.patients, holdout.classes, seed)
     drawn, rest = holdout.of(drawn_rows), holdout.of(rest_rows)
     mine, theirs = equal(members, rest, seed)
     patients = members.count_patients(), holdout.count_patients()

@@ -49,4 +49,11 @@ def stained_anew(tile_HW3: np.ndarray, random: np.random.Generator, spread: floa
     return np.asarray(np.clip(256.0 * light - 0.5, 0, 255), np.uint8)
 
 
+def augmented(tile_HW3: np.ndarray, random: np.random.Generator, spread: float = 0.12) -> np.ndarray:
+    """The tile turned, mirrored and, where `spread` is above 0, stained anew, at random; uint8 (H, H, 3)."""
+    turned = np.rot90(tile_HW3, int(random.integers(4)))
+    turned = turned[:, ::-1] if random.random() < 0.5 else turned
+    return stained_anew(turned, random, spread) if spread else np.asarray(turned)
+
+
 LIGHT = np.log2((np.arange(256, dtype=np.float32) + 1) / 256)  # of each pixel value; a density is -log10 of the same

@@ -67,12 +67,17 @@ class KernelDistance:
 PIECE = 8192  # rows that are held in float64 at a time
 
 
+def mean_of(values_NE: np.ndarray) -> np.ndarray:
+    """float64 (E,), in pieces of rows: no copy of the whole."""
+    total = np.zeros(values_NE.shape[1])
+    for at in range(0, len(values_NE), PIECE):
+        total += values_NE[at : at + PIECE].sum(axis=0, dtype=np.float64)
+    return total / max(len(values_NE), 1)
+
+
 def moments(values_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (E,) and covariance (E, E) with N - 1, float64, in pieces of rows: no copy of the whole."""
-    rows, width = values_NE.shape
-    mean = sum(
-        (values_NE[at : at + PIECE].sum(axis=0, dtype=np.float64) for at in range(0, rows, PIECE)), np.zeros(width)
-    ) / max(rows, 1)
+    """Mean (E,) and covariance (E, E) with N - 1, float64, in pieces of rows."""
+    (rows, width), mean = values_NE.shape, mean_of(values_NE)
     outer = np.zeros((width, width))
     for at in range(0, rows, PIECE):
         off = values_NE[at : at + PIECE] - mean

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from synthfactory.evaluate.distance import PIECE, ROWS_PER_DIMENSION, cubic_kernel, frechet_distance
-from synthfactory.evaluate.intervals import Interval
+from synthfactory.evaluate.distance import PIECE, ROWS_PER_DIMENSION, cubic_kernel, frechet_distance, mean_of
+from synthfactory.evaluate.intervals import Interval, halves
 from synthfactory.evaluate.neighbours import nearest
 
 BLOCK = 2048  # rows of each set that meet in one estimate of the kernel distance
@@ -75,13 +75,7 @@ def standard_space(sides: Sequence[Tiles]) -> Callable[[Tiles], Tiles]:
 
     Of one side alone it would not do: its own rows would lie nearer to 0 than another's of the same distribution.
     """
-    means = []
-    for side in sides:
-        total = np.zeros(side.embeddings.shape[1])
-        for at in range(0, len(side), PIECE):
-            total += side.embeddings[at : at + PIECE].sum(axis=0, dtype=np.float64)
-        means.append(total / len(side))
-    mean = np.mean(means, axis=0)
+    mean = np.mean([mean_of(side.embeddings) for side in sides], axis=0)
     square = np.zeros_like(mean)
     for side in sides:
         for at in range(0, len(side), PIECE):
@@ -108,12 +102,8 @@ def standardise(*sides: Tiles) -> list[Tiles]:
 
 def halved(side: Tiles, seed: int = 0) -> tuple[Tiles, Tiles]:
     """Two parts without a group in common, class by class (that of a group's first tile) alike in groups."""
-    names, first, group = np.unique(side.groups, return_index=True, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(side.classes[first][order], kind="stable")]
-    inside = np.zeros(len(names), bool)
-    inside[order[::2]] = True
-    return side.of(np.flatnonzero(inside[group])), side.of(np.flatnonzero(~inside[group]))
+    one, other = halves(side.groups, side.classes, seed)
+    return side.of(one), side.of(other)
 
 
 # Kernel distance: the unbiased squared MMD with the cubic kernel of KID. Pairs of one group are left out, since they resemble one another

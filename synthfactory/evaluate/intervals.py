@@ -1,4 +1,4 @@
-"""95 % intervals: of a share by Wilson, of anything else by a bootstrap over patients."""
+"""95 % intervals (of a share by Wilson, of anything else by a bootstrap over patients), and halves that share no patient."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ def wilson(hits: Sequence[bool], patients: Sequence[int] | np.ndarray | None = N
         n = min(n, max(float(groups), n / max(effect, 1.0)))
     centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def halves(patients_N: np.ndarray, classes_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two parts with no patient in common; patients of each class (that of their first tile) are shared out alike."""
+    names, first = np.unique(patients_N, return_index=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(classes_N[first][order], kind="stable")]
+    inside = np.isin(patients_N, names[order[::2]])
+    return np.flatnonzero(inside), np.flatnonzero(~inside)
 
 
 def patient_weights(patients_N: np.ndarray, random: np.random.Generator, draws: int = DRAWS) -> np.ndarray:

@@ -17,9 +17,10 @@ LEAST_BLEND = 0.7  # share of the copied tile in a blend
 Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 
-def _jpeg(tile: np.ndarray, quality: int, subsampling: int) -> np.ndarray:
+def saved_anew(tile: np.ndarray, form: str, **options: int) -> np.ndarray:
+    """uint8 (H, W, 3) as it reads after Pillow saved it as `form` (JPEG, WEBP) with these options (quality, subsampling)."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(tile)).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    Image.fromarray(np.ascontiguousarray(tile)).save(buffer, form, **options)
     with Image.open(buffer) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -75,7 +76,9 @@ def _resampled(tile: np.ndarray, other: np.ndarray, random: np.random.Generator)
 TUNING: dict[str, Change] = {
     "shifted": _moved_over,
     "stained anew": _stained_by_channel,
-    "compressed": lambda tile, other, random: _jpeg(tile, int(random.integers(40, 81)), 0),
+    "compressed": lambda tile, other, random: saved_anew(
+        tile, "JPEG", quality=int(random.integers(40, 81)), subsampling=0
+    ),
     "mirrored": lambda tile, other, random: tile[:, ::-1],
     "turned": lambda tile, other, random: np.rot90(tile),
     "blended": _blended,
@@ -83,7 +86,9 @@ TUNING: dict[str, Change] = {
 TESTING: dict[str, Change] = {
     "shifted": _moved_mirrored,
     "stained anew": _stained_across,
-    "compressed": lambda tile, other, random: _jpeg(tile, int(random.integers(25, 61)), 2),
+    "compressed": lambda tile, other, random: saved_anew(
+        tile, "JPEG", quality=int(random.integers(25, 61)), subsampling=2
+    ),
     "resampled": _resampled,
     "mirrored": lambda tile, other, random: tile[::-1] if random.random() < 0.5 else tile.transpose(1, 0, 2),
     "turned": lambda tile, other, random: np.rot90(tile, int(random.integers(2, 4))),

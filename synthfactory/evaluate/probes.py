@@ -52,7 +52,7 @@ class Probe:
 
 @cache
 def _controller() -> ThreadpoolController:
-    """One thread does for matrices of this size; more of them wait by spinning, and where cores are shared take a hundred times as long."""
+    """One thread does for matrices of this size; more of them wait by spinning, and took sixteen times as long where cores were shared."""
     return ThreadpoolController()
 
 

@@ -93,11 +93,12 @@ def quoted(value: str) -> str:
     return json.dumps(value)
 
 
-def environment() -> jinja2.Environment:
-    """For templates: what is not defined is an error; filters `cell` and `quoted`."""
+def environment(*, html: bool = False) -> jinja2.Environment:
+    """For templates: what is not defined is an error; filters `cell` and `quoted`. In HTML, values are escaped."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
+        autoescape=html,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from synthfactory.report.card import TEMPLATES
+from synthfactory.report.card import TEMPLATES, environment
 from synthfactory.spec.text import counted, shown
 
 Json = Mapping[str, Any]
@@ -56,25 +55,21 @@ def png_base64(image: np.ndarray) -> str:
 def reader_page(sheet: Sheet) -> tuple[bytes, str]:
     """(the page, its id): a pure function of the sheet; the id is one of what is shown, and stands in every line of answers."""
     page_id = hashlib.sha256(repr((sheet.tiles, sheet.labels)).encode()).hexdigest()[:16]
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = made.get_template("reader-study.html.j2").render(
-        page_id=page_id,
-        count=len(sheet.tiles),
-        size_px=sheet.size_px,
-        mpp=f"{sheet.mpp:g}",
-        labels=sheet.labels,
-        wrong=sheet.wrong,
-        level=sheet.level,
-        tiles=[{"png": png, "label": label} for png, label in sheet.tiles],
-        style=_own("reader-study.css"),
-        script=_own("reader-study.js"),
+    text = (
+        environment(html=True)
+        .get_template("reader-study.html.j2")
+        .render(
+            page_id=page_id,
+            count=len(sheet.tiles),
+            size_px=sheet.size_px,
+            mpp=f"{sheet.mpp:g}",
+            labels=sheet.labels,
+            wrong=sheet.wrong,
+            level=sheet.level,
+            tiles=[{"png": png, "label": label} for png, label in sheet.tiles],
+            style=_own("reader-study.css"),
+            script=_own("reader-study.js"),
+        )
     )
     return text.encode(), page_id
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.parquet import load_bank
 from synthfactory.embeddings.places import is_pattern, local
 from synthfactory.embeddings.tile_shards import scan_shards
@@ -80,7 +81,7 @@ def open_source(place: str, option: str, encoder: EncoderFolder, embed: Embed, b
             found = _bank(place, encoder)
         else:
             tiles = list_tiles(place)
-            _check_patients(place, tiles.patient_ids)
+            check_patients(place, tiles.patient_ids)
             tick = begin(f"{option}: {len(tiles.files):,} tiles to embed with {encoder.id}", len(tiles.files))
             found = _embedded(place, tiles, encoder, embed, tick)
     except InputError as error:
@@ -88,15 +89,20 @@ def open_source(place: str, option: str, encoder: EncoderFolder, embed: Embed, b
     return found
 
 
-def _bank(place: str, encoder: EncoderFolder) -> Source:
-    bank = load_bank(
+def open_bank(place: str, encoder: EncoderFolder) -> Bank:
+    """A bank of this very encoder. InputError for what is none."""
+    return load_bank(
         place,
         width=encoder.width,
         encoder=encoder.facts(),
         classes=None,
         check_preprocessing=encoder.check_preprocessing,
     )
-    _check_patients(place, bank.patient_ids)
+
+
+def _bank(place: str, encoder: EncoderFolder) -> Source:
+    bank = open_bank(place, encoder)
+    check_patients(place, bank.patient_ids)
     real = Real(np.asarray(bank.embeddings), np.array(bank.patient_ids, np.str_), np.array(bank.labels, np.str_))
     return Source(place, real)
 
@@ -131,11 +137,12 @@ def _packed(place: str, store: Store) -> TileFolder:
     return replace(tiles, patient_ids=tuple(patients.get(name.rpartition("/")[2]) for name in tiles.files))
 
 
-def _check_patients(place: str, patients: tuple[str | None, ...]) -> None:
+def check_patients(place: str, patients: tuple[str | None, ...]) -> None:
+    """InputError where a tile has no patient."""
     unknown = sum(name is None for name in patients)
     if unknown:
         raise InputError(
-            f"{place}: {unknown:,} of {len(patients):,} tiles have no patient_id; an audit counts by patient, so state all or take them out"
+            f"{place}: {unknown:,} of {len(patients):,} tiles have no patient_id; figures count by patient, so state all or take them out"
         )
 
 

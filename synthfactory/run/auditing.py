@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from synthfactory.evaluate import audit as measures
-from synthfactory.evaluate.audit import LEAST_TILES, QUANTILE, Drawn, Real, Threshold, equal, halves, threshold, within
+from synthfactory.evaluate.audit import LEAST_TILES, QUANTILE, Drawn, Real, Threshold, equal, threshold, within
 from synthfactory.evaluate.copies import copy_scores, pattern
 from synthfactory.evaluate.figures import Attack, Figure
+from synthfactory.evaluate.intervals import halves
 from synthfactory.evaluate.membership import proportion
 from synthfactory.evaluate.neighbours import nearest
 from synthfactory.evaluate.planted import LEAST_BLEND, TESTING, Change, plant, schedule
@@ -117,7 +118,7 @@ class Audit:
         some = real.of(rows)
         if not self.pixels:
             distances = within((some.embeddings, some.classes), self._references, 1, self._search)[1][:, 0]
-            tuned = halves(some, SEED)[0]
+            tuned = halves(some.patients, some.classes, SEED)[0]
             self._typical = {
                 str(label): float(np.median(distances[tuned][some.classes[tuned] == label]))
                 for label in np.unique(some.classes[tuned])

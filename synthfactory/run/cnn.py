@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from synthfactory.evaluate.density import stained_anew
+from synthfactory.evaluate.density import augmented
 from synthfactory.evaluate.probes import Choice, balanced_log_loss, folds
 from synthfactory.evaluate.utility import BOTH, SYNTHETIC, Outcome, Trial, even
 from synthfactory.model.tile_cnn import Batch, fit_cnn, logits_of, pixels_of
@@ -55,10 +55,7 @@ class _Pool:
 
     def _tile(self, row: int, ends: np.ndarray, random: np.random.Generator) -> np.ndarray:
         part = int(np.searchsorted(ends, row, side="right"))
-        tile = self.images[part][row - (ends[part - 1] if part else 0)]
-        tile = np.rot90(tile, int(random.integers(4)))
-        tile = tile[:, ::-1] if random.random() < 0.5 else tile
-        return stained_anew(tile, random, self.spread) if self.spread else tile
+        return augmented(self.images[part][row - (ends[part - 1] if part else 0)], random, self.spread)
 
 
 def _pool(arm: str, option: Any, trial: Trial, pixels: Pixels, rows: np.ndarray) -> _Pool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from synthfactory.evaluate.fidelity import LEAST_GROUPS, Tiles, frechet, halved, kernel_distance, same_mix, standardise
+from synthfactory.evaluate.planted import saved_anew
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.evaluating import Sides
 from synthfactory.run.spaces import Item, Kept, Space, embedded_in
 from synthfactory.spec.errors import InputError
 
+LOSSLESS = "png"  # of which nothing need be saved anew
 MOST = 2000  # tiles of each side
 _CODEC = re.compile(r"png|(?:jpeg|webp)(\d{1,3})")
 
@@ -34,17 +34,10 @@ def check_codecs(codecs: Sequence[str]) -> None:
 
 
 def saved_as(tile: np.ndarray, codec: str) -> np.ndarray:
-    """uint8 (H, W, 3) as it reads after being saved; png changes nothing. JPEG with its usual 4:2:0 colour."""
+    """uint8 (H, W, 3) as it reads after being saved lossily. JPEG with its usual 4:2:0 colour."""
     match = _CODEC.fullmatch(codec)
-    assert match is not None
-    if match[1] is None:
-        return tile
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(tile)).save(
-        buffer, "JPEG" if codec.startswith("jpeg") else "WEBP", quality=int(match[1])
-    )
-    with Image.open(buffer) as picture:
-        return np.asarray(picture.convert("RGB"))
+    assert match is not None and match[1] is not None
+    return saved_anew(tile, "JPEG" if codec.startswith("jpeg") else "WEBP", quality=int(match[1]))
 
 
 @dataclass(frozen=True)
@@ -67,16 +60,21 @@ def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> 
         return {"why": chosen}
     as_is, of_drawn, of_real = chosen
     found: dict[str, Any] = {space.name: {} for space in pool.spaces}
-    for codec in dict.fromkeys(["png", *codecs]):
-        tick = begin(f"{codec}: {len(of_drawn):,} drawn and as many real tiles saved anew", 2 * len(of_drawn))
-        drawn = embedded_in(_anew(_some(pool.drawn(), of_drawn), codec), pool.spaces, kept.folder, tick)
-        real = embedded_in(_anew(_some(pool.real(), of_real), codec), pool.spaces, kept.folder, tick)
+    for codec in dict.fromkeys([LOSSLESS, *codecs]):
+        drawn: dict[str, np.ndarray] = {}
+        real: dict[str, np.ndarray] = {}
+        if codec != LOSSLESS:
+            tick = begin(f"{codec}: {len(of_drawn):,} drawn and as many real tiles saved anew", 2 * len(of_drawn))
+            drawn = embedded_in(_anew(_some(pool.drawn(), of_drawn), codec), pool.spaces, kept.folder, tick)
+            real = embedded_in(_anew(_some(pool.real(), of_real), codec), pool.spaces, kept.folder, tick)
         for space in pool.spaces:
             sides = pool.sides[space.name]
-            whole = _real(sides)
-            d = Tiles(drawn[space.name], sides.drawn.classes[of_drawn], sides.drawn.groups[of_drawn])
-            r = Tiles(real[space.name], whole.classes[of_real], whole.groups[of_real])
-            a, d, r = standardise(whole.of(as_is), d, r)
+            d, r = sides.drawn.of(of_drawn), _real(sides).of(of_real)
+            d, r = (
+                Tiles(again.get(space.name, side.embeddings), side.classes, side.groups)
+                for side, again in ((d, drawn), (r, real))
+            )
+            a, d, r = standardise(_real(sides).of(as_is), d, r)
             found[space.name][codec] = {"tiles": len(a), "drawn": _apart(d, a), "real": _apart(r, a)}
     return found
 
@@ -117,10 +115,7 @@ def _apart(side: Tiles, reference: Tiles) -> dict[str, Any]:
 
 def _anew(items: Iterator[Item], codec: str) -> Iterator[Item]:
     for digest, read in items:
-        if codec == "png":
-            yield digest, read
-        else:
-            yield hashlib.sha256(codec.encode() + digest).digest(), partial(_saved, read, codec)
+        yield hashlib.sha256(codec.encode() + digest).digest(), partial(_saved, read, codec)
 
 
 def _saved(read: Callable[[], np.ndarray], codec: str) -> np.ndarray:

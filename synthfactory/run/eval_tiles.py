@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from synthfactory.embeddings.checks import member_of_cohort
-from synthfactory.embeddings.parquet import load_bank
-from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile
-from synthfactory.evaluate.density import stained_anew
+from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile, tile_bytes
+from synthfactory.evaluate.density import augmented
 from synthfactory.evaluate.fidelity import Tiles
 from synthfactory.model.encoder import EncoderFolder
-from synthfactory.run.audit_tiles import list_tiles
+from synthfactory.run.audit_tiles import check_patients, list_tiles, open_bank
 from synthfactory.run.spaces import Item
 from synthfactory.shards.base import Store
 from synthfactory.shards.commit import Commit
@@ -53,26 +52,13 @@ class RealSide:
         assert self.tiles is not None
         read = self.tiles.reader()
         for row in range(len(self.classes)):
-            data = _bytes(self.tiles, read, row)
-            yield hashlib.sha256(data).digest(), _decoder(data, self.tiles.where(row), size_px)
+            data = tile_bytes(self.tiles, read, row)
+            yield hashlib.sha256(data).digest(), partial(decode_tile, data, self.tiles.where(row), size_px)
 
     def members_of_tcga(self) -> tuple[int, int]:
         """(tiles, patients) whose patient id is a TCGA barcode."""
         mine = np.array([member_of_cohort(str(name)) is not None for name in self.patients], bool)
         return int(mine.sum()), len(np.unique(self.patients[mine]))
-
-
-def _bytes(tiles: TileFolder, read: Callable[[int], bytes], row: int) -> bytes:
-    try:
-        return read(row)
-    except OSError as error:
-        raise InputError(
-            f"{tiles.where(row)}: cannot be read ({error.strerror or error}); replace or remove it"
-        ) from None
-
-
-def _decoder(data: bytes, where: str, size_px: int) -> Callable[[], np.ndarray]:
-    return lambda: decode_tile(data, where, size_px)
 
 
 def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
@@ -82,25 +68,14 @@ def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
     codecs: tuple[str, ...] = ()
     try:
         if place.endswith(".parquet"):
-            bank = load_bank(
-                place,
-                width=encoder.width,
-                encoder=encoder.facts(),
-                classes=None,
-                check_preprocessing=encoder.check_preprocessing,
-            )
+            bank = open_bank(place, encoder)
             labels, patients, sites = bank.labels, bank.patient_ids, None
             tiles, vectors = None, np.asarray(bank.embeddings)
         else:
             tiles = list_tiles(place)
             labels, patients, sites, vectors = tiles.labels, tiles.patient_ids, tiles.sites, None
             codecs = _codecs(tiles)
-        unknown = sum(name is None for name in patients)
-        if unknown:
-            raise InputError(
-                f"{place}: {unknown:,} of {len(patients):,} tiles have no patient_id; figures count by patient, so state all or take "
-                "them out"
-            )
+        check_patients(place, patients)
     except InputError as error:
         raise InputError(f"{option}: {error}") from None
     known = sites if sites is not None and all(site is not None for site in sites) else None
@@ -114,12 +89,12 @@ def _codecs(tiles: TileFolder) -> tuple[str, ...]:
     read, count = tiles.reader(), len(tiles.files)
     found = set()
     for row in np.unique(np.linspace(0, count - 1, min(count, CODECS_LOOKED_AT)).astype(int)).tolist():
-        data = _bytes(tiles, read, row)
+        data = tile_bytes(tiles, read, row)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                loses = (picture.format == "WEBP" and b"VP8L" not in data[:64]) or picture.info.get(
-                    "compression"
-                ) == "jpeg"
+                # A lossless WebP has its pixels in a chunk VP8L; others may stand before it.
+                loses = picture.format == "WEBP" and b"VP8L" not in data
+                loses = loses or picture.info.get("compression") == "jpeg"
                 found.add(f"{picture.format}{' (lossy)' if loses else ''}")
         except DECODING:
             raise InputError(f"{tiles.where(row)}: is no image that can be read; replace or remove it") from None
@@ -224,17 +199,17 @@ def augmented_items(real: RealSide, plan: np.ndarray, size_px: int) -> Iterator[
     assert real.tiles is not None
     read = real.tiles.reader()
     for row, copy in plan.tolist():
-        data = _bytes(real.tiles, read, row)
+        data = tile_bytes(real.tiles, read, row)
         seed = int.from_bytes(hashlib.sha256(data + copy.to_bytes(4, "big")).digest()[:8], "big")
-        decode = _decoder(data, real.tiles.where(row), size_px)
-        yield hashlib.sha256(b"augmented" + data + copy.to_bytes(4, "big")).digest(), partial(_augmented, decode, seed)
+        decode = partial(decode_tile, data, real.tiles.where(row), size_px)
+        yield (
+            hashlib.sha256(b"augmented" + data + copy.to_bytes(4, "big")).digest(),
+            partial(_augmented, decode, seed),
+        )
 
 
 def _augmented(decode: Callable[[], np.ndarray], seed: int) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    turned = np.rot90(decode(), int(random.integers(4)))
-    turned = turned[:, ::-1] if random.random() < 0.5 else turned
-    return np.ascontiguousarray(stained_anew(turned, random))
+    return np.ascontiguousarray(augmented(decode(), np.random.default_rng(seed)))
 
 
 def augmentation(classes: np.ndarray, most: int) -> np.ndarray:

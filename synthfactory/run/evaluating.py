@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class Sides:
         None  # the patients behind each drawn tile (empty: a release); None: not known
     )
 
+    @cached_property
     def digest(self) -> str:
         """Of what figures depend on."""
         found = [digest_of(side.embeddings, side.classes, side.groups) for side in (self.drawn, self.real)]
@@ -183,7 +184,7 @@ def shortcut_figures(sides: Sides, kept: Kept, begin: Begin) -> Json:
     if sides.sources is None:
         return {"why": "needs --lineage: a patient's real tiles would teach what tiles drawn from them are judged by"}
     begin("real or synthetic, class by class", 0)
-    return kept.once("told apart", (sides.digest(),), lambda: dict(told_apart(sides.real, sides.drawn)))
+    return kept.once("told apart", (sides.digest,), lambda: dict(told_apart(sides.real, sides.drawn)))
 
 
 def site_figures(sides: Sides, classes: np.ndarray) -> Json:

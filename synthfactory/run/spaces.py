@@ -19,7 +19,7 @@ import numpy as np
 from synthfactory.evaluate import texture
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.model.weights import load_encoder
-from synthfactory.run.audit_tiles import BATCH, Embed, Tick
+from synthfactory.run.audit_tiles import BATCH, Embed, Tick, in_batches
 from synthfactory.spec.errors import InputError
 
 PIECE = 128
@@ -94,10 +94,7 @@ def _pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _computed(images: np.ndarray, space: Space) -> np.ndarray:
-    """In calls of one size: kernels round by it."""
-    padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % BATCH, axis=0)])
-    parts = [np.asarray(space.embed(padded[at : at + BATCH]), np.float32) for at in range(0, len(padded), BATCH)]
-    vectors = np.concatenate(parts)[: len(images)]
+    vectors = np.concatenate(list(in_batches(iter(images), space.embed, lambda count: None)))
     if not np.isfinite(vectors).all():
         raise InputError(f"{space.name}: gives NaN or infinity for a tile; its weights are damaged")
     return vectors

@@ -104,7 +104,7 @@ def utility_figures(sides: Sides, kept: Kept, begin: Begin, seeds: int) -> Json:
     if why := why_not(sides):
         return {"why": why}
     try:
-        return kept.once("utility", (sides.digest(), str(seeds)), partial(_probed, sides, begin, seeds))
+        return kept.once("utility", (sides.digest, str(seeds)), partial(_probed, sides, begin, seeds))
     except ValueError as error:  # validation has nobody to judge by
         return {"why": str(error)}
 
@@ -138,7 +138,7 @@ def cnn_figures(
         return figures_of(worth.trial, cnn_arms(worth.trial, images, seeds, CNN_STEPS, tick), seeds)
 
     try:
-        return kept.once("cnn", (sides.digest(), str(seeds), str(CNN_STEPS)), make)
+        return kept.once("cnn", (sides.digest, str(seeds), str(CNN_STEPS)), make)
     except ValueError as error:
         return {"why": str(error)}
 

@@ -11,7 +11,6 @@ from synthfactory.evaluate.audit import (
     attacks,
     epsilon_at_least,
     equal,
-    halves,
     innocent,
     middle_ratio,
     nearer,
@@ -20,6 +19,7 @@ from synthfactory.evaluate.audit import (
     within,
 )
 from synthfactory.evaluate.figures import Attack, median, share
+from synthfactory.evaluate.intervals import halves
 
 WIDTH, PATIENTS, TILES = 24, 60, 8
 
@@ -112,7 +112,7 @@ def test_tiles_are_compared_within_their_class() -> None:
 
 def test_the_limit_is_set_on_one_half_and_tried_on_the_other() -> None:
     holdout = real(2, "h")
-    one, other = halves(holdout, 0)
+    one, other = halves(holdout.patients, holdout.classes, 0)
     assert not set(holdout.patients[one]) & set(holdout.patients[other])
     assert len(one) + len(other) == len(holdout)
     assert {name: holdout.of(one).count_patients(name) for name in "ab"} == {"a": 15, "b": 15}
