@@ -1,78 +1,38 @@
-"""`synthfactory reader-study`: a page that gives nothing away, its key, what readers' answers come to, and what is refused."""
+"""`synthfactory reader-study`: a page that gives nothing away, its key, and what makes none."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
-import json
 import re
 import shutil
 import stat
-import subprocess
 from collections import Counter
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import source_making as making
 from cli_checks import check_refusal, snapshot
 from PIL import Image
-from running import Ended, run, write_spec
-from tinymodel import make_bank_file, make_tiny_model
+from reader_making import key_of, make_read, study, write_real
+from running import run
 
 from synthfactory.run.reader_study import match, quotas_of
 from synthfactory.shards.reader import iter_tiles
 
-HEADER = "tile,real_or_synthetic,label_right,seconds,reader,page"
-
-
-def write_real(folder: Path, patients: dict[str, int], tiles: int = 2, **more: Any) -> Path:
-    """Class folders with a tiles.csv: so many patients of each class, each with so many tiles of 32 px."""
-    rows = []
-    for label, count in patients.items():
-        for number in range(count * tiles):
-            path = folder / label / f"real-{number:03d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(making.png(making.picture(1000 * len(label) + number)))
-            rows.append(
-                {"tile": f"{label}/{path.name}", "patient_id": f"PAT-{label}-{number // tiles}", "mpp": 0.5, **more}
-            )
-    making.write_csv(folder / "tiles.csv", rows)
-    return folder
-
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a set of alpha 20, beta 13, only-drawn 2 in out, and real tiles of alpha, beta and only-real in real."""
-    folder = tmp_path_factory.mktemp("read")
-    make_tiny_model(folder / "model")
-    classes = {"alpha": 4, "beta": 3, "only-drawn": 3}
-    bank = make_bank_file(folder / "bank.parquet", folder / "model", classes)
-    counts = {"alpha": 20, "beta": 13, "only-drawn": 2}
-    embeddings = {"bank": str(bank)}
-    spec = write_spec(folder / "spec.yaml", model=str(folder / "model"), embeddings=embeddings, classes=counts)
-    assert run("build", spec, "--local").code == 0
-    write_real(folder / "real", {"alpha": 16, "beta": 9, "only-real": 2})
-    return folder
+    return make_read(tmp_path_factory.mktemp("read"))
 
 
 @pytest.fixture
 def here(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return built
-
-
-def study(folder: Path, *more: object, out: Path | None = None, real: object = None) -> Ended:
-    return run("reader-study", out or folder / "out", "--real", real or folder / "real", *more)
-
-
-def key_of(name: str = "reader-study") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(f"{name}.key.json").read_text())
-    return found
 
 
 def images(page: str) -> list[bytes]:
@@ -271,175 +231,3 @@ def test_neither_file_is_left_where_one_cannot_be_written(here: Path, monkeypatc
     monkeypatch.setattr(os, "link", fails)
     check_refusal(study(here, "-n", 20), "cannot be written (No space left on device)")
     assert list(Path().iterdir()) == []
-
-
-# Answers
-
-
-def write_answers(path: str, lines: Sequence[Sequence[object]], header: str = HEADER) -> str:
-    Path(path).write_text("\n".join([header, *(",".join(map(str, line)) for line in lines)]) + "\n")
-    return path
-
-
-def answered(key: dict[str, Any], reader: str, right: float = 1.0, seed: int = 0) -> list[list[object]]:
-    """A reader who calls that share of tiles what they are, and sees every wrong label."""
-    known = np.random.default_rng(seed).random(len(key["tiles"])) < right
-    return [
-        [each["tile"], "real" if each["real"] == sees else "synthetic",
-         "yes" if each["class"] == each["shown"] else "no", 2.5, reader, key["page"]["id"]]
-        for each, sees in zip(key["tiles"], known.tolist(), strict=True)
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def sheet(here: Path) -> dict[str, Any]:
-    assert study(here, "-n", 40, "--seed", 1).code == 0
-    return key_of()
-
-
-def score(*files: str, more: Sequence[object] = ()) -> Ended:
-    options = [part for name in files for part in ("--score", name)]
-    return run("reader-study", *options, "--key", "reader-study.key.json", *more)
-
-
-def test_a_reader_who_sees_everything_and_one_who_guesses(sheet: dict[str, Any], here: Path) -> None:
-    sees = write_answers("sees.csv", answered(sheet, "Ann"))
-    ended = score(sees, more=["--report", "r.json"])
-    assert ended.code == 0, ended.err
-    assert max(map(len, ended.out.splitlines())) <= 80
-    assert stat.S_IMODE(Path("r.json").stat().st_mode) == 0o600
-    (ann,) = json.loads(Path("r.json").read_text())["readers"]
-    assert ann["right"]["value"] == 1.0
-    assert 0.9 < ann["right"]["interval_95"][0] < 0.912, "a little below that of 40 tiles, since two are of one patient"
-    assert ann["caught"]["value"] == 1.0 and ann["caught"]["n"] == 10
-    assert ann["label_right_real"]["n"] == 15
-    assert ann["caught_real"]["why"].startswith("not measurable with n = 5; 10 answered tiles")
-    assert ann["by_class"].keys() == {"alpha", "beta"}
-    assert "Told apart: the interval lies above guessing" in ended.out
-    assert "page reader-study.html: is the one of this key" in ended.out
-
-    guesses = [[*line[:2], "yes", *line[3:]] for line in answered(sheet, "Bob", 0.5, seed=3)]
-    guesses[4][1:4] = ["", "", ""]
-    ended = score(sees, write_answers("guesses.csv", guesses), more=["--report", "both.json"])
-    assert ended.code == 0, ended.err
-    both = json.loads(Path("both.json").read_text())
-    bob = both["readers"][1]
-    low, high = bob["right"]["interval_95"]
-    assert low < 0.5 < high
-    flat = " ".join(ended.out.split())
-    assert "The interval includes 50 %, which is no proof" in flat and f"up to {high:.1%} right fits" in flat
-    assert "wrong ones may pass as often as right ones" in flat
-    assert (bob["unanswered"], bob["labels_unanswered"]) == (1, 1)
-    assert both["together"]["right"]["n"] == 79
-    assert "Cohen's kappa" in ended.out and both["agreement"]["called"]["value"] < 0.5
-    assert max(map(len, ended.out.splitlines())) <= 80
-
-
-def test_what_no_page_wrote_is_named_by_file_and_line(sheet: dict[str, Any], here: Path, tmp_path: Path) -> None:
-    good = answered(sheet, "Ann")
-    other = [[*line[:5], "0123456789abcdef"] for line in good]
-
-    def bad(name: str, line: int, column: int, value: object) -> str:
-        lines = [list(each) for each in good]
-        lines[line - 2][column] = value
-        return write_answers(f"{name}.csv", lines)
-
-    (tmp_path / "huge.csv").write_bytes(b"1," * (3 << 20))
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "quote.csv").write_text(f'{HEADER}\n1,"real"x,yes,1,Ann,{sheet["page"]["id"]}\n')
-    (tmp_path / "empty.csv").write_text("")
-    write_answers("fine.csv", good)
-    before = snapshot(tmp_path)
-    refusals = [
-        (bad("tile", 7, 0, 41), "tile.csv:7: there is no tile '41'; the page has tiles 1 to 40"),
-        (bad("minus", 7, 0, -1), "minus.csv:7: there is no tile '-1'"),
-        (bad("digits", 7, 0, "9" * 5000), "digits.csv:7: there is no tile '999"),
-        (bad("twice", 9, 0, 3), "twice.csv:9: tile 3 stands in line 4 too"),
-        (bad("word", 5, 1, "maybe\x1b[31m"), "word.csv:5: real_or_synthetic 'maybe\\x1b[31m' is no answer; synthetic, real"),
-        (bad("label", 5, 2, "perhaps"), "label.csv:5: label_right 'perhaps' is no answer; no, yes, cannot say"),
-        (bad("time", 5, 3, "nan"), "time.csv:5: seconds 'nan' is no time"),
-        (bad("late", 5, 3, "-2"), "late.csv:5: seconds '-2' is no time"),
-        (bad("two", 8, 4, "Bob"), "two.csv:8: is of reader 'Bob', and lines before are of 'Ann'"),
-        (bad("more", 6, 5, f"{sheet['page']['id']},x"), "more.csv:6: has 7 values, but the header has 6"),
-        (write_answers("other.csv", other), "other.csv:2: is of page '0123456789abcdef', but the key is of page"),
-        (write_answers("head.csv", good, "tile,answer"), "head.csv:1: the header is not tile,real_or_synthetic"),
-        (write_answers("semi.csv", good, HEADER.replace(",", ";")), "separated by ';'"),
-        (write_answers("none.csv", []), "none.csv:1: holds no answer"),
-        ("huge.csv", "huge.csv: has over 4 MB"), ("bytes.csv", "bytes.csv: is no CSV in UTF-8"),
-        ("quote.csv", "quote.csv:2: is no CSV"), ("empty.csv", "empty.csv:1: the header is not"),
-        ("absent.csv", "absent.csv: no such file"), ("/dev/zero", "/dev/zero: no such file"), (".", "no such file"),
-    ]  # fmt: skip
-    for name, words in refusals:
-        check_refusal(score(name, more=["--report", "r.json"]), words)
-    shutil.copy("fine.csv", "again.csv")
-    check_refusal(score("fine.csv", "again.csv"), "again.csv: is of reader 'Ann', and so is fine.csv")
-    check_refusal(score("fine.csv", more=["--report", here / "out" / "r.json"]), "lies in the set")
-    assert not Path("r.json").exists() and before.keys() <= snapshot(tmp_path).keys()
-
-
-def test_a_key_goes_with_its_page_only(sheet: dict[str, Any], tmp_path: Path) -> None:
-    write_answers("fine.csv", answered(sheet, "Ann"))
-    place, page = Path("reader-study.key.json"), Path("reader-study.html")
-    whole = place.read_text()
-    changes: list[dict[str, Any]] = [
-        {"format": "x"}, {"tiles": []}, {"tiles": None}, {"page": {}}, {"tiles": sheet["tiles"][1:]},
-        {"tiles": [{**each, "real": 1} for each in sheet["tiles"]]}, {"set": {"name": 3, "place": ""}},
-    ]  # fmt: skip
-    for change in changes:
-        place.write_text(json.dumps({**sheet, **change}))
-        check_refusal(score("fine.csv"), "is no key of a reader study, or damaged")
-    for text in ("", "[" * 100_000, "[]", '{"format": NaN}'):
-        place.write_text(text)
-        check_refusal(score("fine.csv"), "is no key of a reader study, or damaged")
-    place.write_text(whole)
-    page.write_bytes(page.read_bytes() + b" ")
-    check_refusal(score("fine.csv"), "is not the page that this key was written with")
-    page.unlink()
-    ended = score("fine.csv")
-    assert ended.code == 0 and "not beside the key, so not compared with it" in " ".join(ended.out.split())
-
-
-NODE = shutil.which("node")
-
-
-def act(*orders: tuple[str, object], kept: dict[str, str] | None) -> dict[str, Any]:
-    """What the page's own script makes of it; `kept` is what the browser has kept, None for one that keeps nothing."""
-    assert NODE is not None
-    Path("orders.json").write_text(json.dumps({"kept": kept, "act": orders}))
-    script = Path(__file__).parent / "reader_page.js"
-    done = subprocess.run(
-        [NODE, script, "reader-study.html", "orders.json"], capture_output=True, text=True, check=True, timeout=60
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-@pytest.mark.skipif(NODE is None, reason="runs the page's script in node")
-def test_answers_by_keyboard_are_kept_saved_and_scored(sheet: dict[str, Any]) -> None:
-    first = act(
-        ("key", "r"), ("click", "begin"), ("key", "r"), ("wait", 2), ("key", "y"), ("wait", 1), ("hide", True), ("wait", 50),
-        ("hide", False), ("wait", 1.25), ("key", "ArrowRight"), ("key", "S"), ("wait", 2), ("click", "download"),
-        kept={},
-    )  # fmt: skip
-    assert first["shown"] == [2] and first["saved"] == [] and first["status"].startswith("Write your name")
-    again = act(
-        ("type", ' =Ann, "A"\n'), ("click", "begin"), ("key in name", "r"), ("key", "c"), ("key", "n"), ("key", "ArrowRight"),
-        ("key", "ArrowLeft"), ("key", "n"), ("key", "q"), ("click", "download"), kept=first["kept"],
-    )  # fmt: skip
-    assert again["begin"] == "Go on (39 left)" and again["shown"] == [2]
-    (saved,) = again["saved"]
-    assert saved["name"] == "answers-Ann-A.csv"
-    page = sheet["page"]["id"]
-    lines = saved["text"].split("\r\n")
-    assert lines[:4] == [
-        HEADER, f'1,real,yes,4.3,"Ann,  A",{page}', f'2,synthetic,,2.0,"Ann,  A",{page}', f'3,,,0.0,"Ann,  A",{page}',
-    ]  # fmt: skip
-    assert len(lines) == 42 and "39 of 40 tiles are not answered yet" in again["status"]
-    Path("answers.csv").write_text(saved["text"], newline="")
-    ended = score("answers.csv")
-    assert ended.code == 0, ended.err
-    assert "unanswered: 38 real or synthetic, 39 labels" in ended.out
-    hostile = {f"synthfactory-reader-study-{page}": json.dumps({"reader": 3, "answers": [{"called": "x"}, None]})}
-    assert act(kept=hostile)["begin"] == "", "the button keeps its own word: nothing is taken over"
-    assert "keeps nothing" in act(("click", "begin"), ("key", "s"), kept=None)["status"]
-    assert act(("click", "begin"), ("key", "s"), ("key", "y"), ("click", "anew"), kept={})["shown"] == []
