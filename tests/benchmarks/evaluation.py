@@ -45,7 +45,10 @@ def side(seed: int) -> Tiles:
 
 def main() -> None:
     torch.set_num_threads(given.threads)
-    sides = Sides(side(1), side(2), side(3))
+    drawn = side(1)
+    drawn = Tiles(drawn.embeddings, drawn.classes, drawn.groups + PATIENTS)  # they rest on the real side's patients
+    behind = tuple(frozenset({str(name)}) for name in drawn.groups.tolist())
+    sides = Sides(drawn, side(2), side(3), sources=behind)
     print(f"{given.rows:,} drawn, real and unseen tiles, width {given.width}, {given.threads} threads", flush=True)
     began, spent = time.monotonic(), time.process_time()
     last = [began, spent]
