@@ -69,20 +69,25 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_bank_file(path: Path, model: Path, classes: dict[str, int] | None = None, seed: int = 0) -> Path:
-    """Writes a bank of random embeddings: {class: number of patients}, three tiles of each patient, ids like PATIENT-b-1."""
+def make_bank_file(
+    path: Path, model: Path, classes: dict[str, int] | None = None, seed: int = 0, sites: int | None = None
+) -> Path:
+    """Writes a bank of random embeddings: {class: number of patients}, three tiles of each patient, ids like PATIENT-b-1.
+
+    Of so many `sites`, None: unknown ones.
+    """
     random = np.random.default_rng(seed)
-    labels, patients, slides = [], [], []
+    labels, patients, slides, of_sites = [], [], [], []
     for name, count in (classes or {"alpha": 4, "beta": 3}).items():
         for number in range(count):
             for tile in range(3):
                 labels.append(name)
                 patients.append(f"PATIENT-{name}-{number}")
                 slides.append(f"SLIDE-{name}-{number}-{tile % 2}")
+                of_sites.append(None if sites is None else f"SITE-{number % sites}")
     vectors = random.standard_normal((len(labels), EMBEDDING)).astype(np.float32)
     levels = ["tile"] * len(labels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bank(
-        str(path), make_bank(vectors, labels, levels, patients, slides, open_model(str(model)).encoder, str(path))
-    )
+    encoder = open_model(str(model)).encoder
+    write_bank(str(path), make_bank(vectors, labels, levels, patients, slides, encoder, str(path), sites=of_sites))
     return path

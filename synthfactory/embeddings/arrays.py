@@ -35,7 +35,7 @@ FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 MAX_HEADER_BYTES = 1 << 20
 MAX_SAID_BYTES = 1 << 12
 TEXT_ROWS = 1 << 16
-WHAT = "embeddings.labels names a CSV with label, patient_id, slide_id of each row of the array, in its order"
+WHAT = "embeddings.labels names a CSV with label, patient_id, slide_id, site of each row of the array, in its order"
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class _Source:
             None,
             np.stack([floats("x"), floats("y")], axis=1),
             {"tumour_fraction": floats("tumour_fraction")},
+            Coded.of([known(line[1].get("site")) for line in batch]),
         )
 
     def _with_vectors(self, rows: Rows, vectors: np.ndarray) -> Rows:

@@ -25,13 +25,14 @@ MPP, MPP_TOLERANCE = 0.5, 0.05
 class Groups:
     """Runs of rows that share label, patient and slide, in canonical order: group g is rows starts[g] to starts[g + 1].
 
-    None stands for an unknown patient or slide.
+    None stands for an unknown patient, slide or site; `sites` is () where none is known.
     """
 
     labels: tuple[str, ...] = field(repr=False)
     patients: tuple[str | None, ...] = field(repr=False)
     slides: tuple[str | None, ...] = field(repr=False)
     starts: np.ndarray = field(repr=False)
+    sites: tuple[str | None, ...] = field(default=(), repr=False)
 
     def of_label(self, label: str) -> range:
         """The groups of a label; empty where it has none."""
@@ -52,10 +53,14 @@ def _left(ordered: Sequence[str], value: str) -> int:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """What plans and locks need to know of a class's rows. `levels` are those that occur; `sha256` covers all that is in the rows."""
+    """What plans and locks need to know of a class's rows.
+
+    `levels` are those that occur; `sha256` covers all that is in the rows but their sites, `sites` those, '' where none is known.
+    """
 
     levels: tuple[str, ...]
     sha256: str
+    sites: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,23 @@ class Bank:
         bounds = np.asarray(self.groups.starts[groups.start : groups.stop + 1], np.int64)
         return np.asarray(bounds - bounds[0])
 
+    def strata_of(self, class_name: str) -> np.ndarray | None:
+        """Of each patient of a class, in order, a number that those share whose slides are of the same sites, int64 (P,).
+
+        None where all are alike. Patients of two sites, and those of whom no site is known, share numbers of their own.
+        """
+        if not self.groups.sites:
+            return None
+        found: list[tuple[str, set[str]]] = []
+        for group in self.groups.of_label(class_name):
+            patient, site = self.groups.patients[group] or "", self.groups.sites[group]
+            if not found or found[-1][0] != patient:
+                found.append((patient, set()))
+            found[-1][1].update([] if site is None else [site])
+        kinds = [tuple(sorted(sites)) for _, sites in found]
+        number = {kind: at for at, kind in enumerate(sorted(set(kinds)))}
+        return np.array([number[kind] for kind in kinds], np.int64) if len(number) > 1 else None
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings of these rows of the bank, float32 (n, E), copied."""
         return np.asarray(self.vectors.take(rows), np.float32)
@@ -119,9 +141,15 @@ class Bank:
             for level, group in zip(levels.tolist(), groups.tolist(), strict=True)
         ]
 
-    def class_mac(self, key: bytes, class_name: str) -> str:
-        """HMAC-SHA256 (hex) over encoder and content of a class: says whether two are equal, and nothing else without the key."""
-        head = {"encoder": dict(self.encoder), "label": class_name, "sha256": self.classes[class_name].sha256}
+    def class_mac(self, key: bytes, class_name: str, sites: bool = False) -> str:
+        """HMAC-SHA256 (hex) over encoder and content of a class: says whether two are equal, and nothing else without the key.
+
+        `sites`: whether the sites of its slides, where known, count as content.
+        """
+        facts = self.classes[class_name]
+        head = {"encoder": dict(self.encoder), "label": class_name, "sha256": facts.sha256}
+        if sites and facts.sites:
+            head["sites"] = facts.sites
         return hmac.new(
             key, b"synthfactory-bank-2" + json.dumps(head, sort_keys=True).encode(), hashlib.sha256
         ).hexdigest()
@@ -154,6 +182,11 @@ class Bank:
         return self._spread(self.groups.slides)
 
     @property
+    def sites(self) -> tuple[str | None, ...]:
+        """The site of each row."""
+        return self._spread(self.groups.sites or (None,) * len(self.groups.labels))
+
+    @property
     def label_levels(self) -> tuple[str, ...]:
         """The label level of each row."""
         return tuple(LEVELS[level] for level in self.levels.map().tolist())
@@ -178,4 +211,6 @@ def class_facts(vectors: Column, levels: Column, groups: Groups, class_name: str
         digest.update(part.tobytes())
     for start, end in pieces(low, high, vectors.row_bytes):
         digest.update(np.ascontiguousarray(vectors.part(start, end), "<f4").tobytes())
-    return ClassFacts(tuple(LEVELS[number] for number in np.flatnonzero(present)), digest.hexdigest())
+    sites = [groups.sites[group] for group in members] if groups.sites else []
+    stated = hashlib.sha256(json.dumps(sites).encode()).hexdigest() if any(sites) else ""
+    return ClassFacts(tuple(LEVELS[number] for number in np.flatnonzero(present)), digest.hexdigest(), stated)

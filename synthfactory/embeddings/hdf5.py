@@ -27,7 +27,7 @@ from synthfactory.spec.text import shown
 SUFFIXES = (".h5", ".hdf5")
 MPP_NAMES = ("mpp", "target_mpp", "patch_mpp")
 MAX_CHUNK_BYTES = 1 << 28
-WHAT = "embeddings.labels names a CSV with slide_id, label and, where known, patient_id of each slide"
+WHAT = "embeddings.labels names a CSV with slide_id, label and, where known, patient_id and site of each slide"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class _Slide:
     level: str
     patient: str | None
     tumour_fraction: float
+    site: str | None
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def _slides(path: str, label_level: str | None) -> dict[str, _Slide]:
             line_level(line, label_level, path),
             known(line[1].get("patient_id")),
             np.nan if share is None else share,
+            known(line[1].get("site")),
         )
     return found
 
@@ -344,4 +346,5 @@ def _piece(
         vectors,
         places,
         {"tumour_fraction": np.full(count, line.tumour_fraction)},
+        Coded.all(line.site, count),
     )

@@ -28,10 +28,11 @@ from synthfactory.embeddings.overlap import count_overlapping
 from synthfactory.embeddings.places import make_private, unmake
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.screening import Limits, failing, told
+from synthfactory.embeddings.sites import SlideSites
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 
-FORMAT = "synthfactory-index/2"
+FORMAT = "synthfactory-index/3"
 IN_MEMORY_BYTES = 64 << 20
 STALE_SEC = 7 * 86_400
 META = "bank.json"
@@ -77,6 +78,7 @@ class _Counted:
 
     groups: dict[Group, int] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
+    sites: SlideSites = field(default_factory=SlideSites)
 
     @property
     def rows(self) -> int:
@@ -95,9 +97,11 @@ def _count(source: RowSource, classes: Sequence[str] | None, limits: Limits) -> 
         kept, lost = _screened(chosen, limits)
         for name, reasons in lost.items():
             found.dropped.setdefault(name, Counter()).update(reasons)
-        _, names, counts = _grouped(kept)
+        group_of, names, counts = _grouped(kept)
         for name, count in zip(names, counts.tolist(), strict=True):
             found.groups[name] = found.groups.get(name, 0) + count
+        if kept.sites is not None:
+            found.sites.note(group_of, [name[1:] for name in names], kept.sites, source.where)
     _check_present(source, seen, classes, before, found)
     return found
 
@@ -197,6 +201,7 @@ def _filled(source: RowSource, counted: _Counted, limits: Limits, folder: Path |
         tuple(patient or None for _, patient, _ in order),
         tuple(slide or None for _, _, slide in order),
         starts,
+        counted.sites.of([name[1:] for name in order]),
     )
     warnings = _check_repeats(source, columns, groups, folder)
     if has_places:
@@ -329,6 +334,7 @@ def _save(folder: Path, bank: Bank) -> None:
         "patients": groups.patients,
         "slides": groups.slides,
         "starts": groups.starts.tolist(),
+        "sites": groups.sites,
         "classes": {name: asdict(facts) for name, facts in bank.classes.items()},
         "warnings": bank.warnings,
         "dropped": bank.dropped,
@@ -348,9 +354,11 @@ def _opened(folder: Path, source: RowSource) -> Bank | None:
             tuple(values["patients"]),
             tuple(values["slides"]),
             np.asarray(values["starts"], np.int64),
+            tuple(values["sites"]),
         )
         classes = {
-            name: ClassFacts(tuple(facts["levels"]), facts["sha256"]) for name, facts in values["classes"].items()
+            name: ClassFacts(tuple(facts["levels"]), facts["sha256"], facts["sites"])
+            for name, facts in values["classes"].items()
         }
         return Bank(
             Column.opened(folder / "embeddings.f4", "<f4", (rows, width)),
@@ -378,6 +386,7 @@ def make_bank(
     name_of: Callable[[int], str] = "row {}".format,
     corners: np.ndarray | None = None,
     extent: float = 224.0,
+    sites: Sequence[str | None] | None = None,
 ) -> Bank:
     """A checked bank of rows that lie in memory. InputError (naming `where`) for NaN, one embedding under two labels, unknown levels.
 
@@ -393,6 +402,7 @@ def make_bank(
         Coded.of(list(slide_ids)),
         vectors,
         corners,
+        sites=None if sites is None else Coded.of(list(sites)),
     )
     source = RowSource(where, encoder, vectors.shape[1], lambda _: iter((rows,)), name_of, extent=extent)
     return build_bank(source, None)

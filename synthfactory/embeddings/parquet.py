@@ -156,7 +156,7 @@ class _Files:
             with opened(path) as file:
                 names = file.schema_arrow.names
                 wanted = {
-                    *TEXT[:4],
+                    *TEXT[:5],
                     "mpp",
                     "tumour_fraction",
                     *self._scores,
@@ -186,6 +186,7 @@ class _Files:
             _vectors(batch.column("embedding"), self._width, path) if with_vectors else None,
             _places(batch) if with_vectors else None,
             {name: _numbers(batch, name) for name in self._scores},
+            coded(batch, "site") if "site" in batch.schema.names else None,
         )
 
     def _check_numbers(self, batch: pa.RecordBatch, path: str) -> None:
@@ -317,6 +318,7 @@ def write_bank(path: str, bank: Bank) -> None:
             "label_level": pa.array(bank.label_levels, pa.string()),
             "patient_id": pa.array(bank.patient_ids, pa.string()),
             "slide_id": pa.array(bank.slide_ids, pa.string()),
+            **({"site": pa.array(bank.sites, pa.string())} if bank.groups.sites else {}),
         },
         {"encoder": dict(bank.encoder)},
     )

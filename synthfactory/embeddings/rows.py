@@ -55,6 +55,7 @@ class Rows:
     vectors: np.ndarray | None = field(default=None, repr=False)
     places: np.ndarray | None = None
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sites: Coded | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -70,6 +71,7 @@ class Rows:
             None if self.vectors is None else self.vectors[rows],
             None if self.places is None else self.places[rows],
             {name: values[rows] for name, values in self.scores.items()},
+            None if self.sites is None else self.sites.take(rows),
         )
 
 
@@ -92,6 +94,6 @@ class RowSource:
 
 
 def known(value: Any) -> str | None:
-    """A patient or slide id, or None for the many ways of writing 'unknown'."""
+    """A patient, slide or site, or None for the many ways of writing 'unknown'."""
     text = "" if value is None else str(value).strip()
     return None if text.lower() in UNKNOWN else text

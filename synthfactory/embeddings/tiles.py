@@ -298,6 +298,7 @@ def embed_tiles(
         name_of=tiles.files.__getitem__,
         corners=np.asarray(tiles.corners, np.float64),
         extent=size_px,
+        sites=tiles.sites,
     )
 
 

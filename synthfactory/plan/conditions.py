@@ -1,9 +1,11 @@
 """Which row conditions a slot: keyed, and independent of how many slots there are.
 
-Slot i of a class with P patients lies in block b = i // P. Every block is a keyed shuffle of the P patients, so each patient is used
-once before any is used twice. A patient's b-th turn goes to the (b mod S)-th slide of a keyed shuffle of the patient's S slides,
-reshuffled every S turns, and so does a slide's turn to its tiles. Slides weigh alike, whatever they hold: a slide of few tiles
-repeats them sooner than a large one. Tiles of no known slide are one slide of their patient.
+Slot i of a class with P patients lies in block b = i // P. Every block is a keyed shuffle of the P patients, so each patient is used once
+before any is used twice. Where sites are known, the shuffle is one that spreads each site's patients over the block, so that a set
+smaller than the class has patients has each site's share too; a site of few patients does not weigh more for that. A patient's b-th turn
+goes to the (b mod S)-th slide of a keyed shuffle of the patient's S slides, reshuffled every S turns, and so does a slide's turn to its
+tiles. Slides weigh alike, whatever they hold: a slide of few tiles repeats them sooner than a large one. Tiles of no known slide are one
+slide of their patient.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from synthfactory.plan.keyed import entry, position_of
+from synthfactory.plan.keyed import Strata, entry, position_of
 
 Order = Callable[[str, int, int], int]  # (what is shuffled, how many, position) -> entry of a keyed permutation
 
@@ -24,11 +26,13 @@ class ClassIndex:
     """A class's rows by patient, in the bank's canonical order: rows starts[p] to starts[p + 1] of the class are patient p's.
 
     `slide_starts` are where the slides within patients start, and their end; None: every patient has one (or slides do not count).
+    `sites` are those of the patients, as numbers, int64 (P,); None: one, or they do not count.
     """
 
     patients: Sequence[str] = field(repr=False)
     starts: np.ndarray = field(repr=False)
     slide_starts: np.ndarray | None = field(default=None, repr=False)
+    sites: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.patients) == 0 or len(self.starts) != len(self.patients) + 1 or (np.diff(self.starts) < 1).any():
@@ -46,6 +50,22 @@ class ClassIndex:
     def _first_slide(self) -> np.ndarray:
         return np.searchsorted(self._slides, self.starts)
 
+    @cached_property
+    def _strata(self) -> Strata | None:
+        return None if self.sites is None else Strata(self.sites)
+
+    def patient(self, key: bytes, name: str, position: int) -> int:
+        """The patient (a number) at a position, 0 to P - 1, of the keyed order of this name."""
+        if self._strata is not None:
+            return self._strata.entry(key, name, position)
+        return entry(key, name, len(self.patients), position)
+
+    def position(self, key: bytes, name: str, patient: int) -> int:
+        """Where a patient stands in the order of `patient`."""
+        if self._strata is not None:
+            return self._strata.position_of(key, name, patient)
+        return position_of(key, name, len(self.patients), patient)
+
     def row(self, patient: int, turn: int, order: Order) -> int:
         """The row that a patient gives when it is taken the `turn`-th time (from 0)."""
         first, end = int(self._first_slide[patient]), int(self._first_slide[patient + 1])
@@ -62,17 +82,16 @@ class ClassIndex:
 def choose(index: ClassIndex, slot_index: int, key: bytes, class_name: str) -> int:
     """The row of the class (counted in canonical order) for slot `slot_index`."""
     block, position = divmod(slot_index, len(index.patients))
-    patient = entry(key, f"patients:{block}:{class_name}", len(index.patients), position)
+    patient = patient_at(index, block, position, key, class_name)
     whose = f"{index.patients[patient]}:{class_name}"
     return index.row(patient, block, lambda what, count, at: entry(key, f"{what}:{whose}", count, at))
 
 
 def patient_at(index: ClassIndex, block: int, place: int, key: bytes, class_name: str) -> int:
     """The patient (a number) at a place, 0 to P - 1, of a block's order: that of `choose`."""
-    return entry(key, f"patients:{block}:{class_name}", len(index.patients), place)
+    return index.patient(key, f"patients:{block}:{class_name}", place)
 
 
 def slot_of(index: ClassIndex, patient: int, turn: int, key: bytes, class_name: str) -> int:
     """The slot to which `choose` gives this patient's tile of this turn, 0 and up (block b holds everybody's turn b)."""
-    count = len(index.patients)
-    return turn * count + position_of(key, f"patients:{turn}:{class_name}", count, patient)
+    return turn * len(index.patients) + index.position(key, f"patients:{turn}:{class_name}", patient)

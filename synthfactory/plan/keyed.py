@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 LISTED = 1 << 20  # more things than this are shuffled by a permutation that is computed entry by entry, not listed
 KEPT_BYTES = 64 << 20
 ROUNDS = 6
+
+Shuffle = Callable[[bytes, str, int], np.ndarray]  # key, name, how many -> their order
 
 
 def _digest(key: bytes, name: str) -> bytes:
@@ -34,12 +39,13 @@ class _Orders:
         self._held: OrderedDict[tuple[bytes, str, int], np.ndarray] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: bytes, name: str, count: int) -> np.ndarray:
+    def get(self, key: bytes, name: str, count: int, shuffle: Shuffle = _shuffle) -> np.ndarray:
+        """What `shuffle` gives, which another name must stand for than for any other shuffle."""
         found = self._held.get((key, name, count))
         if found is not None:
             self._held.move_to_end((key, name, count))
             return found
-        found = _shuffle(key, name, count)
+        found = shuffle(key, name, count)
         self._held[key, name, count] = found
         self._bytes += found.nbytes
         while self._bytes > KEPT_BYTES and len(self._held) > 1:
@@ -80,6 +86,40 @@ def position_of(key: bytes, name: str, count: int, value: int) -> int:
         value = left << half | right
         if value < count:
             return value
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Things of several kinds, in whose order no kind comes in a heap: of any beginning, each kind has about its share.
+
+    `kinds` int64 (N,) is the kind of each, 0 and up. Within its kind a thing's place is keyed, and so is where a kind begins.
+    """
+
+    kinds: np.ndarray = field(repr=False)
+
+    def entry(self, key: bytes, name: str, position: int) -> int:
+        """As the function `entry`."""
+        return int(self._order(key, name)[position])
+
+    def position_of(self, key: bytes, name: str, value: int) -> int:
+        """As the function `position_of`."""
+        return int(np.flatnonzero(self._order(key, name) == value)[0])
+
+    def _order(self, key: bytes, name: str) -> np.ndarray:
+        return _orders.get(key, f"{name}:{self._digest}", len(self.kinds), lambda key, name, _: self._spread(key, name))
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.kinds.astype("<i8").tobytes()).hexdigest()
+
+    def _spread(self, key: bytes, name: str) -> np.ndarray:
+        """Thing r of a kind of n stands at (r + u) / n of the way, u keyed by kind (systematic sampling, Madow 1949)."""
+        sizes = np.bincount(self.kinds)
+        inside = np.lexsort((_raw(key, name, len(self.kinds)), self.kinds))  # kind by kind, shuffled within
+        kinds = self.kinds[inside]
+        rank = np.arange(len(kinds)) - (np.cumsum(sizes) - sizes)[kinds]
+        way = (rank + uniforms(key, f"{name}:begin", len(sizes))[kinds]) / sizes[kinds]
+        return np.asarray(inside[np.argsort(way, kind="stable")], np.int32)
 
 
 def _half(count: int) -> int:

@@ -34,6 +34,7 @@ class ClassSummary:
     dropped: Mapping[str, int] = field(default_factory=dict)  # condition screen -> rows it took
     cohort_rows: int = 0
     cohort_patients: int = 0
+    sites: int = 0  # that are known
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,11 @@ def _notes(plan: Plan) -> list[str]:
         if 0 < behind.patients < FEW_PATIENTS:
             notes.append(
                 f"note: {name} rests on {behind.patients} patient{'s' * (behind.patients != 1)} only; its tiles will resemble them"
+            )
+        if behind.sites == 1 and max(other.sites for other in plan.bank.values()) > 1:
+            notes.append(
+                f"note: {name} rests on one site, other classes on more; a classifier may learn that site's stain for the class "
+                "(`synthfactory evaluate` measures it)"
             )
     for name in sorted(plan.shortfall.keys() & plan.counts.keys()):
         count = plan.shortfall[name]

@@ -16,7 +16,8 @@ from synthfactory.spec.schema import Spec
 
 PER_CLASS = ("class_samplers", "class_banks")
 BEFORE_SLIDES = 1  # a patient's tiles in turn, whatever their slides: sets that were begun so go on so
-CONDITIONS_VERSION = 2  # of plan/conditions.py: another choice of rows is another recipe
+BEFORE_SITES = 2  # patients in turn, whatever their sites
+CONDITIONS_VERSION = 3  # of plan/conditions.py: another choice of rows is another recipe
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _bags(spec: Spec, bags: Bags) -> dict[str, int | None]:
 def version_of(lock: Mapping[str, Any] | None) -> int:
     """The choice of conditions with which a set goes on: that which it was begun with, as far as it is known here, else ours."""
     begun = CONDITIONS_VERSION if lock is None else int(lock["recipe"]["conditions_version"])
-    return begun if begun in (BEFORE_SLIDES, CONDITIONS_VERSION) else CONDITIONS_VERSION
+    return begun if begun in (BEFORE_SLIDES, BEFORE_SITES, CONDITIONS_VERSION) else CONDITIONS_VERSION
 
 
 def recipe_hash(values: Mapping[str, Any]) -> str:
@@ -120,9 +121,7 @@ def recipe_difference(old: Mapping[str, Any], new: Mapping[str, Any], known_clas
     if old["seed_kind"] != new["seed_kind"]:
         return lines  # the keys of the banks' fingerprints differ with it
     others = sorted(name for name in known_classes & new["class_banks"].keys() if _bank(old, name) != _bank(new, name))
-    what = (
-        "in the bank (embeddings, patients, slides, label level), or the seed they are fingerprinted with, are others"
-    )
+    what = "in the bank (embeddings, patients, slides, sites, label level), or the seed they are fingerprinted with, are others"
     if len(others) > 2 and len(others) == len(known_classes & new["class_banks"].keys()):
         return [*lines, f"embeddings or seed: the rows of every class {what}"]
     return [*lines, *(f"classes.{name}: its rows {what}" for name in others)]

@@ -1,10 +1,10 @@
 """Conditions blended from tiles of k patients: not a privacy guarantee (an attack by nearest condition finds members).
 
 Slots of a class are dealt to its morphology clusters in proportion to the clusters' patients, by a keyed pattern of 64 places. Within a
-cluster of P patients, slot j lies in block j // P at place j % P: every block is a keyed shuffle of the patients, and a slot takes the k
-that follow its place, around the end. So each patient is in exactly k of every P slots of the cluster, patients of a slot are distinct, and
-nothing depends on how many slots there are. A patient's slides, and a slide's tiles, are taken in turn as in `plan/conditions.py`;
-weights are a keyed Dirichlet draw below the cap.
+cluster of P patients, slot j lies in block j // P at place j % P: every block is a keyed shuffle of the patients (spread over their
+sites, as in `plan/conditions.py`), and a slot takes the k that follow its place, around the end. So each patient is in exactly k of every
+P slots of the cluster, patients of a slot are distinct, and nothing depends on how many slots there are. A patient's slides, and a
+slide's tiles, are taken in turn as in `plan/conditions.py`; weights are a keyed Dirichlet draw below the cap.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ Take = Callable[[np.ndarray], np.ndarray]  # rows of a class -> their embeddings
 class Cluster:
     """One kind of tissue within a class, and who has tiles of it: patient p's are rows[starts[p] : starts[p + 1]].
 
-    `slide_starts` as in ClassIndex, within `rows`.
+    `slide_starts` as in ClassIndex, within `rows`; `sites` too.
     """
 
     names: Sequence[str] = field(repr=False)
     rows: np.ndarray = field(repr=False)
     starts: np.ndarray = field(repr=False)
     slide_starts: np.ndarray | None = field(default=None, repr=False)
+    sites: np.ndarray | None = field(default=None, repr=False)
 
     @cached_property
     def index(self) -> ClassIndex:
         """The cluster as a class of its own: positions in `rows` by patient and slide."""
-        return ClassIndex(self.names, self.starts, self.slide_starts)
+        return ClassIndex(self.names, self.starts, self.slide_starts, self.sites)
 
     @property
     def patients(self) -> int:
@@ -81,7 +82,10 @@ class Mixer:
         return np.array([dealt[self._entry("pattern", PATTERN, at)] for at in range(PATTERN)])
 
     def _entry(self, what: str, count: int, position: int) -> int:
-        return entry(self.key, f"mix:{what}:{self.name}", count, position)
+        return entry(self.key, self._name(what), count, position)
+
+    def _name(self, what: str) -> str:
+        return f"mix:{what}:{self.name}"
 
     def place(self, slot: int) -> tuple[int, int]:
         """(cluster, number of the slot among the cluster's own)."""
@@ -93,14 +97,11 @@ class Mixer:
     def blend(self, slot: int) -> Blend:
         """The blend of a slot."""
         number, own = self.place(slot)
-        count = self.clusters[number].patients
-        block, at = divmod(own, count)
-        rows = [
-            self._tile(
-                number, self._entry(f"patients:{number}:{block}", count, (at + turn) % count), block * self.k + turn
-            )
-            for turn in range(self.k)
-        ]
+        index = self.clusters[number].index
+        block, at = divmod(own, len(index.patients))
+        order = self._name(f"patients:{number}:{block}")
+        whose = [index.patient(self.key, order, (at + turn) % len(index.patients)) for turn in range(self.k)]
+        rows = [self._tile(number, patient, block * self.k + turn) for turn, patient in enumerate(whose)]
         exponentials = -np.log(uniforms(self.key, f"mix:weights:{slot}:{self.name}", self.k))  # Dirichlet(1, ..., 1)
         return Blend(np.array(rows, np.int64), capped(exponentials, self.cap))
 
@@ -201,7 +202,9 @@ def clusters_of(assigned_N: np.ndarray, index: ClassIndex, count: int | None = N
         if index.slide_starts is not None:
             of_slide = np.searchsorted(index.slide_starts, rows, side="right")
             slides = np.append(np.unique(of_slide, return_index=True)[1], len(rows))
-        found.append(Cluster([index.patients[at] for at in there], rows, np.append(starts, len(rows)), slides))
+        names = [index.patients[at] for at in there]
+        sites = None if index.sites is None else np.unique(index.sites[there], return_inverse=True)[1]
+        found.append(Cluster(names, rows, np.append(starts, len(rows)), slides, sites))
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from synthfactory.plan.lock import (
     grown,
     lock_yaml,
 )
-from synthfactory.plan.recipe import recipe, version_of
+from synthfactory.plan.recipe import BEFORE_SITES, recipe, version_of
 from synthfactory.plan.seeds import Keys
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
@@ -42,7 +42,10 @@ def recipe_of(prepared: Prepared, keys: Keys, found: Found, lock: Mapping[str, A
         says = stated(*found)
         macs = dict.fromkeys(spec.classes, f"release:{says['release_sha256'][:16]}")
         return recipe(spec, prepared.facts, macs, says, version)
-    macs = {name: UNCONDITIONAL if bank is None else bank.class_mac(keys.conditions, name) for name in spec.classes}
+    sites = version > BEFORE_SITES
+    macs = {
+        name: UNCONDITIONAL if bank is None else bank.class_mac(keys.conditions, name, sites) for name in spec.classes
+    }
     return recipe(spec, prepared.facts, macs, conditions_version=version)
 
 

@@ -217,7 +217,7 @@ def _write(target: str, units: Sequence[TileFolder], names: Sequence[str], parts
 
 
 def _schema(width: int) -> pa.Schema:
-    texts = ("tile", "label", "label_level", "patient_id", "slide_id")
+    texts = ("tile", "label", "label_level", "patient_id", "slide_id", "site")
     numbers = ("x", "y", "tumour_fraction", *SCORES)
     return pa.schema(
         [
@@ -240,6 +240,7 @@ def _columns(unit: TileFolder, values: np.ndarray, width: int) -> dict[str, Any]
         "label_level": pa.array(unit.label_levels),
         "patient_id": pa.array(unit.patient_ids, pa.string()),
         "slide_id": pa.array(unit.slide_ids, pa.string()),
+        "site": pa.array(unit.sites or [None] * len(unit.files), pa.string()),
         "x": floats([x for x, _ in unit.corners]),
         "y": floats([y for _, y in unit.corners]),
         "tumour_fraction": floats(unit.tumour_fractions),

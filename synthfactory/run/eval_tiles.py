@@ -69,8 +69,8 @@ def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
     try:
         if place.endswith(".parquet"):
             bank = open_bank(place, encoder)
-            labels, patients, sites = bank.labels, bank.patient_ids, None
-            tiles, vectors = None, np.asarray(bank.embeddings)
+            labels, patients, tiles, vectors = bank.labels, bank.patient_ids, None, np.asarray(bank.embeddings)
+            sites: tuple[str | None, ...] | None = bank.sites
         else:
             tiles = list_tiles(place)
             labels, patients, sites, vectors = tiles.labels, tiles.patient_ids, tiles.sites, None

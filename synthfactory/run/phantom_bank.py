@@ -36,6 +36,7 @@ def write_phantom_bank(file: str, refs: Sequence[TileRef], model_name: str, say:
         [ref.slide_id for ref in refs],
         folder.encoder,
         file,
+        sites=[ref.patient.site for ref in refs],
     )
     write_bank(file, bank)
     return f"{file}: {len(refs):,} embeddings of width {bank.width} by {folder.encoder['id']}"

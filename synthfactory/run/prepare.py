@@ -22,7 +22,7 @@ from synthfactory.model.find import Opened
 from synthfactory.plan.conditions import ClassIndex
 from synthfactory.plan.lock import LOCK, read_lock, with_joined
 from synthfactory.plan.plan import ClassSummary, Plan, make_plan
-from synthfactory.plan.recipe import BEFORE_SLIDES, CONDITIONS_VERSION, ModelFacts
+from synthfactory.plan.recipe import BEFORE_SITES, BEFORE_SLIDES, CONDITIONS_VERSION, ModelFacts
 from synthfactory.plan.rounds import Round, check_chain
 from synthfactory.plan.units import key_of, unit_of
 from synthfactory.run.balancing import balanced
@@ -188,12 +188,16 @@ class Prepared:
         )
 
     def class_indices(self, conditions_version: int = CONDITIONS_VERSION) -> dict[str, ClassIndex]:
-        """For the choice of conditions: rows by patient and slide, per class; row numbers count within the class's canonical order."""
+        """For the choice of conditions: rows by site, patient and slide; numbers of rows within the class's canonical order."""
         bank = self.bank
         assert bank is not None
-        slides = conditions_version > BEFORE_SLIDES
+        slides, sites = conditions_version > BEFORE_SLIDES, conditions_version > BEFORE_SITES
         return {
-            name: ClassIndex(*bank.patients_of(name), bank.slides_of(name) if slides else None)
+            name: ClassIndex(
+                *bank.patients_of(name),
+                bank.slides_of(name) if slides else None,
+                bank.strata_of(name) if sites else None,
+            )
             for name in self.spec.classes
         }
 

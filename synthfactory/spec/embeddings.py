@@ -115,12 +115,12 @@ class Embeddings(FrozenModel):
     )
     metadata: str | None = Field(
         default=None,
-        description="With tiles: CSV with patient and slide of each tile; without it patients are unknown.",
+        description="With tiles: CSV with patient, slide and site of each tile; without it patients are unknown.",
         examples=["tiles.csv"],
     )
     labels: str | None = Field(
         default=None,
-        description="With hdf5: CSV slide_id, label, patient_id (a line a slide). With arrays: CSV of a line a row, in order.",
+        description="With hdf5: CSV slide_id, label, patient_id, site (a line a slide). With arrays: CSV of a line a row, in order.",
         examples=["labels.csv"],
     )
     encoder: EncoderName | None = Field(

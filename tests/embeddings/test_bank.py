@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from bank_making import CLASSES, ENCODER, WIDTH, columns, load, rows, small_bank, vectors, write_parquet
 
+from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.indexing import make_bank
 from synthfactory.embeddings.parquet import METADATA_KEY, load_bank, write_bank
 from synthfactory.spec.errors import InputError
@@ -83,6 +84,35 @@ def test_mac_sees_every_column_and_needs_the_key() -> None:
     assert len(seen) == 7
     assert bank() in seen
     assert small_bank().mac(b"other") != small_bank().mac(KEY)
+
+
+def with_sites(sites: list[str | None], slides: list[str | None] | None = None) -> Bank:
+    patients = ["P1", "P1", "P2", "P3"]
+    named = ["S1", "S2", "S3", "S4"] if slides is None else slides
+    return make_bank(vectors(4), ["fat"] * 4, ["tile"] * 4, patients, named, ENCODER, "here", sites=sites)
+
+
+def test_sites_of_slides_are_kept(tmp_path: Path) -> None:
+    bank = with_sites(["a", "b", " a ", "unknown"])
+    write_bank(str(tmp_path / "bank.parquet"), bank)
+    read = load(str(tmp_path / "bank.parquet"), ["fat"])
+    assert read.sites == bank.sites == ("a", "b", "a", None)
+    strata = read.strata_of("fat")
+    assert strata is not None and len(set(strata.tolist())) == 3, "of two sites, of one, of no known one"
+    alike = with_sites(["a"] * 4)
+    assert alike.strata_of("fat") is None and with_sites([None] * 4).groups.sites == ()
+    assert with_sites(["a", "a", "b", "a"]).strata_of("fat").tolist() == [0, 1, 0]  # type: ignore[union-attr]
+    macs = [each.class_mac(KEY, "fat", True) for each in (bank, alike, with_sites([None] * 4))]
+    assert len(set(macs)) == 3 and macs[2] == alike.class_mac(KEY, "fat") == bank.class_mac(KEY, "fat")
+
+
+def test_a_slide_is_of_one_site_and_tiles_of_no_known_slide_may_be_of_several() -> None:
+    with pytest.raises(
+        InputError, match="here: slide S1 has tiles of site 'a' and of site 'b'; a slide is of one site"
+    ):
+        with_sites(["a", "b", "a", "a"], ["S1", "S1", "S3", "S4"])
+    assert with_sites(["a", "b", "a", None], [None] * 4).sites == (None, None, "a", None)
+    assert with_sites(["a", None, "b", "b"], ["S1", "S1", "S3", "S4"]).sites == ("a", "a", "b", "b")
 
 
 def test_mac_of_a_class_ignores_the_others(tmp_path: Path) -> None:

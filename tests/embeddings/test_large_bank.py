@@ -52,6 +52,7 @@ def values(count: int = 500, seed: int = 0, repeated: int = 40) -> dict[str, Any
         "label_level": [("slide", "tile", "region")[int(number)] for number in random_numbers.integers(0, 3, count)],
         "patient_id": [f"P{row % 5}" if row % 3 == 0 else None for row in range(count)],
         "slide_id": [f"S{row % 7}" if row % 3 == 0 else None for row in range(count)],
+        "site": [f"site-{row % 7 % 2}" if row % 3 == 0 else None for row in range(count)],
     }
 
 
@@ -65,6 +66,7 @@ def test_a_bank_in_files_is_the_bank_in_memory(tmp_path: Path, small_pieces: Non
     assert held.vectors.file is None
     assert filed.vectors.file is not None
     assert rows(held) == rows(filed)
+    assert held.sites == filed.sites and set(held.sites) == {"site-0", "site-1", None}
     assert sorted(rows(held), key=lambda row: (row[0], row[2] or "", row[3] or "", row[4], row[1])) == rows(held)
     assert held.mac(KEY) == filed.mac(KEY)
     assert held.warnings == filed.warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthfactory.plan import keyed
-from synthfactory.plan.conditions import ClassIndex, choose
+from synthfactory.plan.conditions import ClassIndex, choose, slot_of
 
 KEY = bytes(range(16))
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=8)
@@ -114,14 +115,59 @@ def test_slides_are_asked_in_any_order_and_cost_no_list_of_rows() -> None:
     assert [choose(index, slot, KEY, "A") for slot in reversed(range(200))] == rows[::-1]
     assert sum(row < 99_999_980 for row in rows) == 50
     assert 0 <= choose(index, 10**12, KEY, "A") < 100_000_000
-    assert index.__dict__.keys() <= {"patients", "starts", "slide_starts", "_slides", "_first_slide"}
-    assert all(len(value) <= 4 for value in index.__dict__.values()), "nothing in memory grows with rows"
+    assert index.__dict__.keys() <= {
+        "patients",
+        "starts",
+        "slide_starts",
+        "sites",
+        "_slides",
+        "_first_slide",
+        "_strata",
+    }
+    assert all(len(value) <= 4 for value in index.__dict__.values() if value is not None), (
+        "nothing in memory grows with rows"
+    )
 
 
 @pytest.mark.parametrize("slides", [[0, 3, 8], [0, 2, 4, 9], [0, 4, 4, 8], [0, 4], [1, 4, 8]])
 def test_slides_that_do_not_fit_their_patients_are_refused(slides: list[int]) -> None:
     with pytest.raises(ValueError, match="every slide needs at least one row, and belongs to one patient"):
         ClassIndex(["a", "b"], np.array([0, 4, 8]), np.array(slides))
+
+
+def of_sites(sites: list[int]) -> ClassIndex:
+    """A class whose patients have one tile each, and are of these sites."""
+    return ClassIndex([f"P{n}" for n in range(len(sites))], np.arange(len(sites) + 1), None, np.array(sites))
+
+
+def test_the_choice_over_sites_is_fixed_for_good() -> None:
+    found = [choose(of_sites([0, 1, 0, 1, 0, 2, 0]), slot, KEY, "A") for slot in range(14)]
+    assert found == [6, 1, 2, 5, 0, 3, 4, 0, 3, 6, 4, 5, 1, 2]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=5), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_any_beginning_of_a_block_has_every_sites_share(sizes: list[int], block: int, order: Random) -> None:
+    sites = [site for site, size in enumerate(sizes) for _ in range(size)]
+    order.shuffle(sites)
+    index, count = of_sites(sites), len(sites)
+    rows = [choose(index, slot, KEY, "A") for slot in range(block * count, (block + 1) * count)]
+    assert sorted(rows) == list(range(count)), "each patient once before any twice: a small site does not weigh more"
+    assert [slot_of(index, row, block, KEY, "A") for row in rows] == list(range(block * count, (block + 1) * count))
+    for site, size in enumerate(sizes):
+        met = np.cumsum([sites[row] == site for row in rows])
+        share = np.arange(1, count + 1) * size / count
+        assert (np.abs(met - share) <= 1 + len(sizes) * size / count).all()
+
+
+def test_ten_tiles_of_a_class_of_two_sites_rest_on_both() -> None:
+    sites = [0] * 500 + [1] * 500
+    for number in range(40):
+        rows = [choose(of_sites(sites), slot, KEY, str(number)) for slot in range(10)]
+        assert 4 <= sum(row < 500 for row in rows) <= 6
+    without, _ = index_of([1] * 1000)
+    alone = [sum(choose(without, slot, KEY, str(n)) < 500 for slot in range(10)) for n in range(40)]
+    assert min(alone) < 4 or max(alone) > 6
 
 
 def test_key_class_and_block_each_change_the_order() -> None:

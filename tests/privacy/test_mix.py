@@ -128,6 +128,19 @@ def test_a_patients_slides_take_turns_whatever_they_hold() -> None:
     assert (before % 22 >= 20).sum() < 28
 
 
+def test_blends_of_a_cluster_mix_its_sites() -> None:
+    sites = np.arange(40) % 2
+    index = ClassIndex([f"p{n}" for n in range(40)], np.arange(41), None, sites)
+    (cluster,) = clusters_of(np.zeros(40, np.uint8), index)
+    mixer = Mixer("a", (cluster,), 4, 0.4, KEY)
+    taken = np.stack([mixer.blend(slot).rows for slot in range(40)])
+    assert np.bincount(taken.ravel()).tolist() == [4] * 40, "as evenly as ever"
+    of_one = (taken % 2).sum(axis=1)
+    assert of_one.min() >= 1 and of_one.max() <= 3, "no blend is of one site alone"
+    half = clusters_of((np.arange(40) >= 20).astype(np.uint8), index)[1]
+    assert half.sites is not None and half.sites.tolist() == sites[20:].tolist()
+
+
 def test_kinds_of_tissue_are_not_blended_and_small_kinds_are_merged() -> None:
     random = np.random.default_rng(0)
     kinds = np.eye(3, 6) * 10

@@ -25,6 +25,11 @@ def slides() -> list[tuple[str, str, str]]:
     return [(f"SLIDE-{name}-{n}", name, f"PATIENT-{name}-{n}") for name in CLASSES for n in range(3)]
 
 
+def site_of(patient: str) -> str:
+    """Two of three patients of each class are of one site."""
+    return "SITE-B" if patient.endswith("2") else "SITE-A"
+
+
 def vectors(width: int = EMBEDDING, seed: int = 3) -> np.ndarray:
     """One row a tile, slide after slide."""
     return np.random.default_rng(seed).standard_normal((len(slides()) * PER_SLIDE, width)).astype(np.float32)
@@ -39,12 +44,15 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def slide_labels(path: Path, **more: Any) -> str:
-    return write_csv(path, [{"slide_id": s, "label": label, "patient_id": p, **more} for s, label, p in slides()])
+    rows = [{"slide_id": s, "label": label, "patient_id": p, "site": site_of(p), **more} for s, label, p in slides()]
+    return write_csv(path, rows)
 
 
 def row_labels(path: Path, **more: Any) -> str:
     rows = [
-        {"label": label, "patient_id": p, "slide_id": s, **more} for s, label, p in slides() for _ in range(PER_SLIDE)
+        {"label": label, "patient_id": p, "slide_id": s, "site": site_of(p), **more}
+        for s, label, p in slides()
+        for _ in range(PER_SLIDE)
     ]
     return write_csv(path, rows)
 
@@ -89,7 +97,8 @@ def tile_members(**more: Any) -> list[tuple[str, bytes]]:
     """PNG and JSON of every tile."""
     found = []
     for number, (slide, label, patient) in enumerate(s for s in slides() for _ in range(PER_SLIDE)):
-        said = {"label": label, "label_level": "region", "patient_id": patient, "slide_id": slide, "mpp": 0.5, **more}
+        of = {"patient_id": patient, "slide_id": slide, "site": site_of(patient)}
+        said = {"label": label, "label_level": "region", **of, "mpp": 0.5, **more}
         record = {key: value for key, value in said.items() if value is not None}
         found += [
             (f"tile-{number:03d}.png", png(picture(number))),
@@ -105,7 +114,8 @@ def write_tiles(folder: Path) -> dict[str, Any]:
         path = folder / label / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(picture(number)))
-        rows.append({"tile": f"{label}/{path.name}", "patient_id": patient, "slide_id": slide, "mpp": 0.5})
+        of = {"patient_id": patient, "slide_id": slide, "site": site_of(patient)}
+        rows.append({"tile": f"{label}/{path.name}", **of, "mpp": 0.5})
     return {"tiles": str(folder), "metadata": write_csv(folder.parent / "tiles.csv", rows), "label_level": "region"}
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from running import run
+from tinymodel import make_bank_file
 
 from synthfactory.plan.plan import Plan
 from synthfactory.run import belonging, driver
@@ -69,34 +70,47 @@ def chosen(folder: Path) -> dict[tuple[str, int], tuple[str, str, int]]:
     return {slot: (part["patient_id"], part["slide_id"], part["bank_row"]) for slot, part in sources.items()}
 
 
-def test_a_set_of_the_earlier_order_of_tiles_goes_on_in_it(
-    spec_file: MakeSpec, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_set_of_an_earlier_order_goes_on_in_it(
+    spec_file: MakeSpec, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
-    """Patients have two tiles of one slide and one of another: new sets take slides in turn, old ones tiles."""
+    """Patients have two tiles of one slide and one of another, at two sites: orders of version 1 know no slides, of 2 no sites."""
+    bank = make_bank_file(tmp_path / "b.parquet", tiny / "model", sites=2)
 
     def build(name: str, count: int) -> Path:
         folder = tmp_path / name
         given = {"output": {"path": f"{folder}/out"}, "lineage": f"{folder}/lineage", "classes": {"alpha": count}}
-        assert run("build", spec_file(f"{name}.yaml", **given), "--local").code == 0
+        assert run("build", spec_file(f"{name}.yaml", embeddings={"bank": str(bank)}, **given), "--local").code == 0
         return folder
 
     with monkeypatch.context() as earlier:
         for module in (belonging, driver):
-            earlier.setattr(module, "version_of", lambda lock: 1)
+            earlier.setattr(module, "version_of", lambda lock: version)
         build("old", 7)
         whole = build("whole", 16)
     old, new = build("old", 16), build("new", 16)
     assert run("verify", old / "out").code == 0
-    assert yaml.safe_load((old / "out/spec.lock.yaml").read_text())["recipe"]["conditions_version"] == 1
+    assert yaml.safe_load((old / "out/spec.lock.yaml").read_text())["recipe"]["conditions_version"] == version
     assert chosen(old) == chosen(whole) != chosen(new)
     turns = Counter((patient, slide) for patient, slide, _ in chosen(new).values())
     assert set(turns.values()) == {2} and len(turns) == 8, "four turns of each of four patients, two of each slide"
-    assert set(Counter((patient, slide) for patient, slide, _ in chosen(old).values()).values()) != {2}
+    of_old = Counter((patient, slide) for patient, slide, _ in chosen(old).values())
+    assert (set(of_old.values()) == {2}) == (version == 2)
+
+
+def test_a_bank_that_names_other_sites_is_another_bank(spec_file: MakeSpec, tiny: Path, tmp_path: Path) -> None:
+    bank = make_bank_file(tmp_path / "b.parquet", tiny / "model", sites=2)
+    spec = spec_file(embeddings={"bank": str(bank)})
+    assert run("build", spec, "--local").code == 0
+    make_bank_file(bank, tiny / "model", sites=3)
+    ended = run("build", spec, "--local")
+    assert ended.code == 2
+    assert "the rows of every class in the bank (embeddings, patients, slides, sites" in " ".join(
+        ended.err.split()
+    ) or ("its rows in the bank (embeddings, patients, slides, sites" in " ".join(ended.err.split()))
 
 
 def test_another_classes_keys_are_not_given_again(spec_file: MakeSpec, tiny: Path, out: Path, tmp_path: Path) -> None:
-    from tinymodel import make_bank_file
-
     bank = make_bank_file(tmp_path / "b.parquet", tiny / "model", classes={"a b": 3, "A-B": 3})
     source = {"embeddings": {"bank": str(bank)}}
     assert run("build", spec_file(classes={"a b": 2}, **source), "--local").code == 0
@@ -126,8 +140,6 @@ def test_two_builds_that_add_classes_at_once_never_share_an_index(
     spec_file: MakeSpec, tiny: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both have read the output before either writes: one round is created, the other build is told to come again."""
-    from tinymodel import make_bank_file
-
     bank = make_bank_file(tmp_path / "b.parquet", tiny / "model", classes={"one": 3, "two": 3, "three": 3})
     source = {"embeddings": {"bank": str(bank)}}
 

@@ -64,6 +64,8 @@ def test_a_bank_holds_what_the_encoder_gives_and_names_it(tiny: Path, folder: Pa
     assert said["encoder"] == open_model(str(tiny / "model")).encoder
     assert said["preprocessing"]["image_size_px"] == 32
     assert said["mpp"] == 0.5
+    sites = zip(table["patient_id"].to_pylist(), table["site"].to_pylist(), strict=True)
+    assert {site == making.site_of(patient) for patient, site in sites} == {True}
     assert set(table["patient_id"].to_pylist()) == {patient for _, _, patient in making.slides()}
     assert list(folder.glob("*.parts")) == list(folder.glob(".tmp*")) == []
 
@@ -71,7 +73,14 @@ def test_a_bank_holds_what_the_encoder_gives_and_names_it(tiny: Path, folder: Pa
 def test_folders_csv_and_tars_give_one_bank(tiny: Path, folder: Path) -> None:
     first = pq.read_table(of_folder(tiny, folder)).drop_columns(["tile"])
     rows = [
-        {"tile": f"tiles/{label}/{n:03d}.png", "label": label, "patient_id": patient, "slide_id": slide, "mpp": 0.5}
+        {
+            "tile": f"tiles/{label}/{n:03d}.png",
+            "label": label,
+            "patient_id": patient,
+            "slide_id": slide,
+            "site": making.site_of(patient),
+            "mpp": 0.5,
+        }
         for n, (slide, label, patient) in enumerate(s for s in making.slides() for _ in range(4))
     ]
     making.write_csv(folder / "all.csv", rows)

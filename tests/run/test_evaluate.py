@@ -268,6 +268,9 @@ def test_a_bank_is_looked_at_in_the_space_of_its_encoder_alone(here: Path, tmp_p
     assert list(found["spaces"]) == ["tiny-encoder"]
     assert found["sites"]["why"] == "not every real tile states its site"
     assert "a bank holds the embeddings of one encoder alone" in " ".join(found["not_measured"])
+    several = make_bank_file(tmp_path / "sites.parquet", here / "model", {"alpha": 24, "beta": 20}, 1, sites=3)
+    assert evaluate(here, "--report", "sites.json", real=several).code == 0
+    assert 0 <= json.loads(Path("sites.json").read_text())["sites"]["value"] < 0.3
     check_refusal(evaluate(here, "--encoder", here / "model", real=real), "a bank holds the embeddings of one encoder")
     few = make_bank_file(tmp_path / "few.parquet", here / "model", {"alpha": 2, "beta": 2}, 2)
     more = ("--unseen", few, "--codecs", "png", "--public", "public.json")

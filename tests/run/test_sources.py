@@ -33,12 +33,21 @@ def lineage_rows(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def by_mean(images: np.ndarray) -> np.ndarray:
+    """Embeds tiles by their first pixels."""
+    return images.reshape(len(images), -1)[:, : making.EMBEDDING].astype(np.float32)
+
+
 @pytest.mark.parametrize("kind", ["hdf5", "tiles", "shards", *ARRAYS])
 def test_a_set_is_built_from_every_source(kind: str, spec_file: MakeSpec, tmp_path: Path) -> None:
     spec = spec_file(embeddings=making.write_source(kind, tmp_path / "real"), classes={"alpha": 6, "beta": 3})
     planned = run("plan", spec)
     assert planned.code == 0, planned.err
     assert re.search(r"^alpha +6 +\d+ +3 +12  region$", planned.out, re.M), planned.out
+    assert "one site" not in planned.out
+    bank = prepare(load_spec(str(spec))).with_embedded(by_mean, tmp_path / "cache", lambda _: None).bank
+    assert bank is not None
+    assert bank.sites == tuple(making.site_of(str(patient)) for patient in bank.patient_ids)
     ended = run("build", spec, "--local")
     assert ended.code == 0, ended.err
     assert run("verify", tmp_path / "out").out.endswith("no fault found\n")
