@@ -5,7 +5,7 @@
 features.npy   float (N, E): one row per tile. They must come from the very encoder that the model was trained with: the class token
                as the encoder gives it (not normalised), of 224 px tiles at 0.5 um/px. `synthfactory build` compares id and sha256 of
                the encoder, and refuses a bank of another one, since its directions would mean nothing to the model.
-tiles.csv      one line per row, in the same order: label, patient_id, slide_id, and label_level unless --label-level gives it.
+tiles.csv      one line per row, in its order: label, patient_id, slide_id, site where known; label_level unless --label-level gives it.
                label_level says what was labelled: the tile itself, a region around it, or only the whole slide. Leave an id empty
                where it is unknown; all such tiles of a class count as one patient.
 
@@ -40,7 +40,7 @@ def read_table(path: Path, label_level: str | None) -> dict[str, list[str]]:
         if column not in (reader.fieldnames or ()):
             hint = ", or give --label-level" if column == "label_level" else ""
             raise InputError(f"{path}: has no column '{column}'; add it{hint}")
-    table = {column: [(line[column] or "").strip() for line in lines] for column in columns}
+    table = {column: [(line.get(column) or "").strip() for line in lines] for column in [*columns, "site"]}
     if label_level:
         table["label_level"] = [label_level] * len(lines)
     return table
@@ -64,6 +64,7 @@ def make(options: argparse.Namespace) -> None:
         [value or None for value in table["slide_id"]],
         encoder,
         str(options.features),
+        sites=table["site"],
     )
     write_bank(options.bank, bank)
     for warning in bank.warnings:
@@ -82,7 +83,7 @@ def main() -> None:
     """Parses; what the user can mend is one message and status 2."""
     parser = argparse.ArgumentParser(description="Make a bank from an array of embeddings and a table.")
     parser.add_argument("features", type=Path, help="numpy array (N, E)")
-    parser.add_argument("table", type=Path, help="CSV with label, patient_id, slide_id")
+    parser.add_argument("table", type=Path, help="CSV with label, patient_id, slide_id, site")
     parser.add_argument("bank", help="parquet file to write (path or URL)")
     parser.add_argument("--label-level", choices=LEVELS, help="for all rows, where the CSV has no such column")
     parser.add_argument("--model", default="phantom", help="model whose encoder made the features (default phantom)")

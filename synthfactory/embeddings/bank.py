@@ -25,7 +25,7 @@ MPP, MPP_TOLERANCE = 0.5, 0.05
 class Groups:
     """Runs of rows that share label, patient and slide, in canonical order: group g is rows starts[g] to starts[g + 1].
 
-    None stands for an unknown patient, slide or site; `sites` is () where none is known.
+    None stands for an unknown patient, slide or site (tiles of several sites have none); `sites` is () where none is known.
     """
 
     labels: tuple[str, ...] = field(repr=False)
@@ -114,19 +114,27 @@ class Bank:
     def strata_of(self, class_name: str) -> np.ndarray | None:
         """Of each patient of a class, in order, a number that those share whose slides are of the same sites, int64 (P,).
 
-        None where all are alike. Patients of two sites, and those of whom no site is known, share numbers of their own.
+        None where all are alike. Patients with slides of two sites share a number of their own, and so do those of no known site.
         """
         if not self.groups.sites:
             return None
-        found: list[tuple[str, set[str]]] = []
-        for group in self.groups.of_label(class_name):
+        number: dict[tuple[str, ...], int] = {}
+        found: list[int] = []
+        whose: str | None = None
+        sites: set[str] = set()
+        members = self.groups.of_label(class_name)
+        for group in members:
             patient, site = self.groups.patients[group] or "", self.groups.sites[group]
-            if not found or found[-1][0] != patient:
-                found.append((patient, set()))
-            found[-1][1].update([] if site is None else [site])
-        kinds = [tuple(sorted(sites)) for _, sites in found]
-        number = {kind: at for at, kind in enumerate(sorted(set(kinds)))}
-        return np.array([number[kind] for kind in kinds], np.int64) if len(number) > 1 else None
+            if patient != whose and whose is not None:
+                found.append(number.setdefault(tuple(sorted(sites)), len(number)))
+                sites = set()
+            whose = patient
+            sites.update([] if site is None else [site])
+        found.append(number.setdefault(tuple(sorted(sites)), len(number)))
+        order = {
+            number[kind]: at for at, kind in enumerate(sorted(number))
+        }  # numbers that follow from names, not from patients
+        return np.array([order[kind] for kind in found], np.int64) if len(number) > 1 else None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings of these rows of the bank, float32 (n, E), copied."""

@@ -28,7 +28,7 @@ from synthfactory.embeddings.overlap import count_overlapping
 from synthfactory.embeddings.places import make_private, unmake
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.screening import Limits, failing, told
-from synthfactory.embeddings.sites import SlideSites
+from synthfactory.embeddings.sites import Group, SlideSites
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 
@@ -36,8 +36,6 @@ FORMAT = "synthfactory-index/3"
 IN_MEMORY_BYTES = 64 << 20
 STALE_SEC = 7 * 86_400
 META = "bank.json"
-
-Group = tuple[str, str, str]  # label, patient, slide; '' is unknown
 
 
 def build_bank(
@@ -101,7 +99,7 @@ def _count(source: RowSource, classes: Sequence[str] | None, limits: Limits) -> 
         for name, count in zip(names, counts.tolist(), strict=True):
             found.groups[name] = found.groups.get(name, 0) + count
         if kept.sites is not None:
-            found.sites.note(group_of, [name[1:] for name in names], kept.sites, source.where)
+            found.sites.note(group_of, names, kept.sites)
     _check_present(source, seen, classes, before, found)
     return found
 
@@ -201,9 +199,9 @@ def _filled(source: RowSource, counted: _Counted, limits: Limits, folder: Path |
         tuple(patient or None for _, patient, _ in order),
         tuple(slide or None for _, _, slide in order),
         starts,
-        counted.sites.of([name[1:] for name in order]),
+        counted.sites.of(order),
     )
-    warnings = _check_repeats(source, columns, groups, folder)
+    warnings = _check_repeats(source, columns, groups, folder) + counted.sites.warnings(source.where)
     if has_places:
         warnings += _check_overlap(source, columns["places"], groups)
     classes = {

@@ -1,4 +1,4 @@
-"""Where tiles were taken: the site of each slide, from what their rows say."""
+"""Where tiles were taken: the site of each slide, from what its rows say."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from synthfactory.embeddings.rows import Coded, known
-from synthfactory.spec.errors import InputError
-from synthfactory.spec.text import shown
 
-SEVERAL = ""  # tiles of no known slide may be of several sites
+Group = tuple[str, str, str]  # label, patient, slide; '' is unknown
+SEVERAL = ""
 
 
 @dataclass
 class SlideSites:
-    """(patient, slide) -> site, '' for unknown ones of each. Rows that state no site say nothing of their slide."""
+    """The site of each group of rows, so that what one class rests on does not depend on which others are asked for.
 
-    found: dict[tuple[str, str], str] = field(default_factory=dict)
+    Rows that state no site say nothing of their group; a group whose rows state several has none.
+    """
 
-    def note(self, of_row: np.ndarray, slides: Sequence[tuple[str, str]], sites: Coded, where: str) -> None:
-        """Takes a piece of a source: row i is of slides[of_row[i]]. InputError, naming `where`, for a slide of two sites."""
+    found: dict[Group, str] = field(default_factory=dict)
+
+    def note(self, of_row: np.ndarray, groups: Sequence[Group], sites: Coded) -> None:
+        """Takes a piece of a source: row i is of groups[of_row[i]]."""
         width = len(sites.names)
         for pair in np.unique(of_row.astype(np.int64) * width + sites.codes).tolist():
-            slide, site = slides[pair // width], known(sites.names[pair % width])
-            if site is None:
-                continue
-            before = self.found.setdefault(slide, site)
-            if before in (site, SEVERAL):
-                continue
-            if slide[1]:
-                raise InputError(
-                    f"{where}: slide {shown(slide[1])} has tiles of site '{shown(before)}' and of site '{shown(site)}'; a slide is of "
-                    "one site, so correct column 'site'"
-                )
-            self.found[slide] = SEVERAL
+            site = known(sites.names[pair % width])
+            if site is not None and self.found.setdefault(groups[pair // width], site) != site:
+                self.found[groups[pair // width]] = SEVERAL
 
-    def of(self, slides: Sequence[tuple[str, str]]) -> tuple[str | None, ...]:
+    def of(self, groups: Sequence[Group]) -> tuple[str | None, ...]:
         """The site of each; () where none is known."""
-        found = tuple(self.found.get(slide) or None for slide in slides)
+        found = tuple(self.found.get(group) or None for group in groups)
         return found if any(found) else ()
+
+    def warnings(self, where: str) -> tuple[str, ...]:
+        """What to say of slides whose tiles are of several sites."""
+        count = sum(bool(group[2]) and site == SEVERAL for group, site in self.found.items())
+        if not count:
+            return ()
+        return (
+            f"{where}: {count:,} slide{'s have' if count > 1 else ' has'} tiles of several sites, and none for that",
+        )

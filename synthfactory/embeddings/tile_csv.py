@@ -12,9 +12,7 @@ from synthfactory.embeddings.tiles import SUFFIXES, TileFolder
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 
-WHAT = (
-    "the CSV names tile (path from the CSV's folder) and label of each tile, and where known patient_id, slide_id, mpp"
-)
+WHAT = "the CSV names tile (path from the CSV's folder) and label of each tile, and where known patient_id, slide_id, site, mpp"
 
 
 def scan_csv(path: str, label_level: str | None, mpp: float | None) -> TileFolder:

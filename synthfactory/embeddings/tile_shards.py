@@ -1,6 +1,6 @@
 """Real tiles in WebDataset tars, KEY.png (jpg, tif, webp) beside KEY.json: listed by reading the tars' headers and the JSON alone.
 
-JSON: label, and optionally label_level, patient_id, slide_id, mpp, x, y, tumour_fraction. Nothing is unpacked, links are not followed.
+JSON: label, and optionally label_level, patient_id, slide_id, site, mpp, x, y, tumour_fraction. Nothing is unpacked, no link followed.
 """
 
 from __future__ import annotations

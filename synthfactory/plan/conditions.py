@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from synthfactory.plan.keyed import Strata, entry, position_of
+from synthfactory.plan.keyed import LISTED, Strata, entry, position_of
 
 Order = Callable[[str, int, int], int]  # (what is shuffled, how many, position) -> entry of a keyed permutation
 
@@ -26,7 +26,7 @@ class ClassIndex:
     """A class's rows by patient, in the bank's canonical order: rows starts[p] to starts[p + 1] of the class are patient p's.
 
     `slide_starts` are where the slides within patients start, and their end; None: every patient has one (or slides do not count).
-    `sites` are those of the patients, as numbers, int64 (P,); None: one, or they do not count.
+    `sites` are those of the patients, as numbers, int64 (P,); None: one, or they do not count. Above a million patients they do not.
     """
 
     patients: Sequence[str] = field(repr=False)
@@ -52,7 +52,7 @@ class ClassIndex:
 
     @cached_property
     def _strata(self) -> Strata | None:
-        return None if self.sites is None else Strata(self.sites)
+        return None if self.sites is None or len(self.patients) > LISTED else Strata(self.sites)
 
     def patient(self, key: bytes, name: str, position: int) -> int:
         """The patient (a number) at a position, 0 to P - 1, of the keyed order of this name."""

@@ -92,6 +92,7 @@ def position_of(key: bytes, name: str, count: int, value: int) -> int:
 class Strata:
     """Things of several kinds, in whose order no kind comes in a heap: of any beginning, each kind has about its share.
 
+    The order is listed, so that this is for LISTED things at most.
     `kinds` int64 (N,) is the kind of each, 0 and up. Within its kind a thing's place is keyed, and so is where a kind begins.
     """
 
@@ -119,7 +120,9 @@ class Strata:
         kinds = self.kinds[inside]
         rank = np.arange(len(kinds)) - (np.cumsum(sizes) - sizes)[kinds]
         way = (rank + uniforms(key, f"{name}:begin", len(sizes))[kinds]) / sizes[kinds]
-        return np.asarray(inside[np.argsort(way, kind="stable")], np.int32)
+        order = inside[np.argsort(way, kind="stable")]
+        # Turned by a keyed part of a whole turn, everybody is at every place as likely; without it, small kinds come late.
+        return np.asarray(np.roll(order, -int(len(order) * uniforms(key, f"{name}:turn", 1)[0])), np.int32)
 
 
 def _half(count: int) -> int:

@@ -34,7 +34,7 @@ class ClassSummary:
     dropped: Mapping[str, int] = field(default_factory=dict)  # condition screen -> rows it took
     cohort_rows: int = 0
     cohort_patients: int = 0
-    sites: int = 0  # that are known
+    sites: int = 0  # that are known, of slides or, without slides, of patients that have one
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,8 @@ def _notes(plan: Plan) -> list[str]:
             )
         if behind.sites == 1 and max(other.sites for other in plan.bank.values()) > 1:
             notes.append(
-                f"note: {name} rests on one site, other classes on more; a classifier may learn that site's stain for the class "
+                f"note: {name} rests on one site, as far as sites are known, other classes on more; a classifier may learn that site's "
+                "stain for the class "
                 "(`synthfactory evaluate` measures it)"
             )
     for name in sorted(plan.shortfall.keys() & plan.counts.keys()):

@@ -6,7 +6,7 @@ No torch: tiles are listed and screened here, and embedded later by a callable (
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from synthfactory.embeddings.hdf5 import open_features
 from synthfactory.embeddings.indexing import build_bank, left_empty
 from synthfactory.embeddings.parquet import load_bank
 from synthfactory.embeddings.places import local
+from synthfactory.embeddings.rows import Coded
 from synthfactory.embeddings.screening import Limits, failing, limits_of
+from synthfactory.embeddings.sites import SlideSites
 from synthfactory.embeddings.tile_shards import scan_shards
 from synthfactory.embeddings.tiles import TileFolder, read_tile, scan_tiles
 from synthfactory.model.encoder import EncoderFolder
@@ -201,7 +203,7 @@ def _tile_summaries(
             rows=len(rows),
             patients=len({tiles.patient_ids[row] or "" for row in rows}),
             slides=len({tiles.slide_ids[row] for row in rows} - {None}),
-            sites=0 if tiles.sites is None else len({tiles.sites[row] for row in rows} - {None}),
+            sites=_sites(tiles, rows),
             unknown_rows=sum(tiles.patient_ids[row] is None for row in rows),
             label_levels=tuple(sorted({tiles.label_levels[row] for row in rows})),
             dropped=dict(dropped.get(name, {})),
@@ -209,6 +211,16 @@ def _tile_summaries(
             cohort_patients=len(set(codes) - {None}),
         )
     return found
+
+
+def _sites(tiles: TileFolder, rows: Sequence[int]) -> int:
+    """As a bank of these tiles would count them."""
+    if tiles.sites is None:
+        return 0
+    groups = [(tiles.labels[row], tiles.patient_ids[row] or "", tiles.slide_ids[row] or "") for row in rows]
+    found = SlideSites()
+    found.note(np.arange(len(rows)), groups, Coded.of([tiles.sites[row] for row in rows]))
+    return len(set(found.of(groups)) - {None})
 
 
 def placed(spec: Spec, error: InputError) -> InputError:

@@ -106,13 +106,24 @@ def test_sites_of_slides_are_kept(tmp_path: Path) -> None:
     assert len(set(macs)) == 3 and macs[2] == alike.class_mac(KEY, "fat") == bank.class_mac(KEY, "fat")
 
 
-def test_a_slide_is_of_one_site_and_tiles_of_no_known_slide_may_be_of_several() -> None:
-    with pytest.raises(
-        InputError, match="here: slide S1 has tiles of site 'a' and of site 'b'; a slide is of one site"
-    ):
-        with_sites(["a", "b", "a", "a"], ["S1", "S1", "S3", "S4"])
+def test_a_slide_of_several_sites_has_none() -> None:
+    several = with_sites(["a", "b", "a", "a"], ["S1", "S1", "S3", "S4"])
+    assert several.sites == (None, None, "a", "a")
+    assert several.warnings == ("here: 1 slide has tiles of several sites, and none for that",)
     assert with_sites(["a", "b", "a", None], [None] * 4).sites == (None, None, "a", None)
+    assert with_sites(["a", "b", "a", None], [None] * 4).warnings == (), "tiles of no known slide may be of several"
     assert with_sites(["a", None, "b", "b"], ["S1", "S1", "S3", "S4"]).sites == ("a", "a", "b", "b")
+
+
+def test_sites_of_a_class_do_not_depend_on_the_others(tmp_path: Path) -> None:
+    """Nothing but the label tells their rows apart."""
+    both = make_bank(
+        vectors(4), CLASSES * 2, ["tile"] * 4, [None] * 4, [None] * 4, ENCODER, "here", sites=["a", "b"] * 2
+    )
+    write_bank(str(tmp_path / "bank.parquet"), both)
+    alone = load(str(tmp_path / "bank.parquet"), ["fat"])
+    assert both.sites == ("a", "a", "b", "b") and alone.sites == ("a", "a")
+    assert alone.class_mac(KEY, "fat", True) == both.class_mac(KEY, "fat", True)
 
 
 def test_mac_of_a_class_ignores_the_others(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_what_a_class_rests_on_is_said() -> None:
     assert "note: A rests on 1 patient only; its tiles will resemble them" in text
     assert "4 patients only" in render(plan_of({"A": 10}, patients=4))
     assert "rests on" not in render(plan_of({"A": 10}, patients=5))
+    assert "warning: output.format: jpeg" in render(plan_of({"A": 10}, "output: {path: out, format: jpeg}"))
 
 
 def test_a_class_of_one_site_beside_classes_of_several_is_said() -> None:
@@ -125,9 +126,8 @@ def test_a_class_of_one_site_beside_classes_of_several_is_said() -> None:
         both = zip(summaries(spec).items(), sites, strict=True)
         return render(make_plan(spec, model=MODEL, bank={name: replace(of, sites=count) for (name, of), count in both}))
 
-    assert "note: A rests on one site, other classes on more; a classifier may learn" in told(1, 3)
+    assert "note: A rests on one site, as far as sites are known, other classes on more;" in told(1, 3)
     assert "one site" not in told(1, 1) + told(0, 3) + told(2, 3)
-    assert "warning: output.format: jpeg" in render(plan_of({"A": 10}, "output: {path: out, format: jpeg}"))
 
 
 @pytest.mark.parametrize("levels", [("tile",), ("region", "slide", "tile")])
