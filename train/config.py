@@ -172,6 +172,12 @@ class DiffusionLosses(FrozenModel):
     null_share: float = Field(default=0.1, description="share of conditions replaced by the null")
     condition_noise: float = Field(default=0.1, description="Gaussian noise on the standardised embedding")
     time: Literal["uniform", "logit_normal"] = "logit_normal"
+    time_mean: float = Field(
+        default=0.0,
+        ge=-3,
+        le=3,
+        description="of logit_normal: above 0, more noise, where the layout of a tile is decided",
+    )
 
 
 class RepaELosses(Adversarial):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from train.config import DiffusionLosses
+from train.streams import normal, uniform
 
 
 def _gradients(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,6 +49,10 @@ def unlike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     return torch.stack([1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in pairs]).mean()
 
 
-def logit_normal(normal_B: Tensor) -> Tensor:
-    """Standard normal -> times in (0, 1) by the logistic function (arXiv 2403.03206)."""
-    return torch.sigmoid(normal_B)
+def times(seed: int, positions: Sequence[int], weights: DiffusionLosses, bring: Callable[[Any], Tensor]) -> Tensor:
+    """Times (B,) in (0, 1) of the samples at these positions of the run: uniform, or the logistic function of a normal
+    (arXiv 2403.03206). `bring` puts what was drawn on the device.
+    """
+    if weights.time == "uniform":
+        return bring(uniform(seed, "time", positions))
+    return torch.sigmoid(bring(normal(seed, "time", positions, ())) + weights.time_mean)

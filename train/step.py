@@ -99,10 +99,7 @@ class DiffusionStep:
         jitter = bring(normal(seed, "jitter", positions, condition.shape[1:])) * self.sit.config.condition_std
         condition = condition + weights.condition_noise * jitter
         noise = bring(normal(seed, "noise", positions, shape))
-        if weights.time == "logit_normal":
-            t = losses.logit_normal(bring(normal(seed, "time", positions, ())))
-        else:
-            t = bring(uniform(seed, "time", positions))
+        t = losses.times(seed, positions, weights, bring)
         is_null = bring(uniform(seed, "null", positions) < weights.null_share)
         aligned = weights.alignment > 0 and self.sit.config.projection_depth is not None
         velocity, projection = self.sit(noised(latents, noise, t), t, condition, is_null, project=aligned)

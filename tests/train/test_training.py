@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from PIL import Image
 from training import cut_off, same_averages
 
 from synthfactory.spec.errors import InputError
+from train import losses
 from train.cli import cli
-from train.config import load_config
+from train.config import DiffusionLosses, load_config
 from train.loop import train
 from train.losses import alignment, kl_to_unit
 from train.symmetry import transformed, transformed_grid
@@ -155,3 +157,15 @@ def test_losses_at_known_points():
     assert alignment(tokens, tokens).item() == pytest.approx(-1.0, abs=1e-5)
     assert alignment(-tokens, tokens).item() == pytest.approx(1.0, abs=1e-5)
     assert alignment(torch.randn(2, 4, 6), torch.randn(2, 16, 6)).abs().item() < 1.0
+
+
+def test_times_are_keyed_by_position_and_lie_where_the_recipe_says() -> None:
+    def shares(**given: Any) -> tuple[float, float]:
+        found = losses.times(3, range(4000), DiffusionLosses(**given), torch.as_tensor)
+        assert ((found > 0) & (found < 1)).all()
+        assert torch.equal(found[5:7], losses.times(3, [5, 6], DiffusionLosses(**given), torch.as_tensor))
+        return float((found < 0.3).double().mean()), float((found > 0.7).double().mean())
+
+    assert shares(time="uniform") == (pytest.approx(0.3, abs=0.03), pytest.approx(0.3, abs=0.03))
+    assert shares() == (pytest.approx(0.198, abs=0.03), pytest.approx(0.198, abs=0.03))
+    assert shares(time_mean=0.7) == (pytest.approx(0.061, abs=0.02), pytest.approx(0.441, abs=0.03))
