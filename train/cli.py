@@ -13,9 +13,12 @@ import yaml
 
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder
+from synthfactory.spec.sampler import SOLVERS, Guidance, Method, Sampler, Solver
 
 # Read when torch is loaded: threads that wait by spinning slow a step fourfold where another process shares the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+METHOD_OF: dict[str, Method] = {solver: method for method in ("ode", "sde") for solver in SOLVERS[method]}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -142,7 +145,8 @@ def _measuring(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--per-class", type=click.IntRange(2), default=100, show_default=True, help="Tiles of each class."
         ),
-        click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Heun steps."),
+        click.option("--solver", type=click.Choice(tuple(METHOD_OF)), default="heun", show_default=True),
+        click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps of the solver."),
         click.option("--scale", type=click.FloatRange(1), default=1.5, show_default=True, help="Guidance scale."),
         click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
     )
@@ -151,17 +155,21 @@ def _measuring(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _sampler(solver: Solver, steps: int, scale: float) -> Sampler:
+    return Sampler(method=METHOD_OF[solver], solver=solver, steps=steps, guidance=Guidance(scale=scale))
+
+
 @cli.command()
 @click.argument("folder")
 @_measuring
-def measure(folder: str, cache: str, per_class: int, steps: int, scale: float, threads: int) -> None:
+def measure(folder: str, cache: str, per_class: int, threads: int, **sampler: Any) -> None:
     """Measure a model of phantom tissue against real tiles; write figures, contact sheet and card into FOLDER.
 
     Class agreement, what a classifier learns from its tiles, distances, structures, diversity, speed. The same command resumes.
     """
     from train.measure import measure as judge
 
-    found = judge(Path(folder), Path(cache), per_class=per_class, steps=steps, scale=scale, threads=threads)
+    found = judge(Path(folder), Path(cache), per_class=per_class, sampler=_sampler(**sampler), threads=threads)
     agreement, timing = found["agreement"], found["timing"]
     ratios = ", ".join(f"{probe['ratio']:.3f} ({name} space)" for name, probe in found["probes"].items())
     click.echo(
@@ -174,7 +182,7 @@ def measure(folder: str, cache: str, per_class: int, steps: int, scale: float, t
 @cli.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @_measuring
-def compare(models: tuple[str, ...], cache: str, per_class: int, steps: int, scale: float, threads: int) -> None:
+def compare(models: tuple[str, ...], cache: str, per_class: int, threads: int, **sampler: Any) -> None:
     """Measure models of phantom tissue on the same conditions and noise, and print their figures side by side.
 
     Models are written as a spec's `model:`. Nothing is written into them. The same command resumes.
@@ -182,9 +190,9 @@ def compare(models: tuple[str, ...], cache: str, per_class: int, steps: int, sca
     from train.compare import table
     from train.measure import figures_of
 
+    drawn = _sampler(**sampler)
     found = {
-        name: figures_of(name, Path(cache), per_class=per_class, steps=steps, scale=scale, threads=threads)[0]
-        for name in models
+        name: figures_of(name, Path(cache), per_class=per_class, sampler=drawn, threads=threads)[0] for name in models
     }
     for line in table(found):
         click.echo(line)

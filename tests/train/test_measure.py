@@ -14,6 +14,7 @@ from tinymodel import make_tiny_model
 from synthfactory.model.folder import open_model
 from synthfactory.sample.engine import Engine
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.sampler import Sampler
 from train.cli import cli
 from train.measure import CHUNK, measure
 
@@ -22,7 +23,7 @@ def test_what_cannot_be_measured_is_said_before_anything_is_drawn(tmp_path: Path
     tiny = make_tiny_model(tmp_path / "tiny")
     for name, message in (("phantom", "phantom: is no model folder"), (str(tiny), "224 px a tile, .* it draws 32 px")):
         with pytest.raises(InputError, match=message):
-            measure(Path(name), tmp_path / "cache", per_class=2, steps=1, scale=1.5, threads=1)
+            measure(Path(name), tmp_path / "cache", per_class=2, sampler=Sampler(), threads=1)
     assert not (tmp_path / "cache").exists()
 
 
@@ -59,6 +60,7 @@ def test_the_built_in_model_is_measured_and_the_command_resumes(
     assert sum(drawn) - drawn[3] == 72 + 36  # nothing was drawn twice; of 12 tiles of a class there are 3 patients
     figures = open_model(str(tmp_path / "model")).figures
     assert figures["agreement"]["ratio"] > 0.7
+    assert figures["agreement"]["command"].endswith("--per-class 12 --solver heun --steps 2 --scale 1.5")
     assert {"encoder", "judge"} == figures["probes"].keys() == figures["distances"].keys()
     card = (tmp_path / "model" / "README.md").read_text()
     for text in (
