@@ -274,6 +274,10 @@ class TrainConfig(FrozenModel):
         if self.mode in ("diffusion", "finetune") and self.data.stain_jitter:
             what = "goes with modes encoder, vae and repa-e; here latents are made once, of the tiles as they are"
             raise Problems([("data.stain_jitter", what)])
+        if self.diffusion.time_mean and self.diffusion.time == "uniform":
+            raise Problems(
+                [("diffusion.time_mean", "goes with time: logit_normal; uniform times have no mean to move")]
+            )
         based = self.mode == "finetune" or (self.mode in ("repa-e", "vae") and self.base is not None)
         if based and self.base is None:
             raise Problems([("base", "is missing; name the model to go on from, for example base: phantom")])

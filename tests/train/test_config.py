@@ -25,6 +25,10 @@ PLAN = {"steps": 2, "batch": 4, "rate": 1e-3}
         ({"mode": "vae", "network": {"channels": [10, 10], "norm_groups": 4}}, r"network: num_channels .* divisible by num_groups"),
         ({"mode": "encoder", "network": {"width": "wide"}}, r"network\.width: 'wide'"),
         ({"mode": "diffusion", "network": {**SIT, "heads": 3}, **RUNS}, r"network\.heads: must divide width \(16\)"),
+        (
+            {"mode": "diffusion", "network": SIT, **RUNS, "diffusion": {"time": "uniform", "time_mean": 0.5}},
+            r"diffusion\.time_mean: goes with time: logit_normal",
+        ),
         ({"mode": "diffusion", "network": SIT, **RUNS, "base": "phantom"}, r"base: goes with modes finetune, repa-e and vae"),
         ({"mode": "encoder", "network": {"width": 24, "heads": 2}, "base": "phantom"}, r"base: goes with modes finetune, repa-e"),
         ({"mode": "finetune", "base": "phantom", "optimiser": {**PLAN, "betas": [1.0, 0.9]}}, r"optimiser\.betas\.0: 1\.0 is too large"),
