@@ -6,14 +6,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder
-from synthfactory.spec.sampler import SOLVERS, Guidance, Method, Sampler, Solver
+from synthfactory.spec.solvers import SOLVERS, Method, Solver
+
+if TYPE_CHECKING:
+    from synthfactory.spec.sampler import Sampler
 
 # Read when torch is loaded: threads that wait by spinning slow a step fourfold where another process shares the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -156,6 +159,8 @@ def _measuring(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _sampler(solver: Solver, steps: int, scale: float) -> Sampler:
+    from synthfactory.spec.sampler import Guidance, Sampler
+
     return Sampler(method=METHOD_OF[solver], solver=solver, steps=steps, guidance=Guidance(scale=scale))
 
 

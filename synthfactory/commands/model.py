@@ -155,7 +155,8 @@ def parity(
     """
     from synthfactory.run.compare import conditions_for, engine_of
     from synthfactory.sample.parity import compare
-    from synthfactory.spec.sampler import SOLVERS, Guidance
+    from synthfactory.spec.sampler import Guidance
+    from synthfactory.spec.solvers import SOLVERS
 
     if solver not in (*SOLVERS["ode"], *SOLVERS["sde"]):
         raise click.UsageError(f"--solver {solver}: choose from {', '.join((*SOLVERS['ode'], *SOLVERS['sde']))}")

@@ -7,15 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from synthfactory.spec.solvers import SOLVERS, Method, Solver
 from synthfactory.spec.source import Problems
-
-Method = Literal["ode", "sde", "pipeline"]
-Solver = Literal["euler", "heun", "ab2", "euler_maruyama", "stochastic_heun", "own"]
-SOLVERS: dict[str, tuple[str, ...]] = {  # first = default
-    "ode": ("heun", "euler", "ab2"),
-    "sde": ("euler_maruyama", "stochastic_heun"),
-    "pipeline": ("own",),
-}
 
 MAX_STEPS = 10_000
 

@@ -11,7 +11,8 @@ import torch
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.sample.noise import CandidateNoise
 from synthfactory.sample.solvers import guided, integrate, is_guided
-from synthfactory.spec.sampler import SOLVERS, Guidance, Sampler
+from synthfactory.spec.sampler import Guidance, Sampler
+from synthfactory.spec.solvers import SOLVERS
 
 MEAN, STD = 2.0, 0.5
 
