@@ -12,6 +12,7 @@ from hub_making import CYTOSYN, SMALL, TERMS, Build
 from hubserver import GRANTED, Hub, Repo, environment, serve_hub
 from minirepo import make_repo
 from privacy_making import Dp, dp_sections
+from reader_making import make_read
 from running import Ended, run, write_spec
 from tinymodel import make_bank_file, make_tiny_model
 
@@ -23,6 +24,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny_model(folder / "model")
     make_bank_file(folder / "bank.parquet", folder / "model")
     return folder
+
+
+@pytest.fixture(scope="session")
+def read_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a set and real tiles for reader studies."""
+    return make_read(tmp_path_factory.mktemp("read"))
 
 
 @pytest.fixture

@@ -13,21 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_checks import check_refusal, snapshot
-from reader_making import key_of, make_read, study
+from reader_making import key_of, study
 from running import Ended, run
 
 HEADER = "tile,real_or_synthetic,label_right,seconds,reader,page"
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_read(tmp_path_factory.mktemp("read"))
-
-
 @pytest.fixture
-def here(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(read_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return built
+    return read_set
 
 
 def write_answers(path: str, lines: Sequence[Sequence[object]], header: str = HEADER) -> str:

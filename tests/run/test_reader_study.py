@@ -17,22 +17,17 @@ import pytest
 import source_making as making
 from cli_checks import check_refusal, snapshot
 from PIL import Image
-from reader_making import key_of, make_read, study, write_real
+from reader_making import key_of, study, write_real
 from running import run
 
 from synthfactory.run.reader_study import match, quotas_of
 from synthfactory.shards.reader import iter_tiles
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_read(tmp_path_factory.mktemp("read"))
-
-
 @pytest.fixture
-def here(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(read_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return built
+    return read_set
 
 
 def images(page: str) -> list[bytes]:
