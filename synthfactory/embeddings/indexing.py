@@ -8,34 +8,25 @@ again as long as the source stays as it is. What stays in memory is a table of g
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import secrets
-import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from synthfactory.embeddings.bank import LEVELS, Bank, ClassFacts, Groups, class_facts
+from synthfactory.embeddings.bank import LEVELS, Bank, Groups, class_facts
 from synthfactory.embeddings.columns import Column
+from synthfactory.embeddings.index_folder import key_of, new_folder, opened, save
 from synthfactory.embeddings.ordering import placed, repeats, sort_groups
 from synthfactory.embeddings.overlap import count_overlapping
-from synthfactory.embeddings.places import make_private, unmake
 from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.screening import Limits, failing, told
 from synthfactory.embeddings.sites import Group, SlideSites
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 
-FORMAT = "synthfactory-index/3"
 IN_MEMORY_BYTES = 64 << 20
-STALE_SEC = 7 * 86_400
-META = "bank.json"
 
 
 def build_bank(
@@ -51,21 +42,21 @@ def build_bank(
     Raises InputError, naming the source, for an absent label, a class that screens leave empty, unknown levels, NaN, one embedding
     under two labels. A bank above `in_memory_bytes` is made in (or found again below) the folder `cache`, which must then be given.
     """
-    key = None if source.identity is None else _key(source, classes, limits or {})
-    if key and cache is not None and (found := _opened(cache / f"index-{key}", source)) is not None:
+    key = None if source.identity is None else key_of(source, classes, limits or {})
+    if key and cache is not None and (found := opened(cache / f"index-{key}")) is not None:
         return found
     counted = _count(source, classes, limits or {})
     row_bytes = 4 * source.width + 1 + 8 + 8
     if counted.rows * row_bytes <= in_memory_bytes or cache is None or key is None:
         return _filled(source, counted, limits or {}, None)
-    with _new_folder(cache, key) as (folder, target):
-        _save(folder, _filled(source, counted, limits or {}, folder))
+    with new_folder(cache, key) as (folder, target):
+        save(folder, _filled(source, counted, limits or {}, folder))
         try:
             folder.rename(target)
         except OSError:  # another build was faster; theirs is the same
-            if _opened(target, source) is None:
+            if opened(target) is None:
                 raise
-    made = _opened(target, source)
+    made = opened(target)
     assert made is not None
     return made
 
@@ -291,87 +282,6 @@ def _check_overlap(source: RowSource, places: Column, groups: Groups) -> tuple[s
     )
 
 
-def _key(source: RowSource, classes: Sequence[str] | None, limits: Limits) -> str:
-    content = [FORMAT, source.where, source.identity, dict(source.encoder), source.width, source.extent]
-    asked = [
-        None if classes is None else sorted(classes),
-        {name: vars(limit) for name, limit in sorted(limits.items())},
-    ]
-    return hashlib.sha256(json.dumps([content, asked], sort_keys=True).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _new_folder(cache: Path, key: str) -> Iterator[tuple[Path, Path]]:
-    """(a temporary folder, the name it gets when whole); gone afterwards, with every folder made for it, unless it was renamed."""
-    made = make_private(cache)
-    for old in cache.glob(".tmp-index-*"):
-        if time.time() - old.stat().st_mtime > STALE_SEC:  # left by a process that was killed
-            shutil.rmtree(old, ignore_errors=True)
-    folder = cache / f".tmp-index-{secrets.token_hex(8)}"
-    folder.mkdir()
-    try:
-        yield folder, cache / f"index-{key}"
-    except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
-        unmake(made)
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _save(folder: Path, bank: Bank) -> None:
-    for scratch in ("numbers.i8", "places.f8"):
-        (folder / scratch).unlink(missing_ok=True)
-    groups = bank.groups
-    values = {
-        "format": FORMAT,
-        "rows": len(bank),
-        "width": bank.width,
-        "encoder": dict(bank.encoder),
-        "labels": groups.labels,
-        "patients": groups.patients,
-        "slides": groups.slides,
-        "starts": groups.starts.tolist(),
-        "sites": groups.sites,
-        "classes": {name: asdict(facts) for name, facts in bank.classes.items()},
-        "warnings": bank.warnings,
-        "dropped": bank.dropped,
-    }
-    (folder / META).write_text(json.dumps(values))
-
-
-def _opened(folder: Path, source: RowSource) -> Bank | None:
-    """A bank that was made earlier, or None where there is none, or it is damaged (it is made again)."""
-    if not folder.is_dir():
-        return None
-    try:
-        values = json.loads((folder / META).read_text())
-        rows, width = int(values["rows"]), int(values["width"])
-        groups = Groups(
-            tuple(values["labels"]),
-            tuple(values["patients"]),
-            tuple(values["slides"]),
-            np.asarray(values["starts"], np.int64),
-            tuple(values["sites"]),
-        )
-        classes = {
-            name: ClassFacts(tuple(facts["levels"]), facts["sha256"], facts["sites"])
-            for name, facts in values["classes"].items()
-        }
-        return Bank(
-            Column.opened(folder / "embeddings.f4", "<f4", (rows, width)),
-            Column.opened(folder / "levels.u1", "u1", (rows,)),
-            groups,
-            values["encoder"],
-            classes,
-            tuple(values["warnings"]),
-            values["dropped"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-
-
 def make_bank(
     embeddings: np.ndarray,
     labels: Sequence[str],
@@ -389,7 +299,7 @@ def make_bank(
     """A checked bank of rows that lie in memory. InputError (naming `where`) for NaN, one embedding under two labels, unknown levels.
 
     `name_of` says what a row is called in messages (a row of a file, a tile); `corners` float64 (n, 2) and `extent` are places and side
-    of the tiles in one unit.
+    of the tiles in one unit; `sites` are where they were taken, None for unknown ones.
     """
     vectors = np.ascontiguousarray(embeddings, np.float32)
     rows = Rows(
