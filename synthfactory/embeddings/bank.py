@@ -11,6 +11,7 @@ import hmac
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -118,23 +119,13 @@ class Bank:
         """
         if not self.groups.sites:
             return None
-        number: dict[tuple[str, ...], int] = {}
-        found: list[int] = []
-        whose: str | None = None
-        sites: set[str] = set()
-        members = self.groups.of_label(class_name)
-        for group in members:
-            patient, site = self.groups.patients[group] or "", self.groups.sites[group]
-            if patient != whose and whose is not None:
-                found.append(number.setdefault(tuple(sorted(sites)), len(number)))
-                sites = set()
-            whose = patient
-            sites.update([] if site is None else [site])
-        found.append(number.setdefault(tuple(sorted(sites)), len(number)))
-        order = {
-            number[kind]: at for at, kind in enumerate(sorted(number))
-        }  # numbers that follow from names, not from patients
-        return np.array([order[kind] for kind in found], np.int64) if len(number) > 1 else None
+        patients, sites = self.groups.patients, self.groups.sites
+        kinds = [
+            tuple(sorted({site for group in own if (site := sites[group]) is not None}))
+            for _, own in groupby(self.groups.of_label(class_name), key=lambda group: patients[group] or "")
+        ]
+        number = {kind: at for at, kind in enumerate(sorted(set(kinds)))}
+        return np.array([number[kind] for kind in kinds], np.int64) if len(number) > 1 else None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings of these rows of the bank, float32 (n, E), copied."""

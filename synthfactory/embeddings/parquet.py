@@ -156,7 +156,7 @@ class _Files:
             with opened(path) as file:
                 names = file.schema_arrow.names
                 wanted = {
-                    *TEXT[:5],
+                    *(TEXT[:4] if with_vectors else TEXT[:5]),  # sites are of the first pass
                     "mpp",
                     "tumour_fraction",
                     *self._scores,

@@ -44,7 +44,7 @@ class Rows:
     """A piece of a source. `numbers` say which of the source's rows these are; `vectors` float32 (n, E) are left out in a first pass.
 
     `places` are float64 (n, 2), x and y of a tile's corner, NaN where unknown. `scores` by name are what condition screens look at,
-    float64 (n,), NaN where a row has none.
+    float64 (n,), NaN where a row has none. `sites` are needed in a first pass only; None: the source names none.
     """
 
     numbers: np.ndarray

@@ -40,7 +40,7 @@ class _Orders:
         self._bytes = 0
 
     def get(self, key: bytes, name: str, count: int, shuffle: Shuffle = _shuffle) -> np.ndarray:
-        """What `shuffle` gives, which another name must stand for than for any other shuffle."""
+        """The order that `shuffle` gives; a name stands for one kind of shuffle only."""
         found = self._held.get((key, name, count))
         if found is not None:
             self._held.move_to_end((key, name, count))
@@ -92,8 +92,8 @@ def position_of(key: bytes, name: str, count: int, value: int) -> int:
 class Strata:
     """Things of several kinds, in whose order no kind comes in a heap: of any beginning, each kind has about its share.
 
-    The order is listed, so that this is for LISTED things at most.
-    `kinds` int64 (N,) is the kind of each, 0 and up. Within its kind a thing's place is keyed, and so is where a kind begins.
+    `kinds` int64 (N,) is the kind of each, 0 and up. Within its kind a thing's place is keyed, and so is where a kind begins. The order is
+    listed, so that this is for LISTED things at most.
     """
 
     kinds: np.ndarray = field(repr=False)

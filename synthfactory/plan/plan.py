@@ -242,8 +242,7 @@ def _notes(plan: Plan) -> list[str]:
         if behind.sites == 1 and max(other.sites for other in plan.bank.values()) > 1:
             notes.append(
                 f"note: {name} rests on one site, as far as sites are known, other classes on more; a classifier may learn that site's "
-                "stain for the class "
-                "(`synthfactory evaluate` measures it)"
+                "stain for the class (`synthfactory evaluate` measures it)"
             )
     for name in sorted(plan.shortfall.keys() & plan.counts.keys()):
         count = plan.shortfall[name]

@@ -33,7 +33,7 @@ def lineage_rows(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def by_mean(images: np.ndarray) -> np.ndarray:
+def by_first_pixels(images: np.ndarray) -> np.ndarray:
     """Embeds tiles by their first pixels."""
     return images.reshape(len(images), -1)[:, : making.EMBEDDING].astype(np.float32)
 
@@ -45,7 +45,7 @@ def test_a_set_is_built_from_every_source(kind: str, spec_file: MakeSpec, tmp_pa
     assert planned.code == 0, planned.err
     assert re.search(r"^alpha +6 +\d+ +3 +12  region$", planned.out, re.M), planned.out
     assert "one site" not in planned.out
-    bank = prepare(load_spec(str(spec))).with_embedded(by_mean, tmp_path / "cache", lambda _: None).bank
+    bank = prepare(load_spec(str(spec))).with_embedded(by_first_pixels, tmp_path / "cache", lambda _: None).bank
     assert bank is not None
     assert bank.sites == tuple(making.site_of(str(patient)) for patient in bank.patient_ids)
     ended = run("build", spec, "--local")
