@@ -33,13 +33,14 @@ SIZES = {
 }  # fmt: skip
 
 
-def make_tiny_model(folder: Path, seed: int = 0) -> Path:
+def make_tiny_model(folder: Path, seed: int = 0, projection_depth: int | None = None) -> Path:
     """Writes FOLDER as `synthfactory-train export` would; `model: FOLDER` loads it. Equal seeds give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    sit = {**SIZES["sit"], "projection_depth": projection_depth}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts = {
-            "sit": sit_from_dict(SIZES["sit"]),
+            "sit": sit_from_dict(sit),
             "vae": vae_from_dict(SIZES["vae"]),
             "encoder": vit_from_dict(SIZES["encoder"]),
         }
@@ -58,7 +59,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         "revision": "1",
         "tile_size_px": 32,
         "resolution_mpp": 0.5,
-        "sit": SIZES["sit"],
+        "sit": sit,
         "vae": SIZES["vae"],
         "encoder": {"id": "tiny-encoder", **SIZES["encoder"]},
         "files": files,

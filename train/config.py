@@ -178,6 +178,11 @@ class DiffusionLosses(FrozenModel):
         le=3,
         description="of logit_normal: above 0, more noise, where the layout of a tile is decided",
     )
+    features: Literal["auto", "cache", "encode"] = Field(
+        default="auto",
+        description="cache: the encoder's tokens of every tile and symmetry are made once and kept; encode: for every batch; auto: "
+        "kept where nothing is aligned and it pays",
+    )
 
 
 class RepaELosses(Adversarial):

@@ -24,7 +24,7 @@ from synthfactory.run.ray_pool import start_ray
 from synthfactory.spec.errors import InputError
 from train.checkpoint import steps
 from train.config import TrainConfig
-from train.loop import claim, train
+from train.loop import check_workers, claim, train
 from train.split import split
 from train.team import Team
 from train.watch import DivergedError
@@ -49,10 +49,7 @@ def train_with_ray(
     InputError and DivergedError as there; InputError where the batch does not divide by the workers, or no cluster answers;
     RuntimeError where workers died more than twice.
     """
-    if config.optimiser.batch % workers:
-        raise InputError(
-            f"optimiser.batch: {config.optimiser.batch} does not divide by {workers} workers; choose a multiple"
-        )
+    check_workers(config.optimiser, workers)
     for text in split(config.data, cache).warnings:  # what is wrong with the data is said before any worker starts
         say(f"warning: {text}")
     claim(config, run)

@@ -1,5 +1,7 @@
 """Exponential moving average of weights: averaged <- d averaged + (1 - d) current, with a decay that warms up.
 
+Statistics of BatchNorm are averaged as weights are (as REPA-E does); counters are copied.
+
 The decay of step s is min(d, (1 + s) / (10 + s)), so that a short run is not dominated by its first weights.
 """
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averaged float weights and copied buffers of a module."""
+    """Averaged weights and statistics of a module."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -23,12 +25,11 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Moves the average towards the module's weights after optimiser step `step` (0-based)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        parameters = dict(module.named_parameters())
         for name, value in module.state_dict().items():
-            if name in parameters:
+            if value.is_floating_point():
                 self.state[name].lerp_(value, 1 - decay)
             else:
-                self.state[name].copy_(value)  # statistics and counters are what they are
+                self.state[name].copy_(value)
 
     @contextlib.contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthfactory.model.vit import images_to_tensor, vit_from_dict
+from synthfactory.model.vit import ViTConfig, images_to_tensor, vit_from_dict
 from train.config import TrainConfig
 from train.loader import Batch, Loader
 from train.place import Figures, Phase, Place, single, wide
+from train.sizes import check_tiles
 from train.streams import normal, torch_generator, uniform
 from train.symmetry import transformed_grid
 
@@ -35,6 +36,7 @@ class EncoderStep:
     def __init__(self, config: TrainConfig, loader: Loader, place: Place) -> None:
         self.config, self.index, self.weights, self.place = config, loader.index, config.encoder, place
         index = loader.index
+        check_tiles("network.image_size", ViTConfig.model_validate(config.network), loader.size_px)
         self.module = EncoderModule(
             config.network, len(index.classes), index.attributes.shape[1], len(index.grid_channels)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +14,12 @@ from torch import Tensor
 
 from synthfactory.embeddings.bank import MPP
 from synthfactory.model.config_check import FORMAT
-from synthfactory.model.find import find_model
+from synthfactory.model.files import sha256_of
+from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import FIGURES, ModelFolder
-from synthfactory.model.licence import NOT_STATED
+from synthfactory.model.licence import NOT_STATED, known_licence
+from synthfactory.model.sit import sit_from_dict
+from synthfactory.model.vae import vae_from_dict
 from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.card import write_card
@@ -42,7 +44,7 @@ def _seconds(run: Path) -> float:
 def _write(path: Path, state: dict[str, Tensor], dtype: torch.dtype = torch.float16) -> str:
     cast = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in sorted(state.items())}
     save_file(cast, path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def export(
@@ -104,15 +106,30 @@ def export(
 
 
 def _terms(config: TrainConfig, licence: dict[str, Any] | None) -> dict[str, Any]:
-    """What the export states. InputError, before anything is written, where the base model's terms would be changed."""
+    """What the export states. InputError, before anything is written, where terms would be changed that are not its maker's to change:
+    those of a base that may not be shared, or that is gated, and of a gated encoder whose embeddings it learnt from.
+    """
     if config.base is None:
         return {"name": NOT_STATED, "sharing": "local"} if licence is None else licence
-    stated = find_model(config.base).licence
+    base = find_model(config.base)
+    stated = dict(base.licence)
+    bound = base.gated
+    if isinstance(base, ModelFolder) and config.encoder_run is None:
+        apart = None if base.has_encoder else find_encoder(config.base, base)
+        behind = known_licence(base.encoder["id"]) or (dict(apart.licence) if apart is not None and apart.gated else {})
+        if behind:
+            bound = True
+            stated = {**behind, **stated, "embeddings": f"{base.encoder['id']}: {behind['name']}"}
+    if bound:
+        stated["sharing"] = "local"
     if licence is not None and stated.get("sharing") != "allowed" and licence != stated:
-        raise InputError(
-            f"base: {config.base.name} is under {stated.get('name')}, whose terms stay; leave the licence out"
-        )
-    return dict(stated) if licence is None else licence
+        raise InputError(f"base: {config.base.name} is under {_named(stated)}, whose terms stay; leave the licence out")
+    return stated if licence is None else licence
+
+
+def _named(terms: dict[str, Any]) -> str:
+    embeddings = terms.get("embeddings")
+    return f"{terms.get('name')}{f' (embeddings of {embeddings})' if embeddings else ''}"
 
 
 def _vae_sizes(config: TrainConfig) -> dict[str, Any]:
@@ -153,10 +170,8 @@ def _of_runs(
     encoder_run, vae_run = Path(config.encoder_run), Path(config.vae_run)
     encoder_step, encoder = _average(encoder_run)
     vae_step, vae = _average(vae_run)
-    if (encoder_step, vae_step) != (extra["encoder_step"], extra["vae_step"]):
-        raise InputError(
-            f"the run was trained on encoder step {extra['encoder_step']} and VAE step {extra['vae_step']}; they have moved on since"
-        )
+    _check_origin(extra, "encoder", str(encoder_run))
+    _check_origin(extra, "vae", str(vae_run))
     out.mkdir(parents=True, exist_ok=True)
     files = {
         "sit.safetensors": _write(out / "sit.safetensors", own["sit"]),
@@ -165,7 +180,8 @@ def _of_runs(
     }
     encoder_config, vae_config = load_config(f"{encoder_run}/config.yaml"), load_config(f"{vae_run}/config.yaml")
     described = {
-        "tile_size_px": int(extra["network"].get("latent_size", 28)) * 8,
+        "tile_size_px": sit_from_dict(extra["network"]).config.latent_size
+        * vae_from_dict(vae_config.network).config.factor,
         "resolution_mpp": MPP,
         "sit": extra["network"],
         "vae": vae_config.network,
@@ -180,6 +196,16 @@ def _of_runs(
         },
     }
     return described, {"encoder": _hours(encoder_run), "vae": _hours(vae_run)}
+
+
+def _check_origin(extra: dict[str, Any], part: str, run: str) -> None:
+    """InputError where the run that this one built on is not at the weights that it was at then."""
+    step, path = checkpoint.average_file(run)
+    noted = extra.get(f"{part}_sha256")  # runs of before it was noted are known by steps alone
+    if step != extra[f"{part}_step"] or noted not in (None, sha256_of(path)):
+        raise InputError(
+            f"{part}_run: {run}: the run was trained on its step {extra[f'{part}_step']:,}; it has moved on or was trained anew since"
+        )
 
 
 def _of_base(
@@ -199,10 +225,7 @@ def _of_base(
     conditioned = config.encoder_run if config.mode != "vae" else None
     if conditioned:
         encoder_step, encoder = _average(Path(conditioned))
-        if encoder_step != extra["encoder_step"]:
-            raise InputError(
-                f"the run was trained on encoder step {extra['encoder_step']} of {conditioned}; it has moved on since"
-            )
+        _check_origin(extra, "encoder", conditioned)
     if config.finetune.lora is not None:
         own = {**own, "sit": merged(own["sit"], config.finetune.lora.scale)}
     out.mkdir(parents=True, exist_ok=True)

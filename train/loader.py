@@ -62,8 +62,6 @@ class Loader:
         threads: int | None = None,
         ahead: int = 4,
     ) -> None:
-        if batch % share.world:
-            raise InputError(f"optimiser.batch: {batch} does not divide by {share.world} workers; choose a multiple")
         self.index = index
         self._order, self._seed, self._batch, self._share = order, seed, batch, share
         self._symmetries, self._stain = symmetries, stain_jitter
@@ -82,13 +80,13 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; those of the next steps are begun. InputError, naming the tar, for a tile that does not decode."""
+        began = time.perf_counter()
         if not self._queue or self._queue[0][0] != step:  # the first, or a jump
             self._drop()
             self._queue.append(self._begin(step))
         while len(self._queue) <= self._ahead:
             self._queue.append(self._begin(self._queue[-1][0] + 1))
         _, positions, rows, symmetries, futures = self._queue.popleft()
-        began = time.perf_counter()
         images = np.stack([future.result() for future in futures])
         self.waited_sec += time.perf_counter() - began
         return Batch(step, positions, rows, symmetries, images)

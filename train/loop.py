@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
@@ -46,7 +47,9 @@ FREE = (
 ORIGIN = {
     "base": "the model named as base",
     "encoder_step": "encoder_run",
+    "encoder_sha256": "encoder_run",
     "vae_step": "vae_run",
+    "vae_sha256": "vae_run",
     "data_sha256": "the tiles",
 }
 
@@ -59,6 +62,19 @@ def rate_at(optimiser: Optimiser, step: int) -> float:
         return optimiser.rate
     done = (step - optimiser.warmup) / max(1, optimiser.steps - optimiser.warmup)
     return optimiser.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def check_workers(optimiser: Optimiser, workers: int) -> None:
+    """InputError where a batch cannot be dealt to the workers evenly, or a worker's share not cut into equal parts: means would
+    weigh some tiles more than others.
+    """
+    if optimiser.batch % workers:
+        raise InputError(f"optimiser.batch: {optimiser.batch} does not divide by {workers} workers; choose a multiple")
+    if optimiser.batch // workers % optimiser.accumulate:
+        raise InputError(
+            f"optimiser.accumulate: {optimiser.accumulate} parts do not divide the {optimiser.batch // workers} tiles that each of "
+            f"{workers} workers takes of a batch; choose a batch that is a multiple of {workers * optimiser.accumulate}"
+        )
 
 
 def claim(config: TrainConfig, run: Path) -> None:
@@ -94,6 +110,7 @@ def train(
     # Filling every new tensor costs a quarter of a step; nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     team = Team() if team is None else team
+    check_workers(config.optimiser, team.world)
     cache.mkdir(parents=True, exist_ok=True)
     with team.first():
         divided = split(config.data, cache)
@@ -152,12 +169,16 @@ class _Run:
         path, now = self.run / "extra.json", self._extra()
         if self.first and path.exists():
             before = json.loads(path.read_text())
-            changed = [what for name, what in ORIGIN.items() if before.get(name) != now.get(name)]
+            of_old = ("encoder_sha256", "vae_sha256")  # runs that were begun before they were noted go on
+            noted = {name: what for name, what in ORIGIN.items() if name in before or name not in of_old}
+            changed = list(dict.fromkeys(what for name, what in noted.items() if before.get(name) != now.get(name)))
             if changed:
                 raise InputError(
                     f"{self.run}: {' and '.join(changed)} changed since it was begun; put back what was there, or use another run folder"
                 )
-        path.write_text(json.dumps(now, indent=1))
+        temporary = path.with_name(".tmp-extra.json")
+        temporary.write_text(json.dumps(now, indent=1))
+        temporary.replace(path)
 
     def _extra(self) -> dict[str, Any]:
         index = self.divided.index
@@ -259,6 +280,8 @@ class _Run:
         self._look(step, phase, whole)
         found = dict(zip(names, means, strict=True))
         found["gradient_norm"] = float(nn.utils.clip_grad_norm_(phase.weights, self.config.optimiser.clip))
+        if not math.isfinite(found["gradient_norm"]):  # the step would spoil weights and averages, whatever the loss is
+            raise self._diverged(f"step {step}: the gradient's norm is {found['gradient_norm']}")
         self.optimisers[phase.name].step()
         return whole, found
 
@@ -266,13 +289,16 @@ class _Run:
         try:
             self.watches[phase.name].look(step, loss, jumps=phase.opposes)
         except DivergedError as error:
-            good = checkpoint.steps(self.run)
-            where = (
-                f"the last good checkpoint is {self.run}/checkpoints/{good[-1]:06d}"
-                if good
-                else "there is no checkpoint"
-            )
-            raise DivergedError(f"{error}; {where}; lower optimiser.rate, or look at the tiles of this step") from None
+            raise self._diverged(str(error)) from None
+
+    def _diverged(self, what: str) -> DivergedError:
+        good = checkpoint.steps(self.run)
+        where = (
+            f"the last good checkpoint is {self.run}/checkpoints/{good[-1]:06d}" if good else "there is no checkpoint"
+        )
+        return DivergedError(
+            f"{what}; {where}; look at the tiles of this step, or begin another run folder with a lower optimiser.rate"
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -309,10 +335,11 @@ class _Run:
         also = {"watch": {name: watch.to_json() for name, watch in self.watches.items()}}
         try:
             checkpoint.save(self.run, step, self.work.module, self.averages, self.optimisers, keep=keep, also=also)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
             good = checkpoint.steps(self.run)
+            why = getattr(error, "strerror", None) or error
             raise InputError(
-                f"{self.run}/checkpoints: step {step} cannot be written: {error.strerror or error}; make room and run the same command: "
+                f"{self.run}/checkpoints: step {step} cannot be written: {why}; make room and run the same command: "
                 f"it goes on from step {good[-1] if good else 0}"
             ) from None
 

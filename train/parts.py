@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from synthfactory.model.files import sha256_of
 from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import SiT, sit_from_dict
@@ -26,6 +26,7 @@ from train.config import TrainConfig, load_config
 from train.loader import Loader
 from train.lora import adapt
 from train.place import Place
+from train.sizes import check_fit, check_projector
 from train.streams import torch_generator
 
 
@@ -48,7 +49,7 @@ def parts_of(config: TrainConfig, loader: Loader) -> Parts:
 
 def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     assert config.encoder_run and config.vae_run
-    encoder_step, encoder = _encoder_of_run(config.encoder_run)
+    encoder_step, encoder, encoder_sha256 = _encoder_of_run(config.encoder_run)
     vae_config = _config_of(config.vae_run, "vae")
     if vae_config.base is not None:
         raise InputError(
@@ -57,6 +58,7 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     vae = vae_from_dict(vae_config.network)
     vae_step, path = average_file(config.vae_run)
     vae.load_state_dict(vae_state(load_file(path)))
+    check_fit(config.network, vae.config, encoder.config, loader.size_px)
     network = {
         **config.network,
         "condition_width": encoder.config.width,
@@ -65,8 +67,11 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     }
     sit = sit_from_dict(network)
     sit.initialise(torch_generator(config.seed, "sit"))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    extra = {"network": network, "encoder_step": encoder_step, "vae_step": vae_step}
+    digest = sha256_of(path)
+    extra = {
+        "network": network, "encoder_step": encoder_step, "encoder_sha256": encoder_sha256,
+        "vae_step": vae_step, "vae_sha256": digest,
+    }  # fmt: skip
     return Parts(sit, vae.eval().requires_grad_(False), encoder, digest, True, extra)
 
 
@@ -87,8 +92,8 @@ def _config_of(run: str, mode: str) -> TrainConfig:
     return config
 
 
-def _encoder_of_run(run: str) -> tuple[int, ViT]:
-    """(step, averaged encoder) of a run; the heads that taught it are left behind."""
+def _encoder_of_run(run: str) -> tuple[int, ViT, str]:
+    """(step, averaged encoder, sha256 of its file) of a run; the heads that taught it are left behind."""
     config = _config_of(run, "encoder")
     encoder = vit_from_dict(config.network)
     step, path = average_file(run)
@@ -96,7 +101,7 @@ def _encoder_of_run(run: str) -> tuple[int, ViT]:
     encoder.load_state_dict(
         {name.removeprefix("vit."): value for name, value in state.items() if name.startswith("vit.")}
     )
-    return step, encoder.eval().requires_grad_(False)
+    return step, encoder.eval().requires_grad_(False), sha256_of(path)
 
 
 def vae_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,14 +167,14 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
     extra: dict[str, Any] = {"base": _named(folder)}
     encoder = model.encoder.cpu()
     if config.encoder_run is not None:
-        step, encoder = _encoder_of_run(config.encoder_run)
+        step, encoder, digest = _encoder_of_run(config.encoder_run)
         takes = {sit.config.condition_width} | ({sit.config.projection_width} if sit.config.projection_depth else set())
         if takes != {encoder.config.width}:
             wanted = " and ".join(map(str, sorted(takes)))
             raise InputError(
                 f"encoder_run: {config.encoder_run}: its embeddings are {encoder.config.width} wide; {folder.id} takes {wanted}"
             )
-        extra |= {"encoder_step": step, "condition": condition_statistics(encoder, loader)}
+        extra |= {"encoder_step": step, "encoder_sha256": digest, "condition": condition_statistics(encoder, loader)}
         state, sit = sit.state_dict(), sit_from_dict(sit.config.model_dump() | extra["condition"])
         sit.load_state_dict(state)
     if plan.lora is not None:
@@ -180,8 +185,7 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
         learns = f"{chosen} of {names} tensors"
     if plan.statistics == "measure":
         learns += ", mean and variance of latents taken anew"
-    if config.mode == "repa-e" and sit.config.projection_depth is None:
-        raise InputError(f"base: {folder.id} has no projector, so nothing can be aligned through it; use mode finetune")
+    check_projector(config.mode, sit.config.projection_depth, folder.id)
     extra["learns"] = learns
     digest, fresh = str(folder.config["files"]["vae.safetensors"]), plan.statistics == "measure"
     return Parts(sit, model.vae.cpu(), encoder, digest, fresh, extra)

@@ -14,14 +14,17 @@ from torch import nn
 from synthfactory.model.find import find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import sit_from_dict
-from synthfactory.model.vae import vae_from_dict
-from synthfactory.model.vit import parameter_count, vit_from_dict
+from synthfactory.model.vae import VAEConfig, vae_from_dict
+from synthfactory.model.vit import ViTConfig, parameter_count, vit_from_dict
+from synthfactory.shards.tarfmt import decode_image
 from synthfactory.spec.errors import InputError
 from train.config import Adversarial, TrainConfig
 from train.discriminator import PatchDiscriminator
 from train.lora import adapt
 from train.parts import chosen_weights
 from train.sampler import Order
+from train.shardset import Reader
+from train.sizes import check_crop, check_factor, check_fit, check_projector, check_tiles
 from train.split import Split, split
 
 MB = 1e6
@@ -30,7 +33,8 @@ MB = 1e6
 def plan(config: TrainConfig, cache: Path) -> list[str]:
     """Lines of at most 80 columns, but for long names. InputError for whatever `run` would refuse of data, base and sizes."""
     divided = split(config.data, cache)
-    return [*_data(divided), "", *_work(config, divided), "", *_networks(config), *_warnings(divided)]
+    size_px = len(decode_image(Reader(divided.index).read(int(divided.train[0]))))
+    return [*_data(divided), "", *_work(config, divided), "", *_networks(config, size_px), *_warnings(divided)]
 
 
 def _data(divided: Split) -> Iterator[str]:
@@ -62,9 +66,9 @@ def _work(config: TrainConfig, divided: Split) -> Iterator[str]:
     )
 
 
-def _networks(config: TrainConfig) -> Iterator[str]:
+def _networks(config: TrainConfig, size_px: int) -> Iterator[str]:
     """Parameters, and what weights, gradients, optimiser and averages take: activations come on top, and grow with the batch."""
-    parts = dict(_parts(config))
+    parts = dict(_parts(config, size_px))
     size = 8 if config.precision == "float64" else 4
     total = 0
     for name, (module, learns) in parts.items():
@@ -77,13 +81,16 @@ def _networks(config: TrainConfig) -> Iterator[str]:
     yield f"memory      {total / MB:,.0f} MB: weights, gradients, optimiser, averages; no activations"
 
 
-def _parts(config: TrainConfig) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
+def _parts(config: TrainConfig, size_px: int) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
     with torch.device("meta"):
         if config.mode == "encoder":
+            check_tiles("network.image_size", ViTConfig.model_validate(config.network), size_px)
             yield "encoder", (vit_from_dict(config.network), True)
             return
         if config.mode == "vae":
             vae = vae_from_dict(config.network if config.base is None else _of_base(config)["vae"])
+            check_crop(config.vae.crop, size_px)
+            check_factor(config.vae.crop, vae.config.factor)
             if config.base is not None:
                 chosen_weights(vae, config.finetune.parts)
             yield "vae", (vae, True)
@@ -91,7 +98,12 @@ def _parts(config: TrainConfig) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
                 yield from _discriminator(config.vae)
             return
         sizes = _of_base(config) if config.base is not None else _of_runs(config)
+        if config.base is None:
+            found = VAEConfig.model_validate(sizes["vae"]), ViTConfig.model_validate(sizes["encoder"])
+            check_fit(config.network, *found, size_px)
         sit = sit_from_dict(sizes["sit"])
+        if config.base is not None:
+            check_projector(config.mode, sit.config.projection_depth, config.base.name)
         if config.base is not None and config.finetune.lora is not None:
             adapt(sit, config.finetune.lora.targets, config.finetune.lora.rank, config.finetune.lora.scale, None)
         elif config.base is not None:

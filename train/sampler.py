@@ -1,12 +1,15 @@
 """Which tile stands at which position of a run: a function of (seed, position) alone, so that any number of workers share one order.
 
 natural: passes over all tiles, each shuffled anew; a set of weight w is seen w times a pass (a part of it, drawn anew, where w is no
-whole number). balanced: every block of C positions has each of the C classes once; each class goes through its own tiles in passes.
+whole number; what does not come out even in one pass does over several). balanced: every block of C positions has each of the C classes
+once; each class goes through its own tiles in passes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
@@ -58,33 +61,42 @@ class _Group:
 
     def __init__(self, seed: int, name: str, rows: np.ndarray, weights: np.ndarray) -> None:
         self._seed, self._name = seed, name
+        weights = weights / min(1.0, float(weights.max()))  # a pass shows the heaviest tiles once at least
         self._always = np.repeat(rows, np.floor(weights).astype(np.int64))
         part = weights - np.floor(weights)
-        # Of rows whose weight has a fraction, so many a pass; the shares of all such rows are alike within a set.
-        self._sometimes = [
-            (rows[part == share], round(share * (part == share).sum())) for share in np.unique(part[part > 0])
-        ]
-        self._length = int(len(self._always) + sum(count for _, count in self._sometimes))
-        if not self._length:  # a few tiles of tiny weight
-            self._always, self._length = rows, len(rows)
-            self._sometimes = []
+        # Of rows whose weight has a fraction, so many a pass on average, exactly; those of a set have one fraction.
+        groups = [rows[part == share] for share in np.unique(part[part > 0])]
+        shares = [Fraction(float(share)).limit_denominator(10**6) for share in np.unique(part[part > 0])]
+        self._sometimes = [(group, share * len(group)) for group, share in zip(groups, shares, strict=True)]
+        self._mean = len(self._always) + sum((count for _, count in self._sometimes), Fraction())
         self._passes: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return self._length
+        return math.ceil(self._mean)
 
     def at(self, position: int) -> int:
-        number, place = divmod(position, self._length)
+        number = int(position / self._mean)
+        while self._start(number) > position:
+            number -= 1
+        while self._start(number + 1) <= position:
+            number += 1
         if number not in self._passes:
             if len(self._passes) > 1:  # a batch, and those that are read ahead, lie in two passes at most
                 self._passes.pop(min(self._passes))
             self._passes[number] = self._rows_of(number)
-        found: int = self._passes[number].item(place)
+        found: int = self._passes[number].item(position - self._start(number))
         return found
+
+    def _start(self, number: int) -> int:
+        """Position at which a pass begins."""
+        return number * len(self._always) + sum(math.floor(number * count) for _, count in self._sometimes)
 
     def _rows_of(self, number: int) -> np.ndarray:
         random = stream(self._seed, f"pass-{self._name}", number)
-        some = [random.permutation(rows)[:count] for rows, count in self._sometimes]
+        some = [
+            random.permutation(rows)[: math.floor((number + 1) * count) - math.floor(number * count)]
+            for rows, count in self._sometimes
+        ]
         return np.asarray(random.permutation(np.concatenate([self._always, *some])))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -66,10 +67,13 @@ class Index:
 
 @dataclass(frozen=True)
 class _Tar:
-    """A tar to read. `patients` gives those of its tiles by key, where they stand beside it."""
+    """A tar to read. `patients` gives those of its tiles by key, where they stand beside it; `size` is what lies there in a store
+    that was listed, None where nothing does.
+    """
 
     place: str
     sha256: str | None = None
+    size: int | None = None
     patients: Callable[[], dict[str, str | None]] | None = None
 
 
@@ -122,6 +126,7 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
     commits = list_commits(store)
     if commits:
         packed = store.size("pack.json") is not None
+        lying = dict(store.entries()) if is_url(place) else {}  # one listing, not a request for each tar
         found = []
         for commit in commits.values():
 
@@ -129,7 +134,8 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
                 return {row["key"]: row["patient_id"] for row in read_patients(store, commit)}
 
             where = f"{place.rstrip('/')}/{commit.objects[0]}"
-            found.append(_Tar(where, str(commit.body["tar"]["sha256"]), patients if packed else None))
+            sha256, size = str(commit.body["tar"]["sha256"]), lying.get(commit.objects[0])
+            found.append(_Tar(where, sha256, size, patients if packed else None))
         return found
     # Hidden files are what somebody is still writing, or left behind: tars have their names when they are whole.
     names = sorted(
@@ -159,9 +165,14 @@ def built_sets(data: Data) -> list[dict[str, str]]:
 
 
 def _piece(tar: _Tar, cache: Path) -> _Piece:
-    """From the cache, or read and kept there. The name covers the tar's content, or where that is not known, its size and time."""
+    """From the cache, or read and kept there. The name covers what the commit says of the tar, and what lies there: size and time."""
     try:
-        known_by = tar.sha256 or identity([tar.place])[0]
+        if tar.sha256 is not None and is_url(tar.place):
+            if tar.size is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            known_by = f"{tar.sha256}:{tar.size}"
+        else:
+            known_by = f"{tar.sha256}:{identity([tar.place])[0]}"
     except OSError as error:
         raise BadShardError(f"{tar.place}: is missing or cannot be read ({error.strerror or error})") from None
     kept = cache / "index" / f"{hashlib.sha256(f'{FORMAT}:{tar.place}:{known_by}'.encode()).hexdigest()[:32]}.npz"

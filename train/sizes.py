@@ -1,4 +1,6 @@
-"""Whether `network:` of a config describes a network: told before anything is written, at the place where it stands in the file."""
+"""Whether `network:` of a config describes a network, and one that fits the tiles and what it builds on: told before anything is
+written, at the place where it stands in the file.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from torch import nn
 from synthfactory.model.sit import SiTConfig, sit_from_dict
 from synthfactory.model.vae import VAEConfig, vae_from_dict
 from synthfactory.model.vit import ViTConfig, vit_from_dict
+from synthfactory.spec.errors import InputError
 from synthfactory.spec.faults import faults_of
 
 FORMS: dict[str, tuple[type[BaseModel], Callable[[dict[str, Any]], nn.Module]]] = {
@@ -35,3 +38,47 @@ def faults_of_network(mode: str, sizes: Mapping[str, Any]) -> list[tuple[str, st
     except (ValueError, RuntimeError) as error:
         return [("network", str(error).splitlines()[0])]
     return []
+
+
+def check_fit(sizes: Mapping[str, Any], vae: VAEConfig, encoder: ViTConfig, size_px: int) -> None:
+    """InputError where a SiT of these sizes does not fit the autoencoder's latents of such tiles, or the encoder."""
+    given = SiTConfig.model_validate(sizes)
+    check_tiles("encoder_run", encoder, size_px)
+    wanted = {"latent_channels": vae.latent_channels, "latent_size": size_px // vae.factor}
+    for name, value in wanted.items():
+        if getattr(given, name) != value:
+            raise InputError(
+                f"network.{name}: is {getattr(given, name)}, but the autoencoder of vae_run makes {value} of tiles of {size_px} px; "
+                f"write {value}"
+            )
+    for name in ("condition_width", "projection_width"):
+        if sizes.get(name, encoder.width) != encoder.width:
+            raise InputError(
+                f"network.{name}: is {sizes[name]}, but the encoder of encoder_run has {encoder.width}; leave it out"
+            )
+
+
+def check_tiles(where: str, encoder: ViTConfig, size_px: int) -> None:
+    """InputError where the encoder takes tiles of another size: no tile is resized."""
+    if encoder.image_size != size_px:
+        raise InputError(
+            f"{where}: takes tiles of {encoder.image_size} px; those of data.shards have {size_px} px, and no tile is resized"
+        )
+
+
+def check_crop(crop: int, size_px: int) -> None:
+    """InputError for crops that the tiles do not hold."""
+    if crop > size_px:
+        raise InputError(f"vae.crop: {crop} px of tiles of {size_px} px; at most that many")
+
+
+def check_factor(crop: int, factor: int) -> None:
+    """InputError for crops that the autoencoder cannot take."""
+    if crop % factor:
+        raise InputError(f"vae.crop: {crop} px is no multiple of {factor}, the autoencoder's factor")
+
+
+def check_projector(mode: str, projection_depth: int | None, name: str) -> None:
+    """InputError where repa-e would have nothing to align through."""
+    if mode == "repa-e" and projection_depth is None:
+        raise InputError(f"base: {name} has no projector, so nothing can be aligned through it; use mode finetune")

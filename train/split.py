@@ -7,6 +7,7 @@ when other tiles of theirs join.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from synthfactory.embeddings.rows import spelled
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import counted, shown
@@ -53,19 +55,22 @@ def split(data: Data, cache: Path) -> Split:
         )
     share = data.validation.share
     held = index.sets >= len(data.shards) if share is None else _held_out(index, share)
-    both = set(index.patients[held].tolist()) & set(index.patients[~held].tolist()) - {-1}
-    if both:
-        raise InputError(
-            f"data.validation.shards: {counted(len(both), 'patient')} of theirs are in the training tiles as well, so what is "
-            "measured there would flatter; split by patient"
-        )
+    _check_sides(index, held)
     _check_synthetic(index, held, data)
     if held.all() or not held.any():
         side = "training" if held.all() else "validation"
         raise InputError(f"data.validation: no tile is left for {side}; there are too few patients to divide them")
+    if unknown[held].any():
+        warnings.append(
+            f"the patient of {counted(int(unknown[held].sum()), 'validation tile')} is unknown, and may be trained on"
+        )
     if index.synthetic[~held].any() and any(entry.lineage is None for entry in data.shards):
         warnings.append(
             "synthetic tiles may rest on patients that are validated on; name the set's lineage under data.shards to check it"
+        )
+    if index.synthetic[held].any() and any(entry.lineage is None for entry in apart):
+        warnings.append(
+            "synthetic validation tiles may rest on patients that are trained on; name the set's lineage under data.validation.shards"
         )
     kept = np.flatnonzero(~held)
     return Split(index, kept, np.flatnonzero(held), (*warnings, *_mixed(index, kept)))
@@ -81,15 +86,45 @@ def _held_out(index: Index, share: float) -> np.ndarray:
     return np.isin(index.patients, np.asarray(sorted(chosen), np.int64))
 
 
+def _check_sides(index: Index, held: np.ndarray) -> None:
+    """InputError where a patient is on both sides, be it under two spellings."""
+    trained = {spelled(name): name for name in _names(index, ~held)}
+    both = [(trained[spelled(name)], name) for name in _names(index, held) if spelled(name) in trained]
+    if not both:
+        return
+    one, other = both[0]
+    if all(a != b for a, b in both):
+        raise InputError(
+            f"data.validation: names patients that differ in case, spaces or form of letters only ({json.dumps(one)} in training and "
+            f"{json.dumps(other)} in validation); spell one person one way"
+        )
+    raise InputError(
+        f"data.validation.shards: {counted(len(both), 'patient')} of theirs are in the training tiles as well, so what is "
+        "measured there would flatter; split by patient"
+    )
+
+
+def _names(index: Index, side: np.ndarray) -> list[str]:
+    return [index.patient_names[at] for at in np.unique(index.patients[side]) if at >= 0]
+
+
 def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> None:
-    """InputError where synthetic training tiles rest on patients that are validated on, as far as lineages say."""
-    names = {index.patient_names[at] for at in np.unique(index.patients[held]) if at >= 0}
-    for number, entry in enumerate(data.shards):
-        both = names & set(_rests_on(entry.lineage)) if entry.lineage else set()
-        if both:
+    """InputError where synthetic tiles of one side rest on patients of the other, as far as lineages say."""
+    assert data.validation is not None
+    apart = data.validation.shards or []
+    behind = [{spelled(n) for n in _rests_on(entry.lineage)} if entry.lineage else set() for entry in apart]
+    judged = {spelled(name) for name in _names(index, held)}.union(*behind)
+    trained = {spelled(name) for name in _names(index, ~held)}
+    sides = [
+        *((f"data.shards.{at}", judged, set(map(spelled, _rests_on(entry.lineage))), "validation")
+          for at, entry in enumerate(data.shards) if entry.lineage),
+        *((f"data.validation.shards.{at}", trained, names, "training") for at, names in enumerate(behind)),
+    ]  # fmt: skip
+    for where, others, names, side in sides:
+        if both := others & names:
             raise InputError(
-                f"data.shards.{number}: its tiles were drawn from {counted(len(both), 'patient')} of the validation side, so what "
-                "is measured there would flatter; build the set from the others"
+                f"{where}: its tiles were drawn from {counted(len(both), 'patient')} of the {side} side, so what is measured would "
+                "flatter; build the set from the others"
             )
 
 

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from synthfactory.model.interpolant import noised, velocity_target
 from synthfactory.model.vae import pixels_from_uint8
-from synthfactory.model.vit import images_to_tensor
 from synthfactory.model.weights import LoadedModel
 from train import losses
 from train.config import TrainConfig
 from train.encoder_step import EncoderStep
+from train.features import Tokens
 from train.loader import Batch, Loader
 from train.parts import Parts, drawing_model, parts_of
 from train.place import Figures, Phase, Place, Step, single, wide
@@ -43,6 +43,8 @@ class DiffusionStep:
         if parts.fresh:
             self._measure()
         self.sit.to(place.device, place.dtype)
+        self.aligned = self.weights.alignment > 0 and self.sit.config.projection_depth is not None
+        self.tokens = Tokens(config, self.encoder, loader, cache, place, aligned=self.aligned)
         self.module: nn.Module = self.sit
         self._extra = parts.extra
 
@@ -90,24 +92,21 @@ class DiffusionStep:
         ]
         bring = self.place.bring
         posterior = bring(np.ascontiguousarray(np.stack(stored)))
-        with torch.no_grad():
-            tokens = wide(self.encoder(bring(images_to_tensor(batch.images))))
+        condition, patches = self.tokens.of(batch)
         shape = posterior.shape[2:]
         latents = posterior[:, 0] + posterior[:, 1] * bring(normal(seed, "posterior", positions, shape))
         latents = self.sit.normalise(latents)
-        condition = self.encoder.class_token(tokens)
         jitter = bring(normal(seed, "jitter", positions, condition.shape[1:])) * self.sit.config.condition_std
         condition = condition + weights.condition_noise * jitter
         noise = bring(normal(seed, "noise", positions, shape))
         t = losses.times(seed, positions, weights, bring)
         is_null = bring(uniform(seed, "null", positions) < weights.null_share)
-        aligned = weights.alignment > 0 and self.sit.config.projection_depth is not None
-        velocity, projection = self.sit(noised(latents, noise, t), t, condition, is_null, project=aligned)
+        velocity, projection = self.sit(noised(latents, noise, t), t, condition, is_null, project=self.aligned)
         flow = F.mse_loss(wide(velocity), velocity_target(latents, noise))
         figures = {"flow": flow.item()}
-        if projection is None:
+        if projection is None or patches is None:
             return flow, figures
-        against = losses.alignment(wide(projection), self.encoder.patch_tokens(tokens))
+        against = losses.alignment(wide(projection), patches)
         figures["alignment"] = against.item()
         return flow + weights.alignment * against, figures
 

@@ -20,6 +20,7 @@ from train.loader import Batch, Loader
 from train.parts import vae_parts
 from train.perceptual import Features, features_of
 from train.place import Figures, Phase, Place, single, wide
+from train.sizes import check_crop, check_factor
 from train.streams import normal, stream, torch_generator, uniform
 from train.symmetry import turned
 from train.team import Team
@@ -39,15 +40,11 @@ class VAEStep:
     def __init__(self, config: TrainConfig, loader: Loader, team: Team) -> None:
         self.config, self.weights, self.team = config, config.vae, team
         self.place: Place = team.place(config.precision)
-        if config.vae.crop > loader.size_px:
-            raise InputError(f"vae.crop: {config.vae.crop} px of tiles of {loader.size_px} px; at most that many")
+        check_crop(config.vae.crop, loader.size_px)
         parts = vae_parts(config, loader)
         self.vae, self._extra = parts.vae.to(self.place.device, self.place.dtype), parts.extra
         self.features: Features | None = features_of(config.vae, parts.encoder, self.place)
-        if config.vae.crop % parts.vae.config.factor:
-            raise InputError(
-                f"vae.crop: {config.vae.crop} px is no multiple of {parts.vae.config.factor}, the autoencoder's factor"
-            )
+        check_factor(config.vae.crop, parts.vae.config.factor)
         self.module: nn.Module = self.vae
         self.discriminator: PatchDiscriminator | None = None
         if config.vae.gan:

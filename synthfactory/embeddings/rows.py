@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,11 @@ class RowSource:
     identity: Sequence[Any] | None = None
     extent: float = 224.0
     what: str = "the bank"
+
+
+def spelled(name: str) -> str:
+    """What is left of a name without case, spaces and forms of letters: names of which it is equal are taken for one person's."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def known(value: Any) -> str | None:

@@ -132,9 +132,9 @@ def _check_samplers(spec: Spec, model: Opened) -> None:
 
 def _encoder_licence(model: Opened, encoder: EncoderFolder | None) -> dict[str, Any]:
     """Terms of whoever made the embeddings: known even where only its name is; {} where they are the model's own."""
-    if isinstance(model, ModelFolder) and model.has_encoder:
-        return {}
-    return dict(encoder.licence) if encoder is not None else known_licence(model.encoder["id"])
+    if encoder is None or (isinstance(model, ModelFolder) and model.has_encoder):
+        return known_licence(model.encoder["id"])  # also where a copy of a gated encoder lies in the folder
+    return dict(encoder.licence)
 
 
 def _check_accepted(

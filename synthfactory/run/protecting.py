@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from synthfactory.embeddings.bank import Bank
+from synthfactory.embeddings.rows import spelled
 from synthfactory.model.find import Opened
 from synthfactory.model.folder import ModelFolder
 from synthfactory.plan.allocate import class_counts
@@ -116,7 +116,7 @@ def _check_spelling(spec: Spec, patients: Iterable[str | None]) -> None:
     """One person under two names would count twice, and lose twice of what was promised."""
     known: dict[str, str] = {}
     for name in {patient for patient in patients if patient is not None}:
-        alike = known.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), name)
+        alike = known.setdefault(spelled(name), name)
         if alike != name:
             raise spec.error(
                 f"embeddings.{spec.embeddings.source}",

@@ -49,11 +49,23 @@ def test_every_tile_is_seen_once_a_pass_and_passes_differ() -> None:
 
 def test_weights_say_how_often_a_set_is_seen() -> None:
     order = order_of(14, weights=[2.0] * 4 + [0.5] * 8 + [1.25] * 2)
-    counts = np.bincount(order.rows(range(14 * 4)), minlength=14)
-    assert order.pass_length == 8 + 4 + 2 + round(0.25 * 2)
+    counts = np.bincount(order.rows(range(58)), minlength=14)  # four passes of 8 + 4 + 2.5
     assert set(counts[:4]) == {8}
-    assert counts[4:12].sum() == pytest.approx(16, abs=2)
+    assert (counts[4:12].sum(), counts[12:].sum()) == (16, 10)
     assert counts[4:12].max() <= 4
+    assert order.pass_length == 15
+
+
+@pytest.mark.parametrize(("weights", "wanted"), [([0.04] * 12, 48), ([0.5], 50), ([1.5] * 3, 450), ([0.01], 1)])
+def test_a_weight_holds_on_average_however_few_tiles_have_it(weights: list[float], wanted: int) -> None:
+    order = order_of(100 + len(weights), weights=[1.0] * 100 + weights)
+    positions = 100 * 100 + wanted  # a hundred passes
+    rows = order.rows(range(positions))
+    assert (rows >= 100).sum() == wanted
+    assert set(np.bincount(rows)[:100]) == {100}
+    assert order.rows([777, 9, positions - 1]).tolist() == rows[[777, 9, -1]].tolist()
+    alone = order_of(len(weights), weights=weights).rows(range(4 * len(weights)))
+    assert set(alone) == set(range(len(weights)))  # against nothing else, a weight says nothing
 
 
 def test_balanced_classes_stand_in_every_block() -> None:
@@ -197,10 +209,12 @@ def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "c" / "0.tar", range(200, 206), lambda n: {"label": "a", "patient_id": "unknown"})
     with pytest.raises(InputError, match="the patient of 6 tiles is unknown"):
         split(data_of(tmp_path / "a", validation=apart), tmp_path / "cache")
-    assert (
-        len(split(data_of(tmp_path / "a", validation=apart, unknown_patients="train"), tmp_path / "cache").validation)
-        == 6
-    )
+    found = split(data_of(tmp_path / "a", validation=apart, unknown_patients="train"), tmp_path / "cache")
+    assert len(found.validation) == 6
+    assert "the patient of 6 validation tiles is unknown, and may be trained on" in found.warnings
+    write_tar(tmp_path / "c" / "0.tar", range(200, 206), lambda n: {"label": "a", "patient_id": "P-A- 1"})
+    with pytest.raises(InputError, match=r'letters only \("p-a-1" in training and "P-A- 1" in validation\)'):
+        split(data_of(tmp_path / "a", validation=apart), tmp_path / "cache")
 
 
 def test_sets_of_ours_bring_their_patients_and_their_conditions(tmp_path: Path) -> None:
@@ -230,9 +244,20 @@ def test_sets_of_ours_bring_their_patients_and_their_conditions(tmp_path: Path) 
     assert split(data_of([made], validation=validation), tmp_path / "cache").warnings == ()
     unsaid = split(data_of([{"shards": made["shards"]}], validation=validation), tmp_path / "cache")
     assert "name the set's lineage" in unsaid.warnings[0]
-    (tmp_path / "made" / "shards").rename(tmp_path / "elsewhere")
+    write_tar(tmp_path / "old" / "0.tar", range(4), lambda n: patients[n], side=lambda n: 32)
+    other_way = data_of(tmp_path / "old", validation={"shards": [made]})
+    with pytest.raises(
+        InputError, match=r"validation\.shards\.0: its tiles were drawn from \d patients? of the training"
+    ):
+        split(other_way, tmp_path / "cache")
+    unsaid = split(data_of(tmp_path / "old", validation={"shards": [{"shards": made["shards"]}]}), tmp_path / "cache")
+    assert "lineage under data.validation.shards" in unsaid.warnings[0]
+    (tmp_path / "made" / "shards").rename(tmp_path / "elsewhere")  # it was listed before
     with pytest.raises(InputError, match=r"\.tar: is missing or cannot be read"):
-        open_index(data_of([made]), tmp_path / "other-cache")
+        open_index(data_of([made]), tmp_path / "cache")
+    both = data_of([made, {"shards": str(tmp_path / "old")}], on_bad_shard="skip")
+    left = open_index(both, tmp_path / "cache")
+    assert ("is missing" in left.skipped[0], len(left)) == (True, 4)
 
 
 def test_a_class_that_is_all_synthetic_beside_a_real_one_is_said(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_training import write_config, write_shard
+from test_training import NETWORK, write_config, write_shard
 
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
@@ -20,6 +20,7 @@ from train.card import add_figures, write_card
 from train.config import load_config
 from train.export import export
 from train.loop import train
+from train.plan import plan
 
 VAE = {"unshuffle": 4, "channels": [8, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}
 SIT = {"width": 16, "depth": 1, "heads": 2, "projection_depth": 1, "projection_hidden": 8, "latent_size": 28}
@@ -122,12 +123,71 @@ def test_only_a_diffusion_run_is_exported_and_only_on_what_it_was_trained_with(r
     kept = extra.read_text()
     extra.write_text(json.dumps({**json.loads(kept), "vae_step": 2}))
     try:
-        with pytest.raises(InputError, match="was trained on encoder step 6 and VAE step 2"):
+        with pytest.raises(InputError, match=r"vae_run: .* was trained on its step 2; it has moved on"):
             export(runs / "sit", tmp_path / "x", model_id="m", revision="1", licence=TERMS)
+    finally:
+        extra.write_text(kept)
+    extra.write_text(json.dumps({**json.loads(kept), "encoder_sha256": "0" * 64}))
+    try:
+        with pytest.raises(InputError, match=r"encoder_run: .* moved on or was trained anew since"):
+            export(runs / "sit", tmp_path / "x", model_id="m", revision="1", licence=TERMS)
+        sit = write_config(
+            runs, mode="diffusion", network=SIT, encoder_run=str(runs / "encoder"), vae_run=str(runs / "vae")
+        )
+        with pytest.raises(InputError, match="encoder_run changed since it was begun"):
+            train(load_config(sit), runs / "sit", runs / "cache")
     finally:
         extra.write_text(kept)
     assert not (tmp_path / "x").exists()
     assert checkpoint.steps(runs / "sit") == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent_size": 32}, "network.latent_size: is 32, but the autoencoder of vae_run makes 28 of tiles of 224 px"),
+        ({"latent_channels": 8}, "network.latent_channels: is 8, but the autoencoder of vae_run makes 4"),
+        (
+            {"condition_width": 99},
+            "network.condition_width: is 99, but the encoder of encoder_run has 16; leave it out",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_plan_and_run(
+    runs: Path, tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    built_on = {"encoder_run": str(runs / "encoder"), "vae_run": str(runs / "vae")}
+    config = load_config(
+        write_config(
+            tmp_path, mode="diffusion", network={**SIT, **change}, data={"shards": str(runs / "shards")}, **built_on
+        )
+    )
+    for call in (lambda: plan(config, tmp_path / "cache"), lambda: train(config, tmp_path / "run", tmp_path / "cache")):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_tiles_of_another_size_than_the_encoder_takes_are_refused(runs: Path, tmp_path: Path) -> None:
+    network = {**NETWORK, "image_size": 112}
+    config = load_config(write_config(tmp_path, network=network, data={"shards": str(runs / "shards")}))
+    for call in (lambda: plan(config, tmp_path / "cache"), lambda: train(config, tmp_path / "run", tmp_path / "cache")):
+        with pytest.raises(InputError, match=r"network\.image_size: takes tiles of 112 px; .* have 224 px"):
+            call()
+
+
+def test_an_autoencoder_of_another_factor_is_exported_as_it_is(runs: Path, tmp_path: Path) -> None:
+    vae = {**VAE, "unshuffle": 8}
+    common = {"data": {"shards": str(runs / "shards")}}
+    train(
+        load_config(write_config(tmp_path, mode="vae", network=vae, vae={"crop": 64}, **common)),
+        tmp_path / "vae",
+        tmp_path / "cache",
+    )
+    built_on = {"encoder_run": str(runs / "encoder"), "vae_run": str(tmp_path / "vae"), **common}
+    config = write_config(tmp_path, mode="diffusion", network={**SIT, "latent_size": 14}, **built_on)
+    train(load_config(config), tmp_path / "sit", tmp_path / "cache")
+    out = export(tmp_path / "sit", tmp_path / "model", model_id="m", revision="1", licence=TERMS)
+    assert open_model(str(out)).tile_size_px == 224
 
 
 @pytest.mark.parametrize("hostile", ["[1]", "{", '{"timing": {"seconds_per_call": "soon"}}', '{"timing": 3}'])

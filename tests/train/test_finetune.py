@@ -164,7 +164,7 @@ def test_another_encoder_takes_the_place_of_the_bases(tmp_path: Path, base: Path
     longer["optimiser"]["steps"] = 3
     (learned / "config.yaml").write_text(yaml.safe_dump(longer))
     train(load_config(str(learned / "config.yaml")), learned, tmp_path / "cache")
-    with pytest.raises(InputError, match="it has moved on since"):
+    with pytest.raises(InputError, match=r"its step 2; it has moved on or"):
         export(tmp_path / "run", tmp_path / "late", model_id="tuned", revision="2")
     assert not (tmp_path / "late").exists()
 
@@ -203,6 +203,31 @@ def test_terms_that_allow_no_sharing_stay(tmp_path: Path, base: Path) -> None:
     (base / "config.json").write_text(json.dumps({**values, "id": "other"}))
     with pytest.raises(InputError, match="is another model than the run went on from"):
         export(tmp_path / "run", tmp_path / "y", model_id="m", revision="1")
+
+
+@pytest.mark.parametrize(
+    ("licence", "encoder", "kept"),
+    [
+        ({"name": "CC-BY-4.0", "sharing": "allowed", "gated": True}, "tiny-encoder", "CC-BY-4.0"),
+        ({"name": "Apache-2.0", "sharing": "allowed"}, "bioptimus/H0-mini", "Apache-2.0"),
+    ],
+)
+def test_what_rests_on_gated_weights_is_not_shared_whatever_its_licence_says(
+    tmp_path: Path, base: Path, licence: dict[str, Any], encoder: str, kept: str
+) -> None:
+    values = json.loads((base / "config.json").read_text())
+    values["licence"] = licence
+    values["encoder"]["id"] = encoder
+    (base / "config.json").write_text(json.dumps(values))
+    train(load_config(config(tmp_path, base)), tmp_path / "run", tmp_path / "cache")
+    with pytest.raises(InputError, match=rf"is under {kept}.*, whose terms stay"):
+        export(
+            tmp_path / "run", tmp_path / "x", model_id="m", revision="1", licence={"name": "MIT", "sharing": "allowed"}
+        )
+    out = open_model(str(export(tmp_path / "run", tmp_path / "tuned", model_id="m", revision="1")))
+    assert (out.licence["name"], out.licence["sharing"]) == (kept, "local")
+    if encoder != "tiny-encoder":
+        assert out.licence["embeddings"] == "bioptimus/H0-mini: CC-BY-NC-ND-4.0"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from test_training import write_config, write_shard
+from training import cut_off
 
 from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.cli import cli
-from train.config import load_config
-from train.loop import train
+from train.config import Optimiser, load_config
+from train.ema import Ema
+from train.loop import rate_at, train
+from train.team import Team
 from train.watch import AFTER_STEPS, DivergedError, Watch
 
 STEPS = {"steps": 6, "batch": 4, "rate": 1e-3, "warmup": 2}
@@ -93,13 +96,23 @@ def test_a_full_disk_leaves_the_checkpoint_before(shards: Path, monkeypatch: pyt
 
     def full(tensors: Any, path: Path) -> None:
         if path.name == "optimiser.safetensors" and (shards / "run" / "checkpoints" / "000002").exists():
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(tensors, path)
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (1000, hard)
+            )  # the error comes from where that of a full disk would
+            try:
+                real(tensors, path)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        else:
+            real(tensors, path)
 
     monkeypatch.setattr("train.checkpoint.save_file", full)
     ended = CliRunner().invoke(cli, ["run", config, "--run", str(shards / "run"), "--cache", str(shards / "cache")])
     assert isinstance(ended.exception, InputError)
-    assert "No space left on device; make room and run the same command: it goes on from step 2" in str(ended.exception)
+    assert "step 4 cannot be written: " in str(ended.exception)
+    assert "File too large" in str(ended.exception)
+    assert str(ended.exception).endswith("make room and run the same command: it goes on from step 2")
     assert checkpoint.steps(shards / "run") == [2]
     assert [path.name for path in (shards / "run" / "checkpoints").iterdir()] == ["000002"]
     monkeypatch.setattr("train.checkpoint.save_file", real)
@@ -119,10 +132,70 @@ def test_a_loss_that_is_no_number_stops_the_run_by_name(shards: Path, monkeypatc
 
     monkeypatch.setattr(EncoderStep, "loss", broken)
     with pytest.raises(
-        DivergedError, match=r"step 5: the loss is nan; the last good checkpoint is .*/checkpoints/000004; lower"
+        DivergedError, match=r"step 5: the loss is nan; the last good checkpoint is .*/checkpoints/000004; look"
     ):
         train(load_config(write_config(shards)), shards / "run", shards / "cache")
     assert checkpoint.steps(shards / "run") == [2, 4]
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.step import EncoderStep
+
+    real = EncoderStep.loss
+
+    def broken(self: EncoderStep, batch: Any) -> Any:
+        loss, figures = real(self, batch)
+        if batch.step == 5:  # the last, after which there would be no loss to look at
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss, figures
+
+    config = load_config(write_config(shards, optimiser=STEPS))
+    with monkeypatch.context() as patched:
+        patched.setattr(EncoderStep, "loss", broken)
+        with pytest.raises(DivergedError, match=r"step 5: the gradient's norm is nan; the last good .*/000004; look"):
+            train(config, shards / "run", shards / "cache")
+    assert checkpoint.steps(shards / "run") == [2, 4]
+    assert all(bool(value.isfinite().all()) for value in weights(shards / "run").values())
+    assert train(config, shards / "run", shards / "cache") == 2
+
+
+def test_a_share_that_cannot_be_cut_into_equal_parts_is_refused(shards: Path) -> None:
+    config = load_config(write_config(shards, optimiser={**STEPS, "batch": 12, "accumulate": 4}))
+    with pytest.raises(InputError, match=r"4 parts do not divide the 6 tiles that each of 2 workers .* multiple of 8"):
+        train(config, shards / "run", shards / "cache", team=Team(0, 2))
+    with pytest.raises(InputError, match=r"optimiser\.batch: 12 does not divide by 5 workers"):
+        train(config, shards / "run", shards / "cache", team=Team(0, 5))
+    assert not (shards / "run").exists()
+
+
+def test_the_watch_goes_on_where_a_run_does(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(write_config(shards, optimiser=STEPS))
+    cut_off(monkeypatch, config, shards / "run", shards / "cache", after=2)
+    train(config, shards / "run", shards / "cache")
+    state = json.loads((shards / "run" / "checkpoints" / "000006" / "state.json").read_text())
+    assert [watch["seen"] for watch in state["also"]["watch"].values()] == [6]
+
+
+def test_the_rate_warms_up_then_falls_to_a_fiftieth() -> None:
+    plan = Optimiser(steps=110, batch=1, rate=1.0, warmup=10)
+    rates = [rate_at(plan, step) for step in range(111)]
+    assert rates[:11] == pytest.approx([0.1 * (1 + n) for n in range(10)] + [1.0])
+    assert rates[60] == pytest.approx(0.51)
+    assert rates[110] == pytest.approx(0.02)
+    assert sorted(rates[10:], reverse=True) == rates[10:]
+    assert rate_at(plan.model_copy(update={"schedule": "constant"}), 100) == 1.0
+
+
+def test_statistics_are_averaged_as_weights_are_and_counters_copied() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    ema = Ema(norm, 0.75)
+    norm.running_mean.fill_(4.0)
+    norm.num_batches_tracked.fill_(7)
+    ema.update(norm, 1000)
+    assert ema.state["running_mean"].tolist() == [1.0, 1.0]
+    assert ema.state["num_batches_tracked"].item() == 7
 
 
 def test_a_jump_of_ten_deviations_stops_a_run_and_noise_does_not() -> None:

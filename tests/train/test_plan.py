@@ -25,7 +25,7 @@ SIT = {"width": 16, "depth": 1, "heads": 2}
 
 
 def config(tmp_path: Path, **changes: Any) -> Path:
-    write_tar(tmp_path / "tars" / "0.tar", range(24), plain)
+    write_tar(tmp_path / "tars" / "0.tar", range(24), plain, side=lambda n: 32)
     values = {
         "mode": "encoder", "network": VIT, "data": {"shards": str(tmp_path / "tars"), "validation": {"share": 0.25}},
         "optimiser": {"steps": 10, "batch": 9, "rate": 1e-3, "ema": [0.9, 0.99]}, **changes,
