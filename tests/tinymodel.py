@@ -57,7 +57,7 @@ def make_tiny_model(folder: Path, seed: int = 0, projection_depth: int | None = 
         "format": FORMAT,
         "id": "tiny",
         "revision": "1",
-        "tile_size_px": 32,
+        "tile_size_px": SIZES["encoder"]["image_size"],
         "resolution_mpp": 0.5,
         "sit": sit,
         "vae": SIZES["vae"],

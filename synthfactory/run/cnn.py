@@ -20,6 +20,7 @@ from synthfactory.model.tile_cnn import Batch, fit_cnn, logits_of, pixels_of
 
 BATCH = 48
 Tick = Callable[[int], None]
+Once = Callable[[Sequence[str], Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,29 @@ ARMS: dict[str, tuple[Any, ...]] = {
 
 
 def cnn_arms(
-    trial: Trial, pixels: Pixels, seeds: int, steps: int, tick: Tick = lambda done: None
+    trial: Trial,
+    pixels: Pixels,
+    seeds: int,
+    steps: int,
+    tick: Tick = lambda done: None,
+    once: Once = lambda key, make: make(),
 ) -> dict[str, Outcome]:
     """Every arm, `seeds` times. Where an arm has options, one fold of the real training patients chooses; as with probes, not for drawn
     tiles of which it is not known whom they rest on. ValueError where a fold has nobody to judge by.
+
+    `once(key, make)` may keep what a fit gave: minutes that a stop would lose.
     """
-    count = len(trial.names)
+
+    def judged_by(arm: str, option: Any, taught: np.ndarray, seed: int, images: np.ndarray, part: str) -> np.ndarray:
+        """Probabilities (N, classes) of `images` by a network that learnt this arm from the rows `taught`."""
+
+        def make() -> dict[str, Any]:
+            batches = _pool(arm, option, trial, pixels, taught).batch_of(seed)
+            network = fit_cnn(len(trial.names), batches, steps, seed)
+            return {"probabilities": softmax(logits_of(network, images), axis=1).astype(float).tolist()}
+
+        return np.asarray(once((arm, str(option), str(seed), part), make)["probabilities"])
+
     found = {}
     for arm, options in ARMS.items():
         probabilities, chosen = [], []
@@ -99,16 +117,13 @@ def cnn_arms(
             if len(options) > 1 and not (arm == BOTH and trial.sources is None):
                 taught, judged = _fold(trial, seed)
                 for option in options:
-                    network = fit_cnn(count, _pool(arm, option, trial, pixels, taught).batch_of(seed), steps, seed)
-                    loss = balanced_log_loss(
-                        softmax(logits_of(network, pixels.real[judged]), axis=1), trial.real.classes[judged]
-                    )
+                    guessed = judged_by(arm, option, taught, seed, pixels.real[judged], "fold")
+                    loss = balanced_log_loss(guessed, trial.real.classes[judged])
                     if not best.loss <= loss:
                         best = Choice(option, float(steps), loss)
                     tick(1)
-            pool = _pool(arm, best.option, trial, pixels, np.arange(len(trial.real)))
-            network = fit_cnn(count, pool.batch_of(1000 + seed), steps, seed)
-            probabilities.append(softmax(logits_of(network, pixels.test), axis=1))
+            everyone = np.arange(len(trial.real))
+            probabilities.append(judged_by(arm, best.option, everyone, 1000 + seed, pixels.test, "test"))
             chosen.append(best)
             tick(1)
         found[arm] = Outcome(np.stack(probabilities), tuple(chosen))

@@ -135,7 +135,11 @@ def cnn_figures(
         worth = worth_of(sides, CNN_MOST, CNN_MOST)
         images = Pixels(*(read(side, rows) for side, rows in zip(("real", "drawn", "unseen"), worth.rows, strict=True)))
         tick = begin(f"a small CNN from nothing, {CNN_STEPS} steps an arm", fits(seeds))
-        return figures_of(worth.trial, cnn_arms(worth.trial, images, seeds, CNN_STEPS, tick), seeds)
+
+        def once(fit: Sequence[str], made: Callable[[], Json]) -> Json:
+            return kept.once("cnn fit", (sides.digest, str(CNN_STEPS), *fit), made)
+
+        return figures_of(worth.trial, cnn_arms(worth.trial, images, seeds, CNN_STEPS, tick, once), seeds)
 
     try:
         return kept.once("cnn", (sides.digest, str(seeds), str(CNN_STEPS)), make)

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tinymodel
+import utility
 from bank import measure
 from bench_parent import Child, Workshop, side_by_side
+
+from synthfactory.phantom import CLASSES
 
 SCRIPT = Path(__file__).with_name("throughput.py")
 WIDE = {  # tiny networks that draw tiles of full size: what memory holds is tiles
@@ -84,8 +87,6 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     """A model of full-size tiles that draws hundreds of them a second."""
     monkeypatch.setattr(tinymodel, "SIZES", WIDE)
     model = tinymodel.make_tiny_model(tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "tile_size_px": 224}))
     return Workshop(tmp_path, str(model), {"method": "ode", "solver": "euler", "steps": 1})
 
 
@@ -132,3 +133,33 @@ def test_sampling_is_compared_with_both_baselines(tmp_path: Path) -> None:
     assert min(rates.values()) > 0
     assert found["share_of_matmul_rate"]["ours"] > 0
     assert "not measured" in ended.stdout or found["kind"] == "cuda"
+
+
+@pytest.mark.slow
+def test_what_tiles_are_worth_is_printed_resumed_and_not_mixed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tinymodel, "SIZES", WIDE)
+    model = tinymodel.make_tiny_model(tmp_path / "model")
+    monkeypatch.setattr(utility, "NATURAL", dict(zip(CLASSES, (16, 12, 10, 8, 6, 6), strict=True)))
+    monkeypatch.setattr(utility, "TEST_PATIENTS", 6)
+    monkeypatch.setattr(utility, "BALANCED_PATIENTS", 5)
+    monkeypatch.setattr(utility, "SAMPLER", {"solver": "ab2", "steps": 2})
+    monkeypatch.setattr(utility, "SCREEN", {})
+    monkeypatch.setattr(utility, "MECHANISMS", {name: utility.MECHANISMS[name] for name in ("none", "mix, k 5")})
+    command = [
+        "utility.py", "--seeds", "1", "--mechanism-seeds", "2", "--per-class", "6", "--model", str(model), "--out", str(tmp_path / "out")
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", command)
+    utility.main()
+    said = capsys.readouterr().out
+    assert "rare classes, probe in tiny-encoder: real + synthetic gains " in said
+    assert "seed 1, mix, k 5, probe in texture/1: synthetic / real only " in said
+    assert "mechanism none, probe in texture/1: synthetic / real only " in said
+    began = (tmp_path / "out/rare-0/evaluation.json").stat().st_mtime_ns
+    utility.main()
+    assert capsys.readouterr().out == said
+    assert (tmp_path / "out/rare-0/evaluation.json").stat().st_mtime_ns == began
+    monkeypatch.setattr(sys, "argv", [*command, "--per-class", "7"])
+    with pytest.raises(SystemExit, match="was made of another model or with other settings"):
+        utility.main()
