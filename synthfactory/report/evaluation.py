@@ -101,6 +101,8 @@ def _utility(found: Json, mark: str) -> list[str]:
         gain = outside["gain"]
         told = f"gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
         lines.append(f"leave-site-out{mark}, {outside['sites']} sites: {told}")
+        if outside["sites_not_judged"]:
+            lines.append(f"  not judged: {outside['sites_not_judged']} more, of which every patient of --real has tiles")
     elif outside:
         lines.append(f"leave-site-out: {outside['why']}")
     return lines

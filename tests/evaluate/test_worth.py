@@ -22,6 +22,7 @@ from synthfactory.evaluate.utility import (
     rarest,
     run_trial,
 )
+from synthfactory.run import evaluating, worth
 from synthfactory.run.worth import leave_site_out
 
 WIDTH = 12
@@ -187,6 +188,21 @@ def test_leaving_a_site_out_leaves_out_whoever_has_tiles_there_and_what_was_draw
     none_left = leave_site_out(Trial(NAMES, REAL, bad, TEST, made.augmented, every), found, of_real, of_test)
     assert none_left["why"] == "for 1 of 1 sites no drawn tile is left that does not rest on it"
     assert leave_site_out(made, found, np.full(len(REAL), "a"), of_test)["why"]
+
+
+def test_a_site_of_which_everybody_has_a_tile_is_not_judged(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
+    """Cohort and test have tiles of sites a and b; where all of --real were at both, nobody is left to learn from."""
+    made, found = ideal
+    of_test = np.where(np.arange(len(TEST)) % 2, "a", "b")
+    both = np.where(np.arange(len(REAL)) % 2, "a", "b")
+    assert "nobody is left to learn from" in leave_site_out(made, found, both, of_test)["why"]
+    sides = evaluating.Sides(IDEAL, REAL, TEST, None, (both, of_test), (frozenset(),) * len(IDEAL))
+    worth_of_it = worth._probed(sides, lambda what, total: lambda count: None, 1)
+    assert "nobody is left" in worth_of_it["leave_site_out"]["why"]
+    assert worth_of_it["arms"]["real only"]["balanced_accuracy"]["value"] > 0.5, "the other figures stand"
+    some = np.where(np.arange(len(REAL)) % 4 == 0, "b", np.where(REAL.groups % 8 < 4, "a", "c"))
+    judged = leave_site_out(made, found, some, of_test)
+    assert (judged["sites"], judged["sites_not_judged"]) == (1, 1)
 
 
 def test_validation_meets_no_tile_drawn_from_whom_it_judges_by() -> None:
