@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from synthfactory.embeddings.checks import member_of_cohort
+from synthfactory.embeddings.checks import members_of_cohort
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile, tile_bytes
 from synthfactory.evaluate.density import augmented
 from synthfactory.evaluate.fidelity import Tiles
@@ -42,6 +42,7 @@ class RealSide:
     tiles: TileFolder | None
     vectors: np.ndarray | None  # of a bank
     codecs: tuple[str, ...]  # containers that were seen; () of a bank
+    members: tuple[str | None, ...]  # the TCGA barcode of each, as a plan would find it
 
     def in_space(self, vectors_NE: np.ndarray) -> Tiles:
         """With these embeddings."""
@@ -56,9 +57,8 @@ class RealSide:
             yield hashlib.sha256(data).digest(), partial(decode_tile, data, self.tiles.where(row), size_px)
 
     def members_of_tcga(self) -> tuple[int, int]:
-        """(tiles, patients) whose patient id is a TCGA barcode."""
-        mine = np.array([member_of_cohort(str(name)) is not None for name in self.patients], bool)
-        return int(mine.sum()), len(np.unique(self.patients[mine]))
+        """(tiles, patients) of TCGA, by whatever names a barcode."""
+        return sum(code is not None for code in self.members), len(set(self.members) - {None})
 
 
 def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
@@ -71,16 +71,25 @@ def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
             bank = open_bank(place, encoder)
             labels, patients, tiles, vectors = bank.labels, bank.patient_ids, None, np.asarray(bank.embeddings)
             sites: tuple[str | None, ...] | None = bank.sites
+            members = members_of_cohort(patients, bank.slide_ids)
         else:
             tiles = list_tiles(place)
             labels, patients, sites, vectors = tiles.labels, tiles.patient_ids, tiles.sites, None
-            codecs = _codecs(tiles)
+            codecs, members = _codecs(tiles), tiles.members()
         check_patients(place, patients)
     except InputError as error:
         raise InputError(f"{option}: {error}") from None
     known = sites if sites is not None and all(site is not None for site in sites) else None
     return RealSide(
-        place, option, np.array(labels, np.str_), np.array(patients, np.str_), known, tiles, vectors, codecs
+        place,
+        option,
+        np.array(labels, np.str_),
+        np.array(patients, np.str_),
+        known,
+        tiles,
+        vectors,
+        codecs,
+        tuple(members),
     )
 
 

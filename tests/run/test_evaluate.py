@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cli_checks import check_refusal
 from PIL import Image
@@ -290,6 +292,22 @@ def test_patients_of_a_models_training_set_are_marked(here: Path, tmp_path: Path
     assert found["contaminated"] == {"--unseen": {"tiles": 4, "patients": 1}}
     assert "* contaminated: CytoSyn was trained on TCGA" in ended.out
     assert "kernel distance* " in ended.out and "real only* " in ended.out
+    path.write_text(path.read_text().replace("TCGA-AB-1234,", "U-alpha-0,"))
+    slides = path.read_text().replace("U-alpha-0-s", "TCGA-AB-1234-01Z-00-DX1")
+    text = "\n".join(line.replace("alpha/044.png", "alpha/TCGA-AB-9999-044.png") for line in slides.split("\n"))
+    path.write_text(text)
+    path.with_name("alpha").joinpath("044.png").rename(path.with_name("alpha") / "TCGA-AB-9999-044.png")
+    assert evaluate(here, "--unseen", tmp_path / "tcga").code == 0
+    found = json.loads(Path("evaluation.json").read_text())
+    assert found["contaminated"] == {"--unseen": {"tiles": 5, "patients": 2}}, "by slides and by a file's name"
+    bank = make_bank_file(tmp_path / "slides.parquet", here / "model", {"alpha": 12, "beta": 12}, 1)
+    table = pq.read_table(bank)
+    slides = [f"TCGA-AB-{row // 4:04d}-01Z" if row < 12 else None for row in range(len(table))]
+    column = table.column_names.index("slide_id")
+    pq.write_table(table.set_column(column, "slide_id", pa.array(slides, pa.string())), bank)
+    assert evaluate(here, real=bank).code == 0
+    found = json.loads(Path("evaluation.json").read_text())
+    assert found["contaminated"]["--real"] == {"tiles": 12, "patients": 3}
 
 
 def test_what_cannot_be_compared_is_refused_and_nothing_written(here: Path, tmp_path: Path) -> None:
