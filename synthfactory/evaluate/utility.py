@@ -118,16 +118,24 @@ def even(classes_N: np.ndarray) -> np.ndarray:
     return np.asarray(1.0 / np.bincount(classes_N)[classes_N])
 
 
+def filled_to(counts_C: np.ndarray) -> int:
+    """How many tiles a class is filled up to: the largest, or twice the mean where that is more. On an even cohort that is a copy of each
+    tile; else what is free would be nothing there.
+    """
+    there = counts_C[counts_C > 0]
+    return max(int(there.max()), int(2 * there.sum()) // len(there))
+
+
 def oversampled(real: Tiles, rows: np.ndarray, more: Augmented, share: float, random: np.random.Generator) -> Lesson:
-    """Every class filled up to the largest by tiles turned and stained anew (a `share` of the filling; the rest by plain repetition)."""
+    """Every class filled up (see `filled_to`) by tiles turned and stained anew (a `share` of the filling; the rest by plain repetition)."""
     classes = real.classes[rows]
-    largest = int(np.bincount(classes).max())
+    level = filled_to(np.bincount(classes))
     mine = np.isin(more.of_row, rows)
     vectors, labels = [real.embeddings[rows]], [classes]
     for label in np.unique(classes):
         again = np.flatnonzero(mine & (real.classes[more.of_row] == label))
         own = rows[classes == label]
-        missing = largest - len(own)
+        missing = level - len(own)
         new = round(share * missing) if len(again) else 0
         vectors += [more.embeddings[random.choice(again, new)] if new else more.embeddings[:0]]
         vectors += [real.embeddings[random.choice(own, missing - new)]]

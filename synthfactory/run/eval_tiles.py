@@ -16,6 +16,7 @@ from synthfactory.embeddings.checks import members_of_cohort
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile, tile_bytes
 from synthfactory.evaluate.density import augmented
 from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.evaluate.utility import filled_to
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.run.audit_tiles import check_patients, list_tiles, open_bank
 from synthfactory.run.spaces import Item
@@ -222,12 +223,16 @@ def _augmented(decode: Callable[[], np.ndarray], seed: int) -> np.ndarray:
 
 
 def augmentation(classes: np.ndarray, most: int) -> np.ndarray:
-    """(A, 2): which tiles to augment how often, so that every class could be filled up to the largest; at most `most` in all."""
+    """(A, 2): which tiles to augment how often, so that every class could be filled up as `oversampled` does; at most `most` in all.
+
+    Where a class's tiles are more than the copies it gets, these are of tiles all over it.
+    """
     names, counts = np.unique(classes, return_counts=True)
-    missing = counts.max() - counts
+    missing = filled_to(counts) - counts
     scale = min(1.0, most / max(1, int(missing.sum())))
     plan = []
     for name, lacks in zip(names, missing, strict=True):
-        rows = np.flatnonzero(classes == name)
-        plan += [(int(rows[number % len(rows)]), number // len(rows)) for number in range(round(scale * int(lacks)))]
+        rows, count = np.flatnonzero(classes == name), int(scale * int(lacks))
+        step = max(1, len(rows) // max(1, count))
+        plan += [(int(rows[number * step % len(rows)]), number * step // len(rows)) for number in range(count)]
     return np.array(plan, np.int64).reshape(-1, 2)

@@ -142,7 +142,7 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "cnn": cnn,
         "codecs": codecs,
     }  # fmt: skip
-    found["not_measured"] = _not_measured(found, asked)
+    found["not_measured"] = _not_measured(found, asked, bank=real.tiles is None)
     write_report(place, found)
     if public is not None:
         write_report(public, public_part(found))
@@ -300,11 +300,16 @@ def _others(drawn: DrawnSide, real: RealSide) -> int | None:
     return sum(not each <= known for each in drawn.sources)
 
 
-def _not_measured(found: Mapping[str, Any], asked: Asked) -> list[str]:
+def _not_measured(found: Mapping[str, Any], asked: Asked, *, bank: bool) -> list[str]:
     """What a reader must not take for looked at."""
     lines = []
     if asked.unseen is None:
         lines.append("utility, and distances to patients that the set has not seen: needs --unseen")
+    elif bank:
+        lines.append(
+            "the baseline 'oversampled, stained anew': --real is a bank, and without pixels nothing can be stained; the best free arm is the "
+            "best of the others"
+        )
     if len(found["spaces"]) == 1:
         lines.append("a second feature space: a bank holds the embeddings of one encoder alone")
     if asked.lineage is None:

@@ -23,6 +23,7 @@ from synthfactory.evaluate.utility import (
     run_trial,
 )
 from synthfactory.run import evaluating, worth
+from synthfactory.run.eval_tiles import augmentation
 from synthfactory.run.worth import leave_site_out
 
 WIDTH = 12
@@ -136,6 +137,22 @@ def test_free_baselines_make_classes_count_alike() -> None:
     own = REAL.embeddings[REAL.classes == 3]
     assert len(rare) == 192
     assert (rare.min(axis=0) >= own.min(axis=0) - 1e-5).all() and (rare.max(axis=0) <= own.max(axis=0) + 1e-5).all()
+
+
+def test_on_an_even_cohort_what_is_free_still_has_a_copy_of_each_tile() -> None:
+    classes = np.repeat([0, 1, 2], 40)
+    plan = augmentation(classes, 3000)
+    assert sorted(plan[:, 0].tolist()) == list(range(120)) and set(plan[:, 1].tolist()) == {0}
+    few = augmentation(classes, 30)
+    assert np.bincount(classes[few[:, 0]]).tolist() == [10, 10, 10]
+    assert set(np.diff(few[few[:, 0] < 40, 0]).tolist()) == {4}, "of tiles all over a class, not of its first patients"
+    assert np.bincount(np.repeat([0, 1], [100, 10])[augmentation(np.repeat([0, 1], [100, 10]), 3000)[:, 0]])[1] == 100
+    even_cohort = REAL.of(np.concatenate([np.flatnonzero(REAL.classes == label)[:24] for label in range(3)]))
+    more = Augmented(even_cohort.embeddings + 9, np.arange(72))
+    lesson = utility.oversampled(even_cohort, np.arange(72), more, 1.0, np.random.default_rng(0))
+    assert np.bincount(lesson.classes).tolist() == [48, 48, 48]
+    anew = {row.tobytes() for row in more.embeddings}
+    assert sum(row.tobytes() in anew for row in lesson.embeddings) == 72
 
 
 def test_what_was_augmented_from_a_patient_left_out_teaches_nothing() -> None:

@@ -270,6 +270,14 @@ def test_a_bank_is_looked_at_in_the_space_of_its_encoder_alone(here: Path, tmp_p
     assert list(found["spaces"]) == ["tiny-encoder"]
     assert found["sites"]["why"] == "not every real tile states its site"
     assert "a bank holds the embeddings of one encoder alone" in " ".join(found["not_measured"])
+    unseen = make_bank_file(tmp_path / "unseen.parquet", here / "model", {"alpha": 24, "beta": 20}, 2)
+    table = pq.read_table(unseen)
+    people = pa.array([name.replace("PATIENT", "UNSEEN") for name in table["patient_id"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("patient_id"), "patient_id", people), unseen)
+    assert evaluate(here, "--unseen", unseen, real=real).code == 0
+    found = json.loads(Path("evaluation.json").read_text())
+    assert "oversampled, stained anew" not in found["spaces"]["tiny-encoder"]["utility"]["arms"]
+    assert "without pixels nothing can be stained" in " ".join(found["not_measured"])
     several = make_bank_file(tmp_path / "sites.parquet", here / "model", {"alpha": 24, "beta": 20}, 1, sites=3)
     assert evaluate(here, "--report", "sites.json", real=several).code == 0
     assert 0 <= json.loads(Path("sites.json").read_text())["sites"]["value"] < 0.3
