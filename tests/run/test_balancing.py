@@ -65,7 +65,7 @@ def test_a_total_is_shared_out(
 def test_plan_says_real_synthetic_total_and_effective_patients_and_the_trap(make: Callable[..., Path]) -> None:
     text = " ".join(run("plan", make(balance="uniform")).out.split())
     assert "uniform against the bank's rows: 18 synthetic beside 39 real" in text
-    assert "gamma: 3 real and 6 synthetic are 9 (67% synthetic, from 1 effective patients)" in text
+    assert "gamma: 3 real and 6 synthetic are 9 (67% synthetic, from 1 effective patient)" in text
     assert "a classifier may learn that synthetic means one class" in text
     assert "gamma rests on 1 patient only" in text
     even = " ".join(run("plan", make(balance="top_up")).out.split())
@@ -155,7 +155,7 @@ def test_real_counts_come_from_a_file(make: Callable[..., Path], tmp_path: Path,
     assert f"temperature(2)against{path}:18syntheticbeside46real" in said
     assert f"{path}alsocountsgut,skin,ofwhichnotileisaskedfor" in said
     effective = "(1.6effective)" if "tiles" in form else ""
-    assert f"alpha:40realof2patients{effective}and11syntheticare51(22%synthetic,from8effectivepatients)" in said
+    assert f"alpha:40realof2patients{effective}and11syntheticare51(22%synthetic,from7.12effectivepatients)" in said
     assert "gamma:4realand4syntheticare8(" in said
     assert all(len(line) <= 80 for line in planned.out.splitlines())
 
