@@ -116,6 +116,11 @@ def lossy(codecs: tuple[str, ...]) -> bool:
     return any(codec not in LOSSLESS for codec in codecs)
 
 
+def mixed(codecs: tuple[str, ...]) -> bool:
+    """Whether tiles of one side differ in what their codecs lose. Those that lose nothing are alike."""
+    return lossy(codecs) and len(codecs) > 1
+
+
 @dataclass(frozen=True)
 class DrawnSide:
     """A set's tiles: key and class of each, its group, and the patients behind it (empty: a release; None: not known)."""

@@ -30,6 +30,7 @@ from synthfactory.run.eval_tiles import (
     drawn_items,
     drawn_side,
     lossy,
+    mixed,
     open_real,
     patients_behind,
 )
@@ -189,9 +190,14 @@ def _check_apart(real: RealSide, unseen: RealSide | None) -> None:
 
 
 def _check_codecs(asked: Asked, lock: Mapping[str, Any], sides: Sequence[RealSide]) -> None:
-    """Lossless beside lossy is refused: what an encoder sees of JPEG is then taken for tissue."""
+    """Lossless beside lossy is refused, also within one side: what an encoder sees of JPEG is then taken for tissue."""
     drawn_lossy = set_codec(lock) == "jpeg"
     for side in sides:
+        if mixed(side.codecs) and not asked.mixed_codecs:
+            raise InputError(
+                f"{side.option}: {side.place} is {' and '.join(side.codecs)}; figures would measure the codecs as well, so take tiles of one, "
+                "or add --mixed-codecs and read them so"
+            )
         if side.codecs and lossy(side.codecs) != drawn_lossy and not asked.mixed_codecs:
             kinds = [
                 f"{asked.out} is {'lossy' if drawn_lossy else 'lossless'} ({set_codec(lock)})",

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from running import Ended, run, write_spec
 from tinymodel import make_bank_file, make_tiny_model
 
 from synthfactory.evaluate.fidelity import Tiles
-from synthfactory.run import evaluating, spaces, worth
+from synthfactory.model.find import open_model
+from synthfactory.run import evaluate_setup, evaluating, spaces, worth
+from synthfactory.run.eval_tiles import open_real
+from synthfactory.spec.errors import InputError
 
 COUNTS = {"alpha": 48, "beta": 40}
 
@@ -345,6 +349,23 @@ def test_what_cannot_be_compared_is_refused_and_nothing_written(here: Path, tmp_
         check_refusal(ended, words)
     assert not Path("evaluation.json").exists()
     assert evaluate(here, "--mixed-codecs", real=jpeg).code == 0
+
+
+def test_tiles_of_several_codecs_on_one_side_are_refused_whatever_the_set_is_saved_as(
+    here: Path, tmp_path: Path
+) -> None:
+    both = Path(shutil.copytree(here / "real", tmp_path / "both"))
+    Image.open(both / "alpha/000.png").save(tmp_path / "one.jpg", quality=90)
+    (both / "alpha/000.png").write_bytes((tmp_path / "one.jpg").read_bytes())
+    check_refusal(evaluate(here, real=both), "both is JPEG and PNG; figures would measure the codecs as well")
+    for codec in ("jpeg", "png"):
+        asked, side = evaluate_setup.Asked("out", "real"), open_real(str(both), "--real", open_model(str(here / "model")).encoder)
+        with pytest.raises(InputError, match="JPEG and PNG"):
+            evaluate_setup._check_codecs(asked, {"recipe": {"format": codec}}, [side])
+        evaluate_setup._check_codecs(replace(asked, mixed_codecs=True), {"recipe": {"format": codec}}, [side])
+        lossless = replace(side, codecs=("PNG", "TIFF"))
+        if codec == "png":
+            evaluate_setup._check_codecs(asked, {"recipe": {"format": codec}}, [lossless])
 
 
 def test_a_tile_that_cannot_be_read_is_named(here: Path, tmp_path: Path) -> None:
