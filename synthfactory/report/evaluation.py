@@ -103,6 +103,9 @@ def _utility(found: Json, mark: str) -> list[str]:
         lines.append(f"leave-site-out{mark}, {outside['sites']} sites: {told}")
         if outside["sites_not_judged"]:
             lines.append(f"  not judged: {outside['sites_not_judged']} more, of which every patient of --real has tiles")
+        without = outside["tiles_without_site"]
+        if any(without.values()):
+            lines.append(f"  left out, of no known site: {without['real']:,} tiles of --real, {without['test']:,} of --unseen")
     elif outside:
         lines.append(f"leave-site-out: {outside['why']}")
     return lines
@@ -141,9 +144,10 @@ def _told_apart(found: Json, mark: str) -> list[str]:
 def _sites(found: Json) -> list[str]:
     if found.get("value") is None:
         return ["", f"site against class: {found['why']}"]
+    without = f"; {found['tiles_without_site']:,} tiles state no site" if found["tiles_without_site"] else ""
     return [
         "",
-        f"site against class: Cramer's V {found['value']:.3f} over {found['patients']:,} patients (0: a site tells nothing of the class)",
+        f"site against class: Cramer's V {found['value']:.3f} over {found['patients']:,} patients (0: a site tells nothing of the class){without}",
     ]
 
 

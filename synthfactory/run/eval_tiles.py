@@ -33,7 +33,7 @@ CODECS_LOOKED_AT = 512  # tiles whose container is looked at
 
 @dataclass(frozen=True)
 class RealSide:
-    """Real tiles, listed: class, patient and site (None: unknown) of each; the tiles themselves, or a bank's vectors."""
+    """Real tiles, listed: class, patient and site (None: unknown; all of them: no site is known) of each; the tiles themselves, or a bank's vectors."""
 
     place: str
     option: str
@@ -80,7 +80,7 @@ def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
         check_patients(place, patients)
     except InputError as error:
         raise InputError(f"{option}: {error}") from None
-    known = sites if sites is not None and all(site is not None for site in sites) else None
+    known = sites if sites is not None and any(site is not None for site in sites) else None
     return RealSide(
         place,
         option,

@@ -243,10 +243,10 @@ def _embedded(
             tick = steps.begin(f"--real: {len(plan):,} tiles turned and stained anew, for the baselines", len(plan))
             more = embedded_in(augmented_items(real, plan, size_px), spaces, kept.folder, tick)
     sites = None
-    if unseen is not None and real.sites is not None and unseen.sites is not None:
-        sites = (np.array(real.sites, np.str_), np.array(unseen.sites, np.str_))
-    elif real.sites is not None:
-        sites = (np.array(real.sites, np.str_), np.zeros(0, np.str_))
+    if real.sites is not None:
+        of_others = () if unseen is None or unseen.sites is None else unseen.sites
+        one, other = (np.array([site or "" for site in each], np.str_) for each in (real.sites, of_others))
+        sites = (one, other)
     found = {}
     for space in spaces:
         found[space.name] = Sides(
@@ -283,7 +283,8 @@ def _described(side: RealSide) -> dict[str, Any]:
         "place": side.place,
         "tiles": len(side.classes),
         "patients": len(np.unique(side.patients)),
-        "sites": None if side.sites is None else len(set(side.sites)),
+        "sites": None if side.sites is None else len(set(side.sites) - {None}),
+        "tiles_without_site": len(side.classes) if side.sites is None else side.sites.count(None),
         "codecs": list(side.codecs) or ["not known: embeddings alone"],
     }
 

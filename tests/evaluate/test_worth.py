@@ -222,6 +222,28 @@ def test_a_site_of_which_everybody_has_a_tile_is_not_judged(ideal: tuple[Trial, 
     assert (judged["sites"], judged["sites_not_judged"]) == (1, 1)
 
 
+def test_tiles_of_no_known_site_are_no_site_and_teach_nothing(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
+    made, found = ideal
+    people = np.unique(REAL.groups)
+    of_real = np.where(np.isin(REAL.groups, people[::2]), "a", "b")
+    of_test = np.where(np.arange(len(TEST)) % 2, "a", "b")
+    hidden = np.arange(len(REAL)) % 5 == 0
+    nonsense = REAL.embeddings.copy()
+    nonsense[hidden] = 50.0
+    known, swapped = (
+        leave_site_out(
+            Trial(NAMES, Tiles(rows, REAL.classes, REAL.groups), IDEAL, TEST, made.augmented, made.sources),
+            found,
+            np.where(hidden, "", of_real),
+            np.where(np.arange(len(TEST)) < 10, "", of_test),
+        )
+        for rows in (REAL.embeddings, nonsense)
+    )
+    assert known == swapped and known["sites"] == 2
+    assert known["tiles_without_site"] == {"real": int(hidden.sum()), "test": 10}
+    assert leave_site_out(made, found, np.where(of_real == "a", "a", ""), of_test)["why"] == "needs real tiles of two sites"
+
+
 def test_validation_meets_no_tile_drawn_from_whom_it_judges_by() -> None:
     """Copies of real tiles: validation that met them would choose the weakest regularisation, as if every patient were known."""
     copies = REAL.of(np.random.default_rng(0).permutation(len(REAL)))

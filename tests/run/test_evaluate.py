@@ -168,7 +168,26 @@ def test_unseen_tiles_without_sites_have_the_rest_of_the_figures(here: Path, tmp
     (unseen / "tiles.csv").write_text("\n".join(",".join([*line[:3], line[4]]) for line in lines))
     ended = evaluate(here, "--unseen", unseen)
     assert ended.code == 0, ended.err
-    assert "leave-site-out: not every tile of --unseen states its site" in ended.out
+    assert "leave-site-out: no tile of --unseen states its site" in ended.out
+
+
+def test_one_tile_without_a_site_is_left_out_and_the_others_count(here: Path, tmp_path: Path) -> None:
+    sources = []
+    for name, gone in (("real", 1), ("unseen", 2)):
+        folder = Path(shutil.copytree(here / name, tmp_path / name))
+        lines = [line.split(",") for line in (folder / "tiles.csv").read_text().split()]
+        for line in lines[1 : 1 + gone]:
+            line[3] = ""
+        (folder / "tiles.csv").write_text("\n".join(map(",".join, lines)))
+        sources.append(folder)
+    ended = evaluate(here, "--unseen", sources[1], real=sources[0])
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("evaluation.json").read_text())
+    assert (found["real"]["sites"], found["real"]["tiles_without_site"]) == (2, 1)
+    assert found["sites"]["tiles_without_site"] == 1 and set(found["sites"]["largest_site"]) == {"alpha", "beta"}
+    outside = found["spaces"]["texture/1"]["utility"]["leave_site_out"]
+    assert outside["sites"] == 2 and outside["tiles_without_site"] == {"real": 1, "test": 2}
+    assert "left out, of no known site: 1 tiles of --real, 2 of --unseen" in ended.out
 
 
 def test_labels_and_sites_that_were_corrected_are_not_answered_by_figures_of_before(here: Path, tmp_path: Path) -> None:
@@ -272,7 +291,7 @@ def test_a_bank_is_looked_at_in_the_space_of_its_encoder_alone(here: Path, tmp_p
     assert ended.code == 0, ended.err
     found = json.loads(Path("evaluation.json").read_text())
     assert list(found["spaces"]) == ["tiny-encoder"]
-    assert found["sites"]["why"] == "not every real tile states its site"
+    assert found["sites"]["why"] == "no real tile states its site"
     assert "a bank holds the embeddings of one encoder alone" in " ".join(found["not_measured"])
     unseen = make_bank_file(tmp_path / "unseen.parquet", here / "model", {"alpha": 24, "beta": 20}, 2)
     table = pq.read_table(unseen)
