@@ -57,10 +57,6 @@ class RealSide:
             data = tile_bytes(self.tiles, read, row)
             yield hashlib.sha256(data).digest(), partial(decode_tile, data, self.tiles.where(row), size_px)
 
-    def members_of_tcga(self) -> tuple[int, int]:
-        """(tiles, patients) of TCGA, by whatever names a barcode."""
-        return sum(code is not None for code in self.members), len(set(self.members) - {None})
-
 
 def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
     """Lists real tiles, or reads a bank of this encoder. InputError naming `option` for what cannot be used, and for tiles

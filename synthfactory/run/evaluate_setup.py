@@ -13,11 +13,11 @@ import numpy as np
 from synthfactory.evaluate import texture
 from synthfactory.evaluate.utility import Augmented
 from synthfactory.model.encoder import open_encoder
-from synthfactory.model.folder import BUILT_IN
 from synthfactory.plan.lock import LOCK
 from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import report_place, write_report
 from synthfactory.run.auditing import lock_sha256
+from synthfactory.run.contamination import mark, of_training_set
 from synthfactory.run.codecs import Pool, check_codecs, codec_study
 from synthfactory.run.eval_tiles import (
     Behind,
@@ -143,6 +143,7 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "cnn": cnn,
         "codecs": codecs,
     }  # fmt: skip
+    mark(found)
     found["not_measured"] = _not_measured(found, asked, bank=real.tiles is None)
     write_report(place, found)
     if public is not None:
@@ -290,13 +291,9 @@ def _described(side: RealSide) -> dict[str, Any]:
 
 
 def _contaminated(lock: Mapping[str, Any], sides: Sequence[RealSide]) -> dict[str, Any] | None:
-    """Where real tiles are of TCGA, which CytoSyn was trained on; None for a model that is known to have seen no one."""
-    if lock["model"]["id"] in BUILT_IN:
-        return None
-    found = {side.option: side.members_of_tcga() for side in sides}
-    if not any(tiles for tiles, _ in found.values()):
-        return None
-    return {option: {"tiles": tiles, "patients": patients} for option, (tiles, patients) in found.items() if tiles}
+    """Which sides hold tiles of the model's training set, and how many; None where none does."""
+    counts = {side.option: of_training_set(lock, side.members) for side in sides}
+    return {option: count for option, count in counts.items() if count is not None} or None
 
 
 def _others(drawn: DrawnSide, real: RealSide) -> int | None:
@@ -356,6 +353,8 @@ def public_part(found: Mapping[str, Any]) -> dict[str, Any]:
             utility = {"arms": arms, "synthetic_over_real": utility["synthetic_over_real"], "gain": utility["gain"]}
         else:
             utility = {"why": "not measured"}  # the reason counts patients
+        for given, section in ((space["fidelity"], fidelity), (space["utility"], utility)):
+            section["contaminated"] = given["contaminated"]
         spaces[name] = {"space": space["space"], "fidelity": fidelity, "utility": utility}
     return {
         "format": f"{FORMAT}-public",

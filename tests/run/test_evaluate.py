@@ -313,16 +313,54 @@ def test_a_bank_is_looked_at_in_the_space_of_its_encoder_alone(here: Path, tmp_p
     assert "few" not in public and "patients on one side" not in public
 
 
-def test_patients_of_a_models_training_set_are_marked(here: Path, tmp_path: Path) -> None:
+def marks(found: dict[str, Any]) -> dict[str, bool]:
+    """Whether the sections of a report are marked as contaminated, each as a whole."""
+    texture = found["spaces"]["texture/1"]
+    sections = {name: [texture[name]] for name in ("fidelity", "utility")}
+    told = texture["told_apart"]
+    sections["told_apart"] = [told] if "why" in told else list(told.values())
+    if found["cnn"]:
+        sections["cnn"] = [found["cnn"]]
+    if found["codecs"]:
+        sections["codecs"] = list(found["codecs"]["texture/1"].values())
+    sections["sites"] = [found["sites"]]
+    values = {name: {each["contaminated"] for each in listed} for name, listed in sections.items()}
+    assert all(len(each) == 1 for each in values.values())
+    return {name: each.pop() for name, each in values.items()}
+
+
+def test_patients_of_a_models_training_set_are_marked(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(here / "unseen", tmp_path / "tcga")
     path = tmp_path / "tcga/tiles.csv"
     path.write_text(path.read_text().replace("U-alpha-0,", "TCGA-AB-1234,"))
-    ended = evaluate(here, "--unseen", tmp_path / "tcga")
+    more = ("--lineage", here / "lineage", "--cnn", "--codecs", "jpeg50", "--public", "public.json")
+    monkeypatch.setattr(worth, "CNN_STEPS", 2)
+    ended = evaluate(here, "--unseen", tmp_path / "tcga", *more)
     assert ended.code == 0, ended.err
+    assert max(map(len, ended.out.splitlines())) <= 80
     found = json.loads(Path("evaluation.json").read_text())
     assert found["contaminated"] == {"--unseen": {"tiles": 4, "patients": 1}}
     assert "* contaminated: CytoSyn was trained on TCGA" in ended.out
     assert "kernel distance* " in ended.out and "real only* " in ended.out
+    for words in ("figure* ", "learned from* ", "recall of* ", "calibration error* ", "codec* ", "from nothing*", "leave-site-out*"):
+        assert words in ended.out
+    assert marks(found) == {"fidelity": True, "utility": True, "told_apart": False, "cnn": True, "codecs": True, "sites": False}
+    assert "synthetic told from real  " in ended.out and "site against class:" in ended.out, "these rest on --real alone"
+    public = json.loads(Path("public.json").read_text())["spaces"]["texture/1"]
+    assert public["fidelity"]["contaminated"] and public["utility"]["contaminated"]
+    swapped = run(
+        "evaluate", here / "out", "--real", tmp_path / "tcga", "--unseen", here / "real", "--model", here / "model", "--seeds", 1
+    )  # fmt: skip
+    assert swapped.code == 0, swapped.err
+    found = json.loads(Path("evaluation.json").read_text())
+    assert found["contaminated"] == {"--real": {"tiles": 4, "patients": 1}}
+    assert found["sites"]["contaminated"] and found["spaces"]["texture/1"]["told_apart"]["contaminated"]
+    assert "site against class*: Cramer's V" in swapped.out or "site against class: not measurable" in swapped.out
+    assert evaluate(here, "--unseen", here / "unseen").code == 0
+    found = json.loads(Path("evaluation.json").read_text())
+    assert found["contaminated"] is None and not any(marks(found).values())
     path.write_text(path.read_text().replace("TCGA-AB-1234,", "U-alpha-0,"))
     slides = path.read_text().replace("U-alpha-0-s", "TCGA-AB-1234-01Z-00-DX1")
     text = "\n".join(line.replace("alpha/044.png", "alpha/TCGA-AB-9999-044.png") for line in slides.split("\n"))
