@@ -130,8 +130,8 @@ def _recalls(found: Json, mark: str) -> list[str]:
         cells = " ".join(f"{'-' if value is None else f'{value:.3f}':>11}" for value in values)
         counts = found["classes"][name]
         lines.append(f"{shown(name, 18):<18} {counts['real']:>6,} {counts['drawn']:>6,} {cells}")
-    errors = " ".join(f"{found['arms'][arm]['calibration_error']:>11.3f}" for arm in arms)
-    return [*lines, f"{'calibration error' + mark:<32} {errors}"]
+    lines += ["", f"calibration error{mark} of"]
+    return [*lines, *(f"{arm:<{NAME}} {_cell(found['arms'][arm]['calibration_error'])}" for arm in arms)]
 
 
 def _told_apart(found: Json) -> list[str]:
@@ -151,7 +151,7 @@ def _sites(found: Json) -> list[str]:
     without = f"; {found['tiles_without_site']:,} tiles state no site" if found["tiles_without_site"] else ""
     return [
         "",
-        f"site against class{_mark(found)}: Cramer's V {found['value']:.3f} over {found['patients']:,} patients (0: a site tells nothing of the class){without}",
+        f"site against class{_mark(found)}: Cramer's V {_cell(found)} over {found['patients']:,} patients (0: a site tells nothing of the class){without}",
     ]
 
 

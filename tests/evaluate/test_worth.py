@@ -185,6 +185,49 @@ def test_calibration_error_of_known_predictors() -> None:
     assert even(np.array([0, 0, 0, 1])).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
 
 
+def test_the_calibration_error_that_is_reported_is_that_of_the_probabilities() -> None:
+    """Nine tenths sure and right in six of ten: 0.3 off in one class, nothing in the other; in a second seed 0.4 and 0.1."""
+    right = np.tile(np.repeat([True, False], [6, 4]), 20)
+    classes = np.repeat([0, 1], 100)
+    wins = np.where(right, classes, 1 - classes)
+
+    def sure(of_first: float, of_second: float) -> np.ndarray:
+        p = np.where(classes == 0, of_first, of_second)
+        return np.stack([np.where(wins == label, p, 1 - p) for label in (0, 1)], axis=1)
+
+    test = Tiles(np.zeros((200, 1)), classes, np.arange(200) // 2)
+    made = Trial(("a", "b"), test, test, test)
+    seeds = np.stack([sure(0.9, 0.6), sure(1.0, 0.7)])
+    figure = Scores(made).of(Outcome(seeds, ()), ())["calibration_error"]
+    assert figure["value"] == pytest.approx(np.mean([(0.3 + 0.0) / 2, (0.4 + 0.1) / 2]))
+    assert figure["value"] == pytest.approx(np.mean([calibration_error(each, classes) for each in seeds]))
+    low, high = figure["interval_95"]
+    assert 0 <= low < figure["value"] < high < 0.4
+    twice = Tiles(np.zeros((400, 1)), np.tile(classes, 2), np.tile(test.groups, 2))
+    again = Scores(Trial(("a", "b"), twice, twice, twice)).of(Outcome(np.tile(seeds, (1, 2, 1)), ()), ())
+    assert again["calibration_error"]["interval_95"] == pytest.approx((low, high)), "by patients, not by tiles"
+    few = Tiles(np.zeros((204, 1)), np.append(classes, [2] * 4), np.append(test.groups, np.arange(100, 104)))
+    wrong = np.pad(np.concatenate([seeds, np.tile([1.0, 0.0], (2, 4, 1))], axis=1), ((0, 0), (0, 0), (0, 1)))
+    counted = Scores(Trial(("a", "b", "c"), few, few, few)).of(Outcome(wrong, ()), ())["calibration_error"]
+    assert counted["value"] == pytest.approx(figure["value"]), "a class of four patients counts in no mean"
+
+
+@pytest.mark.parametrize("people", [20, 200])
+def test_the_interval_of_the_calibration_error_holds(people: int) -> None:
+    """Always 0.9 sure, right in seven of ten; patients are alike in two tiles of three."""
+    random, held = np.random.default_rng(4), 0
+    for _ in range(100):
+        classes = np.repeat([0, 1], 3 * people)
+        chance = np.repeat(random.random(2 * people) < 0.7, 3)
+        right = np.where(random.random(6 * people) < 2 / 3, chance, random.random(6 * people) < 0.7)
+        first = np.where(right == (classes == 0), 0.9, 0.1)
+        test = Tiles(np.zeros((6 * people, 1)), classes, np.arange(6 * people) // 3)
+        outcome = Outcome(np.stack([first, 1 - first], axis=1)[None], ())
+        low, high = Scores(Trial(("a", "b"), test, test, test)).of(outcome, ())["calibration_error"]["interval_95"]
+        held += low <= 0.2 <= high
+    assert held >= 90
+
+
 def test_leaving_a_site_out_leaves_out_whoever_has_tiles_there_and_what_was_drawn_from_them(
     ideal: tuple[Trial, dict[str, Outcome]],
 ) -> None:
