@@ -41,7 +41,9 @@ class SlideSites:
         slides, patients = sum(bool(slide) for _, slide in torn), sum(bool(who) and not slide for who, slide in torn)
         says = []
         if slides:
-            says.append(f"{slides:,} slide{'s have' if slides > 1 else ' has'} tiles of several sites, and none for that")
+            says.append(
+                f"{slides:,} slide{'s have' if slides > 1 else ' has'} tiles of several sites, and none for that"
+            )
         if patients:
             who = "patients have" if patients > 1 else "patient has"
             says.append(

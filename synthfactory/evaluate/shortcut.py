@@ -97,7 +97,9 @@ def association(classes_N: np.ndarray, sites_N: np.ndarray, groups_N: np.ndarray
     value = float(_cramer(table[None])[0])
     names, random, draws = groups_N[first], np.random.default_rng(0), []
     step = int(np.clip(LARGEST // n, 1, AREA_DRAWS))  # draws at once
-    cells = csr_array((np.ones(len(first)), (label * columns + site, np.arange(len(first)))), shape=(table.size, len(first)))
+    cells = csr_array(
+        (np.ones(len(first)), (label * columns + site, np.arange(len(first)))), shape=(table.size, len(first))
+    )
     for at in range(0, AREA_DRAWS, step):
         weights = patient_weights(names, random, min(step, AREA_DRAWS - at))
         draws.append(_cramer((cells @ weights.T).T.reshape(-1, rows, columns)))

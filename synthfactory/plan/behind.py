@@ -12,7 +12,6 @@ import numpy as np
 
 from synthfactory.spec.bags import Bags
 from synthfactory.spec.schema import Spec
-from synthfactory.spec.text import counted
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,14 @@ def _utility(found: Json) -> list[str]:
         told = f"gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
         lines.append(f"leave-site-out{mark}, {outside['sites']} sites: {told}")
         if outside["sites_not_judged"]:
-            lines.append(f"  not judged: {outside['sites_not_judged']} more, of which every patient of --real has tiles")
+            lines.append(
+                f"  not judged: {outside['sites_not_judged']} more, of which every patient of --real has tiles"
+            )
         without = outside["tiles_without_site"]
         if any(without.values()):
-            lines.append(f"  left out, of no known site: {without['real']:,} tiles of --real, {without['test']:,} of --unseen")
+            lines.append(
+                f"  left out, of no known site: {without['real']:,} tiles of --real, {without['test']:,} of --unseen"
+            )
     elif outside:
         lines.append(f"leave-site-out: {outside['why']}")
     return lines
@@ -151,7 +155,8 @@ def _sites(found: Json) -> list[str]:
     without = f"; {found['tiles_without_site']:,} tiles state no site" if found["tiles_without_site"] else ""
     return [
         "",
-        f"site against class{_mark(found)}: Cramer's V {_cell(found)} over {found['patients']:,} patients (0: a site tells nothing of the class){without}",
+        f"site against class{_mark(found)}: Cramer's V {_cell(found)} over {found['patients']:,} patients "
+        f"(0: a site tells nothing of the class){without}",
     ]
 
 

@@ -88,7 +88,9 @@ def render(found: Json) -> list[str]:
         f"page {shown(page['name'])}: {'is the one of this key' if page['compared'] else 'not beside the key, so not compared with it'}",
     ]
     if found["contaminated"] is not None:
-        counts = f"{found['contaminated']['tiles']:,} real tiles, {counted(found['contaminated']['patients'], 'patient')}"
+        counts = (
+            f"{found['contaminated']['tiles']:,} real tiles, {counted(found['contaminated']['patients'], 'patient')}"
+        )
         lines.append(f"* contaminated: CytoSyn was trained on TCGA ({counts})")
     for reader in found["readers"]:
         lines += _block(f"reader {shown(reader['reader'], 40)}", reader)

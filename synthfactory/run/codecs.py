@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from synthfactory.evaluate.fidelity import LEAST_GROUPS, Tiles, frechet, halved, kernel_distance, same_mix, standard_space
+from synthfactory.evaluate.fidelity import (
+    LEAST_GROUPS,
+    Tiles,
+    frechet,
+    halved,
+    kernel_distance,
+    same_mix,
+    standard_space,
+)
 from synthfactory.evaluate.planted import saved_anew
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.evaluating import Sides
@@ -54,7 +62,8 @@ def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> 
     """Of each codec and space: kernel and Frechet distance to real tiles as they are, of drawn tiles saved anew, and of other
     patients' real tiles saved anew. What a codec alone does is the difference to `png`.
 
-    The scale of a space is that of all sides as they are, for every codec: a side's figures would else change with what another is saved as.
+    The scale of a space is that of all sides as they are, for every codec: else a side's figures would change with what another is saved
+    as.
     """
     any_side = pool.sides[pool.spaces[0].name]
     chosen = _rows(any_side)

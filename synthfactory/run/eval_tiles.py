@@ -33,7 +33,9 @@ CODECS_LOOKED_AT = 512  # tiles whose container is looked at
 
 @dataclass(frozen=True)
 class RealSide:
-    """Real tiles, listed: class, patient and site (None: unknown; all of them: no site is known) of each; the tiles themselves, or a bank's vectors."""
+    """Real tiles, listed: class, patient and site (None: unknown) of each; the tiles themselves, or a bank's vectors. `sites` as a whole is
+    None where no site is known.
+    """
 
     place: str
     option: str

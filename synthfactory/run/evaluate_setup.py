@@ -17,8 +17,8 @@ from synthfactory.plan.lock import LOCK
 from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import report_place, write_report
 from synthfactory.run.auditing import lock_sha256
-from synthfactory.run.contamination import mark, of_training_set
 from synthfactory.run.codecs import Pool, check_codecs, codec_study
+from synthfactory.run.contamination import mark, of_training_set
 from synthfactory.run.eval_tiles import (
     Behind,
     DrawnSide,
@@ -196,8 +196,8 @@ def _check_codecs(asked: Asked, lock: Mapping[str, Any], sides: Sequence[RealSid
     for side in sides:
         if mixed(side.codecs) and not asked.mixed_codecs:
             raise InputError(
-                f"{side.option}: {side.place} is {' and '.join(side.codecs)}; figures would measure the codecs as well, so take tiles of one, "
-                "or add --mixed-codecs and read them so"
+                f"{side.option}: {side.place} is {' and '.join(side.codecs)}; figures would measure the codecs as well, so take tiles of "
+                "one, or add --mixed-codecs and read them so"
             )
         if side.codecs and lossy(side.codecs) != drawn_lossy and not asked.mixed_codecs:
             kinds = [
@@ -311,8 +311,8 @@ def _not_measured(found: Mapping[str, Any], asked: Asked, *, bank: bool) -> list
         lines.append("utility, and distances to patients that the set has not seen: needs --unseen")
     elif bank:
         lines.append(
-            "the baseline 'oversampled, stained anew': --real is a bank, and without pixels nothing can be stained; the best free arm is the "
-            "best of the others"
+            "the baseline 'oversampled, stained anew': --real is a bank, and without pixels nothing can be stained; the best free arm is "
+            "the best of the others"
         )
     if len(found["spaces"]) == 1:
         lines.append("a second feature space: a bank holds the embeddings of one encoder alone")

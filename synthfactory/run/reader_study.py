@@ -146,8 +146,8 @@ def make_study(out: str, source: str, count: int, target: str, seed: int | None,
         lines.append(f"note: {count:,} tiles were asked for; no class that both sides have has more left")
     if contaminated is not None:
         lines.append(
-            f"warning: {contaminated['tiles']:,} real tiles are of {counted(contaminated['patients'], 'patient')} of TCGA, on which CytoSyn "
-            "was trained; what is scored is contaminated, and marked so"
+            f"warning: {contaminated['tiles']:,} real tiles are of {counted(contaminated['patients'], 'patient')} of TCGA, on which "
+            "CytoSyn was trained; what is scored is contaminated, and marked so"
         )
     if jpeg != {image_format(lock)[0] == "jpeg"}:
         lines.append("note: JPEG files are on one side only, or on part of it; their blocks may tell the sides apart")

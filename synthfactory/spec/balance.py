@@ -87,13 +87,15 @@ class Balance(FrozenModel):
         if not isinstance(data, dict) or "kind" in data:
             return data
         named = [kind for kind in PARAMETERS if kind in data]
-        if len(named) > 1 or "effective_number" in named and "beta" in data:
+        if len(named) > 1 or ("effective_number" in named and "beta" in data):
             both = " and ".join(name for name in (*PARAMETERS, "beta") if name in data)
             raise Problems([("", f"says {both}; keep one of them")])
         if named:
             return {"kind": named[0], **_parameter(named[0], data[named[0]]), **_without(data, named[0])}
         if data.keys() - cls.model_fields.keys() and all(type(count) is int for count in data.values()):
-            raise Problems([("", f"says counts, and needs none then: leave balance and total out, and write {_counted(data)}")])
+            raise Problems(
+                [("", f"says counts, and needs none then: leave balance and total out, and write {_counted(data)}")]
+            )
         return data
 
     @field_validator("against", mode="before")

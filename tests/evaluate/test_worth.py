@@ -139,6 +139,23 @@ def test_free_baselines_make_classes_count_alike() -> None:
     assert (rare.min(axis=0) >= own.min(axis=0) - 1e-5).all() and (rare.max(axis=0) <= own.max(axis=0) + 1e-5).all()
 
 
+def test_a_blend_counts_for_each_of_its_two_classes_by_its_share() -> None:
+    """Tiles of class c lie at c: so each blend lies where its two labels' weights say."""
+    classes = np.repeat([0, 1, 2], [30, 9, 4])
+    real = Tiles(classes[:, None].astype(float), classes, np.arange(43))
+    lesson = utility.mixup(real, 0.4, np.random.default_rng(0))
+    count = (len(lesson.classes) - len(real)) // 2
+    first, second = (slice(len(real) + at * count, len(real) + (at + 1) * count) for at in (0, 1))
+    assert (lesson.embeddings[first] == lesson.embeddings[second]).all()
+    assert lesson.weights[first] + lesson.weights[second] == pytest.approx(np.ones(count))
+    apart = lesson.classes[first] != lesson.classes[second]
+    assert apart.sum() > 20 and np.abs(lesson.weights[first][apart] - 0.5).max() > 0.2
+    told = lesson.weights[first] * lesson.classes[first] + lesson.weights[second] * lesson.classes[second]
+    assert told == pytest.approx(lesson.embeddings[first][:, 0])
+    assert (lesson.embeddings[: len(real)] == real.embeddings).all()
+    assert (lesson.classes[: len(real)] == classes).all()
+
+
 def test_on_an_even_cohort_what_is_free_still_has_a_copy_of_each_tile() -> None:
     classes = np.repeat([0, 1, 2], 40)
     plan = augmentation(classes, 3000)
@@ -284,7 +301,10 @@ def test_tiles_of_no_known_site_are_no_site_and_teach_nothing(ideal: tuple[Trial
     )
     assert known == swapped and known["sites"] == 2
     assert known["tiles_without_site"] == {"real": int(hidden.sum()), "test": 10}
-    assert leave_site_out(made, found, np.where(of_real == "a", "a", ""), of_test)["why"] == "needs real tiles of two sites"
+    assert (
+        leave_site_out(made, found, np.where(of_real == "a", "a", ""), of_test)["why"]
+        == "needs real tiles of two sites"
+    )
 
 
 def test_validation_meets_no_tile_drawn_from_whom_it_judges_by() -> None:

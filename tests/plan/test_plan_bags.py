@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from planning import MODEL, spec_of, summaries
 
 from synthfactory.plan import keyed
-from synthfactory.plan.behind import conditions_of
 from synthfactory.plan.bags import bag_id, choose_in_bag, member, most_of_patient
+from synthfactory.plan.behind import conditions_of
 from synthfactory.plan.conditions import ClassIndex, choose, slot_of
 from synthfactory.plan.lock import build_lock, check_same_recipe, lock_yaml, read_lock, stated
 from synthfactory.plan.plan import make_plan, render

@@ -125,7 +125,8 @@ def test_floors_and_caps_are_kept(make: Callable[..., Path]) -> None:
     ("changes", "message"),
     [
         ({"balance": "fair"}, "balance.kind: 'fair' is not 'uniform', 'proportional', 'temperature', 'effective_number' or 'top_up'"),
-        ({"balance": {"alpha": 6, "beta": 2}}, "balance: says counts, and needs none then: leave balance and total out, and write classes: {alpha: 6, beta: 2}"),
+        ({"balance": {"alpha": 6, "beta": 2}},
+         "balance: says counts, and needs none then: leave balance and total out, and write classes: {alpha: 6, beta: 2}"),
         ({"balance": {"temperature": 2.0, "effective_number": 0.9}}, "balance: says temperature and effective_number; keep one of them"),
         ({"balance": {"effective_number": 0.9, "beta": 0.9}}, "balance: says effective_number and beta; keep one of them"),
         ({"balance": {"effective_number": 1.5}}, "balance.effective_number: 1.5 is no number from 0 to below 1"),
