@@ -167,8 +167,7 @@ def _of_tiles(spec: Spec, source: Embeddings, facts: ModelFacts) -> Conditions:
 
 def tile_cohort(tiles: TileFolder) -> str:
     """As `training_cohort`; names of files are looked at too, where they are barcodes."""
-    by_id = training_cohort((*tiles.patient_ids, *tiles.slide_ids))
-    return "some" if training_cohort(tiles.files) == "some" else by_id
+    return "some" if any(tiles.members()) else training_cohort((*tiles.patient_ids, *tiles.slide_ids))
 
 
 def screened(tiles: TileFolder, limits: Limits, size_px: int) -> tuple[TileFolder, dict[str, Counter[str]]]:
