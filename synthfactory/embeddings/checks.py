@@ -150,3 +150,8 @@ def member_of_cohort(*ids: str | None) -> str | None:
     """The patient's TCGA barcode where one of these ids of a row holds one, else None."""
     found = next((match for text in ids if text and (match := _TCGA.search(text))), None)
     return found[0].upper() if found else None
+
+
+def members_of_cohort(*columns: Sequence[str | None]) -> list[str | None]:
+    """`member_of_cohort` of each row of these columns: patients, slides, names of files, as far as a source has them."""
+    return [member_of_cohort(*ids) for ids in zip(*columns, strict=True)]

@@ -36,10 +36,19 @@ class SlideSites:
         return found if any(found) else ()
 
     def warnings(self, where: str) -> tuple[str, ...]:
-        """What to say of slides whose tiles are of several sites."""
-        count = sum(bool(group[2]) and site == SEVERAL for group, site in self.found.items())
-        if not count:
-            return ()
-        return (
-            f"{where}: {count:,} slide{'s have' if count > 1 else ' has'} tiles of several sites, and none for that",
-        )
+        """What to say of slides whose tiles are of several sites, and of patients whose tiles name no slide and are so too."""
+        torn = {group[1:] for group, site in self.found.items() if site == SEVERAL}
+        slides, patients = sum(bool(slide) for _, slide in torn), sum(bool(who) and not slide for who, slide in torn)
+        says = []
+        if slides:
+            says.append(
+                f"{slides:,} slide{'s have' if slides > 1 else ' has'} tiles of several sites, and none for that"
+            )
+        if patients:
+            who = "patients have" if patients > 1 else "patient has"
+            says.append(
+                f"{patients:,} {who} tiles of several sites that name no slide, and no site for that; give the tiles a slide_id"
+            )
+        if ("", "") in torn:
+            says.append("tiles that name neither patient nor slide are of several sites, and count for none")
+        return tuple(f"{where}: {text}" for text in says)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from synthfactory.embeddings.bank import MPP, Bank
-from synthfactory.embeddings.checks import check_mpp_known
+from synthfactory.embeddings.checks import check_mpp_known, members_of_cohort
 from synthfactory.embeddings.indexing import make_bank
 from synthfactory.embeddings.places import is_pattern, local
 from synthfactory.embeddings.rows import known
@@ -60,6 +60,10 @@ class TileFolder:
     def where(self, row: int) -> str:
         """A tile's place, for messages."""
         return self.files[row] if self.spans is not None else f"{self.root.rstrip('/')}/{self.files[row]}"
+
+    def members(self) -> list[str | None]:
+        """Of each tile the TCGA barcode that stands in its patient, its slide or its file's name; None where there is none."""
+        return members_of_cohort(self.patient_ids, self.slide_ids, self.files)
 
     def reader(self) -> Callable[[int], bytes]:
         """Number of a tile -> the file's bytes, on disk or behind a URL; OSError where it cannot be read."""

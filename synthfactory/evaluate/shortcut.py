@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.stats import t
 
 from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.evaluate.intervals import patient_weights
 from synthfactory.evaluate.probes import Lesson, learn
 
 MOST = 2000  # tiles of each side and class that are looked at
@@ -15,6 +17,7 @@ LEAST, LEAST_GROUPS = 20, 5  # tiles of each side, and patients of each half, fo
 AREA_DRAWS = 500
 LEAST_BOUND = 30  # patients for a figure of how far site and class go together
 STRENGTH = 0.03
+LARGEST = 20_000_000  # numbers in the draws that are made at once
 
 
 def told_apart(real: Tiles, drawn: Tiles, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -73,6 +76,7 @@ def _area(real: tuple[np.ndarray, np.ndarray], drawn: tuple[np.ndarray, np.ndarr
 def association(classes_N: np.ndarray, sites_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
     """How far a patient's site tells the class: Cramer's V with Bergsma's correction for chance (0 not at all, 1 wholly), over patients.
 
+    The 95 % interval is Student's on the spread of draws of patients: by themselves these lie higher, since a draw adds chance of its own.
     A class of which one site gives most patients is a class that a classifier may tell by its stain.
     """
     _, first = np.unique(np.char.add(np.char.add(groups_N.astype(str), "\0"), classes_N.astype(str)), return_index=True)
@@ -90,12 +94,33 @@ def association(classes_N: np.ndarray, sites_N: np.ndarray, groups_N: np.ndarray
             f"not measurable with n = {int(n)} patients; {LEAST_BOUND} are needed"
         )  # fmt: skip
         return {"value": None, "why": why, "largest_site": largest}
-    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / n
-    phi = ((table - expected) ** 2 / expected).sum() / n
-    corrected = max(0.0, phi - (rows - 1) * (columns - 1) / (n - 1))
-    sizes = [each - (each - 1) ** 2 / (n - 1) for each in (rows, columns)]
+    value = float(_cramer(table[None])[0])
+    names, random, draws = groups_N[first], np.random.default_rng(0), []
+    step = int(np.clip(LARGEST // n, 1, AREA_DRAWS))  # draws at once
+    cells = csr_array(
+        (np.ones(len(first)), (label * columns + site, np.arange(len(first)))), shape=(table.size, len(first))
+    )
+    for at in range(0, AREA_DRAWS, step):
+        weights = patient_weights(names, random, min(step, AREA_DRAWS - at))
+        draws.append(_cramer((cells @ weights.T).T.reshape(-1, rows, columns)))
+    spread = float(np.nanstd(np.concatenate(draws)))
+    half = max(float(t.ppf(0.975, len(np.unique(names)) - 1)) * spread, 1.0 / n)
     return {
-        "value": float(np.sqrt(corrected / max(min(sizes) - 1, 1e-12))),
+        "value": value,
+        "interval_95": (max(0.0, value - half), min(1.0, value + half)),
         "patients": int(n),
         "largest_site": largest,
     }
+
+
+def _cramer(tables_BLS: np.ndarray) -> np.ndarray:
+    """Cramer's V, corrected, of each table of classes by sites (B,); nan where a table lacks two of either."""
+    of_label, of_site = tables_BLS.sum(axis=2), tables_BLS.sum(axis=1)
+    n = of_label.sum(axis=1)
+    expected = of_label[:, :, None] * of_site[:, None, :] / n[:, None, None]
+    parts = np.divide((tables_BLS - expected) ** 2, expected, out=np.zeros_like(expected), where=expected > 0)
+    rows, columns = ((each > 0).sum(axis=1) for each in (of_label, of_site))
+    corrected = np.maximum(0.0, parts.sum(axis=(1, 2)) / n - (rows - 1) * (columns - 1) / (n - 1))
+    sizes = np.minimum(*(each - (each - 1) ** 2 / (n - 1) for each in (rows, columns)))
+    there = np.minimum(rows, columns) > 1
+    return np.where(there, np.sqrt(corrected / np.where(there, np.maximum(sizes - 1, 1e-12), 1.0)), np.nan)

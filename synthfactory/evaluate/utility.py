@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.stats import t
 
 from synthfactory.evaluate.fidelity import Tiles
@@ -118,16 +119,24 @@ def even(classes_N: np.ndarray) -> np.ndarray:
     return np.asarray(1.0 / np.bincount(classes_N)[classes_N])
 
 
+def filled_to(counts_C: np.ndarray) -> int:
+    """How many tiles a class is filled up to: the largest, or twice the mean where that is more. On an even cohort that is a copy of each
+    tile; else what is free would be nothing there.
+    """
+    there = counts_C[counts_C > 0]
+    return max(int(there.max()), int(2 * there.sum()) // len(there))
+
+
 def oversampled(real: Tiles, rows: np.ndarray, more: Augmented, share: float, random: np.random.Generator) -> Lesson:
-    """Every class filled up to the largest by tiles turned and stained anew (a `share` of the filling; the rest by plain repetition)."""
+    """Every class filled up (see `filled_to`) by tiles turned and stained anew (a `share` of the filling; the rest by plain repetition)."""
     classes = real.classes[rows]
-    largest = int(np.bincount(classes).max())
+    level = filled_to(np.bincount(classes))
     mine = np.isin(more.of_row, rows)
     vectors, labels = [real.embeddings[rows]], [classes]
     for label in np.unique(classes):
         again = np.flatnonzero(mine & (real.classes[more.of_row] == label))
         own = rows[classes == label]
-        missing = largest - len(own)
+        missing = level - len(own)
         new = round(share * missing) if len(again) else 0
         vectors += [more.embeddings[random.choice(again, new)] if new else more.embeddings[:0]]
         vectors += [real.embeddings[random.choice(own, missing - new)]]
@@ -250,6 +259,27 @@ class Scores:
 
         return of
 
+    def miscalibrated(self, outcome: Outcome) -> Callable[[np.ndarray], np.ndarray]:
+        """Weights (B, P) -> `calibration_error` (B,) over the classes that count, the mean of the seeds; nan where a draw lacks one."""
+        chosen = self.counted(range(len(self._names)))
+        number = np.full(len(self._names), -1)
+        number[chosen] = np.arange(len(chosen))
+        label, shape = number[self._classes], (self._shape[0], len(chosen) * BINS)
+        tables = []
+        for off, place in (surprise(each, self._classes) for each in outcome.probabilities):
+            mine = label >= 0
+            # Of a patient in a class and bin, with few entries: a patient's tiles are of one class or two.
+            entries = (off[mine], (self._patient[mine], label[mine] * BINS + place[mine]))
+            tables.append(csr_array(entries, shape=shape).T.tocsr())
+
+        def of(weights: np.ndarray) -> np.ndarray:
+            total = weights @ self._tiles[:, chosen]
+            each = np.where(total > 0, total, np.nan)[:, :, None]
+            parts = [(table @ weights.T).T.reshape(len(weights), len(chosen), BINS) / each for table in tables]
+            return np.asarray(np.mean([np.abs(part.mean(axis=1)).sum(axis=1) for part in parts], axis=0))
+
+        return of
+
     def figure(
         self, statistic: Callable[[np.ndarray], np.ndarray], classes: Sequence[int], bounds: Interval
     ) -> dict[str, Any]:
@@ -282,9 +312,7 @@ class Scores:
             "balanced_accuracy": self.share(hits, every),
             **({"rarest": self.share(hits, rare)} if rare else {}),
             "recall": {name: self._recall(hits, at) for at, name in enumerate(self._names)},
-            "calibration_error": float(
-                np.mean([calibration_error(each, self._classes) for each in outcome.probabilities])
-            ),
+            "calibration_error": self.figure(self.miscalibrated(outcome), every, (0.0, 1.0)),
             "by_seed": by_seed,
             "chosen": [[str(each.option), each.strength] for each in outcome.chosen],
         }
@@ -326,9 +354,13 @@ def hits_of(outcome: Outcome, classes_N: np.ndarray) -> np.ndarray:
 
 def calibration_error(probabilities_NC: np.ndarray, classes_N: np.ndarray) -> float:
     """Expected calibration error of the largest probability over 15 equal bins (arXiv 1706.04599), classes counting alike."""
+    off, place = surprise(probabilities_NC, classes_N)
+    weight = even(classes_N)
+    return float(np.abs(np.bincount(place, weight * off, minlength=BINS)).sum() / weight.sum())
+
+
+def surprise(probabilities_NC: np.ndarray, classes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(how far the largest probability lies below what came true, 1 or 0; its bin), each (N,)."""
     sure = probabilities_NC.max(axis=1)
     hit = (probabilities_NC.argmax(axis=1) == classes_N).astype(float)
-    weight = even(classes_N)
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
-    off = np.bincount(place, weight * (hit - sure), minlength=BINS)
-    return float(np.abs(off).sum() / weight.sum())
+    return hit - sure, np.minimum((sure * BINS).astype(int), BINS - 1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synthfactory.plan.allocate import class_counts
+from synthfactory.plan.behind import Behind, behind, in_short
 from synthfactory.plan.cost import Estimate, calls_per_tile, estimate
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.plan.rounds import Round, next_round, num_shards, totals
@@ -208,13 +209,14 @@ def render(plan: Plan, width: int = 80) -> str:
 
 
 def _table(plan: Plan, total: int, width: int) -> list[str]:
-    rows = [("class", "tiles", "calls/tile", "patients", "rows", "labels of")]
+    rows = [("class", "tiles", "calls/tile", "patients", "effective", "rows", "labels of")]
     for name, count in plan.counts.items():
-        behind = plan.bank[name]
-        patients = f"{behind.patients:,}{'?' if behind.unknown_rows else ''}"
+        item, stands = plan.bank[name], _behind(plan, name)
+        patients = f"{item.patients:,}{'?' if item.unknown_rows else ''}"
         calls = f"{calls_per_tile(plan.spec.sampler_for(name)):,}"
-        rows.append((name, f"{count:,}", calls, patients, f"{behind.rows:,}", ", ".join(behind.label_levels)))
-    rows.append(("total", f"{total:,}", "", "", "", ""))
+        effective = "-" if stands is None else str(stands)
+        rows.append((name, f"{count:,}", calls, patients, effective, f"{item.rows:,}", ", ".join(item.label_levels)))
+    rows.append(("total", f"{total:,}", "", "", "", "", ""))
     names, *numbers, levels = ([*column] for column in zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in numbers]
     level_width = max(map(len, levels))
@@ -222,24 +224,36 @@ def _table(plan: Plan, total: int, width: int) -> list[str]:
     lines = []
     for name, *cells, level in rows:
         filled = " ".join(f"{text:>{fill}}" for text, fill in zip(cells, widths, strict=True))
-        lines.append(_head(f"{_cell(name, name_width)} {filled}  {level}".rstrip(), width))
+        lines.append(_head(f"{_cell(name, name_width)} {filled}  {level}", width).rstrip())
     return lines
+
+
+def _behind(plan: Plan, name: str) -> Behind | None:
+    """What stands behind the class's planned tiles."""
+    return behind(plan.spec, plan.bank[name].patients, plan.counts[name])
+
+
+def _few(plan: Plan, name: str) -> list[str]:
+    """A note where a class rests on few patients: by the conditions that each gives, and under a release by patients alone."""
+    stands = _behind(plan, name) or Behind(plan.bank[name].patients, float(plan.bank[name].patients))
+    if not 0 < stands.effective < FEW_PATIENTS:
+        return []
+    uneven = f" ({in_short(stands.effective)} effective)" if stands.effective < stands.patients else ""
+    few = f"{counted(stands.patients, 'patient')} only{uneven}"
+    return [f"note: {name} rests on {few}; its tiles will resemble them"]
 
 
 def _notes(plan: Plan) -> list[str]:
     notes = []
     for name in plan.counts:
-        behind = plan.bank[name]
-        if behind.unknown_rows:
-            notes.append(f"note: {name}: {behind.unknown_rows:,} rows name no patient; they count as one patient")
-        if behind.dropped:
-            taken = ", ".join(f"{count:,} {screen}" for screen, count in sorted(behind.dropped.items()))
-            notes.append(f"note: {name}: embeddings.screen left out {taken}; {behind.rows:,} rows remain")
-        if 0 < behind.patients < FEW_PATIENTS:
-            notes.append(
-                f"note: {name} rests on {behind.patients} patient{'s' * (behind.patients != 1)} only; its tiles will resemble them"
-            )
-        if behind.sites == 1 and max(other.sites for other in plan.bank.values()) > 1:
+        item = plan.bank[name]
+        if item.unknown_rows:
+            notes.append(f"note: {name}: {item.unknown_rows:,} rows name no patient; they count as one patient")
+        if item.dropped:
+            taken = ", ".join(f"{count:,} {screen}" for screen, count in sorted(item.dropped.items()))
+            notes.append(f"note: {name}: embeddings.screen left out {taken}; {item.rows:,} rows remain")
+        notes.extend(_few(plan, name))
+        if item.sites == 1 and max(other.sites for other in plan.bank.values()) > 1:
             notes.append(
                 f"note: {name} rests on one site, as far as sites are known, other classes on more; a classifier may learn that site's "
                 "stain for the class (`synthfactory evaluate` measures it)"
@@ -271,12 +285,12 @@ def _cohort_notes(plan: Plan) -> list[str]:
     """Which classes rest on patients of the training set, and how far."""
     notes, free = [], []
     for name in plan.counts:
-        behind = plan.bank[name]
-        if not behind.cohort_rows:
+        item = plan.bank[name]
+        if not item.cohort_rows:
             free.append(name)
             continue
-        patients = f"{behind.cohort_patients:,} TCGA patient{'s' * (behind.cohort_patients != 1)}"
-        notes.append(f"note: {name}: {behind.cohort_rows:,} of its {behind.rows:,} rows are of {patients}")
+        patients = f"{item.cohort_patients:,} TCGA patient{'s' * (item.cohort_patients != 1)}"
+        notes.append(f"note: {name}: {item.cohort_rows:,} of its {item.rows:,} rows are of {patients}")
     if free:
         notes.append(f"note: no row of {', '.join(free)} is known to be of TCGA")
     return notes

@@ -15,7 +15,6 @@ SHORT = {"oversampled, stained anew": "oversampled", "real + synthetic": "with s
 def render(found: Json) -> list[str]:
     """What was compared, then for each space fidelity, utility and shortcuts, then sites and codecs."""
     tiles = found["set"]
-    mark = "*" if found["contaminated"] else ""
     lines = [f"evaluation of {tiles['name']}: {tiles['tiles']:,} tiles, lock {tiles['lock_sha256'][:12]}"]
     for option in ("real", "unseen"):
         side = found[option]
@@ -23,24 +22,27 @@ def render(found: Json) -> list[str]:
             lines.append(
                 f"{option}: {side['tiles']:,} tiles of {side['patients']:,} patients, {', '.join(side['codecs'])}"
             )
-    if mark:
-        counts = ", ".join(f"{option} {each['patients']:,} patients" for option, each in found["contaminated"].items())
-        lines.append(
-            f"* contaminated: CytoSyn was trained on TCGA, and its patients are among the real tiles ({counts})"
-        )
+    if found["contaminated"]:
+        counts = ", ".join(f"{option} {each['patients']:,}" for option, each in found["contaminated"].items())
+        lines.append(f"* contaminated: CytoSyn was trained on TCGA (patients: {counts})")
     for name, space in found["spaces"].items():
-        lines += ["", f"in {shown(name, 40)}: {space['space']['note']}", *_fidelity(space["fidelity"], mark)]
-        lines += _utility(space["utility"], mark)
-        lines += _told_apart(space["told_apart"], mark)
+        lines += ["", f"in {shown(name, 40)}: {space['space']['note']}", *_fidelity(space["fidelity"])]
+        lines += _utility(space["utility"])
+        lines += _told_apart(space["told_apart"])
     if found["cnn"]:
-        lines += ["", "by a small CNN on pixels, from nothing", *_utility(found["cnn"], mark)]
+        lines += ["", f"by a small CNN on pixels, from nothing{_mark(found['cnn'])}", *_utility(found["cnn"])]
     return [
         *lines,
         *_sites(found["sites"]),
-        *_codecs(found["codecs"], mark),
+        *_codecs(found["codecs"]),
         "",
         *(f"not measured: {text}" for text in found["not_measured"]),
     ]
+
+
+def _mark(*sections: Json) -> str:
+    """An asterisk where figures rest on tiles of the model's own training set."""
+    return "*" if any(section.get("contaminated") for section in sections) else ""
 
 
 def _number(value: float) -> str:
@@ -57,12 +59,13 @@ def _cell(figure: Json | None) -> str:
     return text if interval is None else f"{text} ({_number(interval[0])} to {_number(interval[1])})"
 
 
-def _fidelity(found: Json, mark: str) -> list[str]:
+def _fidelity(found: Json) -> list[str]:
     if "why" in found:
         return [f"fidelity: {found['why']}"]
+    mark = _mark(found)
     lines = [
         f"compared with {found['compared_with']}; {found['tiles_each']:,} tiles each, 95 % intervals",
-        f"{'figure':<{NAME}} {'drawn':<26} real",
+        f"{'figure' + mark:<{NAME}} {'drawn':<26} real",
     ]
     rows = [
         (f"{what} distance", *(found[f"{what}_{side}"] for side in ("drawn", "real"))) for what in ("kernel", "frechet")
@@ -76,11 +79,11 @@ def _fidelity(found: Json, mark: str) -> list[str]:
     return [*lines, *(f"  -: {reason}" for reason in sorted(reasons))]
 
 
-def _utility(found: Json, mark: str) -> list[str]:
+def _utility(found: Json) -> list[str]:
     if "arms" not in found:
         return [f"utility: {found['why']}"]
-    rare = found["rarest"]
-    head = f"{'learned from':<{NAME}} {'balanced accuracy':<26} {'rarest' if rare else ''}".rstrip()
+    rare, mark = found["rarest"], _mark(found)
+    head = f"{'learned from' + mark:<{NAME}} {'balanced accuracy':<26} {'rarest' if rare else ''}".rstrip()
     lines = ["", head]
     for name, arm in found["arms"].items():
         lines.append(
@@ -101,6 +104,15 @@ def _utility(found: Json, mark: str) -> list[str]:
         gain = outside["gain"]
         told = f"gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
         lines.append(f"leave-site-out{mark}, {outside['sites']} sites: {told}")
+        if outside["sites_not_judged"]:
+            lines.append(
+                f"  not judged: {outside['sites_not_judged']} more, of which every patient of --real has tiles"
+            )
+        without = outside["tiles_without_site"]
+        if any(without.values()):
+            lines.append(
+                f"  left out, of no known site: {without['real']:,} tiles of --real, {without['test']:,} of --unseen"
+            )
     elif outside:
         lines.append(f"leave-site-out: {outside['why']}")
     return lines
@@ -122,13 +134,14 @@ def _recalls(found: Json, mark: str) -> list[str]:
         cells = " ".join(f"{'-' if value is None else f'{value:.3f}':>11}" for value in values)
         counts = found["classes"][name]
         lines.append(f"{shown(name, 18):<18} {counts['real']:>6,} {counts['drawn']:>6,} {cells}")
-    errors = " ".join(f"{found['arms'][arm]['calibration_error']:>11.3f}" for arm in arms)
-    return [*lines, f"{'calibration error' + mark:<32} {errors}"]
+    lines += ["", f"calibration error{mark} of"]
+    return [*lines, *(f"{arm:<{NAME}} {_cell(found['arms'][arm]['calibration_error'])}" for arm in arms)]
 
 
-def _told_apart(found: Json, mark: str) -> list[str]:
+def _told_apart(found: Json) -> list[str]:
     if "why" in found:
         return ["", f"synthetic told from real: {found['why']}"]
+    mark = _mark(*found.values())
     lines = ["", f"{'synthetic told from real' + mark:<{NAME}} area under the curve (0.5: not at all)"]
     for name, figure in found.items():
         text = _cell(figure) if figure["value"] is not None else f"- {figure['why'].partition(';')[0]}"
@@ -139,19 +152,22 @@ def _told_apart(found: Json, mark: str) -> list[str]:
 def _sites(found: Json) -> list[str]:
     if found.get("value") is None:
         return ["", f"site against class: {found['why']}"]
+    without = f"; {found['tiles_without_site']:,} tiles state no site" if found["tiles_without_site"] else ""
     return [
         "",
-        f"site against class: Cramer's V {found['value']:.3f} over {found['patients']:,} patients (0: a site tells nothing of the class)",
+        f"site against class{_mark(found)}: Cramer's V {_cell(found)} over {found['patients']:,} patients "
+        f"(0: a site tells nothing of the class){without}",
     ]
 
 
-def _codecs(found: Json, mark: str) -> list[str]:
+def _codecs(found: Json) -> list[str]:
     if not found:
         return []
     if "why" in found:
         return ["", f"codecs: {found['why']}"]
     lines = []
     for space, codecs in found.items():
+        mark = _mark(*codecs.values())
         lines += [
             "",
             f"saved anew, in {shown(space, 40)}: kernel distance to real tiles as they are",

@@ -87,20 +87,31 @@ def render(found: Json) -> list[str]:
         f"{tiles['wrong']:,} with a wrong label on purpose",
         f"page {shown(page['name'])}: {'is the one of this key' if page['compared'] else 'not beside the key, so not compared with it'}",
     ]
+    if found["contaminated"] is not None:
+        counts = (
+            f"{found['contaminated']['tiles']:,} real tiles, {counted(found['contaminated']['patients'], 'patient')}"
+        )
+        lines.append(f"* contaminated: CytoSyn was trained on TCGA ({counts})")
     for reader in found["readers"]:
         lines += _block(f"reader {shown(reader['reader'], 40)}", reader)
     if found["together"] is not None:
         lines += _block(f"all {counted(len(found['readers']), 'reader')}", found["together"])
         name = "Cohen's kappa" if len(found["readers"]) == 2 else "Fleiss' kappa"
-        lines += ["", f"{'agreement of readers, ' + name:<{NAME + 5}}  value  95 % interval      of"]
+        title = f"agreement of readers{_mark(found['agreement'])}, {name}"
+        lines += ["", f"{title:<{NAME + 5}}  value  95 % interval      of"]
         lines += _line("real or synthetic", found["agreement"]["called"], "{:.2f}", NAME + 5)
         lines += _line("labels", found["agreement"]["label"], "{:.2f}", NAME + 5)
     return [*lines, "", "50 % is guessing. " + found["internal"]]
 
 
+def _mark(section: Json) -> str:
+    """An asterisk where real tiles of it are of the model's own training set."""
+    return "*" if section["contaminated"] else ""
+
+
 def _block(title: str, found: Json) -> list[str]:
     """A reader's, or everybody's."""
-    lines = ["", f"{title:<{NAME + 5}}  value  95 % interval      of"]
+    lines = ["", f"{title + _mark(found):<{NAME + 5}}  value  95 % interval      of"]
     for name, words in FIGURES.items():
         number = "{:+.1%}" if name in DIFFERENCES else "{:.1%}"
         lines += _line(words, found[name], number, NAME + 5)

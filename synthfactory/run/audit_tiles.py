@@ -128,13 +128,15 @@ def list_tiles(place: str) -> TileFolder:
 
 
 def _packed(place: str, store: Store) -> TileFolder:
-    """Patients of a packed set stand beside its tars, by key."""
+    """Patients, slides and sites of a packed set stand beside its tars, by key."""
     commits = list_commits(store)
     if not commits:
         raise InputError(f"{place}: holds no shard yet; let `synthfactory pack` end first")
-    patients = {row["key"]: row["patient_id"] for commit in commits.values() for row in read_patients(store, commit)}
+    beside = {row["key"]: row for commit in commits.values() for row in read_patients(store, commit)}
     tiles = scan_shards([f"{place.rstrip('/')}/{commit.objects[0]}" for commit in commits.values()], None, None, None)
-    return replace(tiles, patient_ids=tuple(patients.get(name.rpartition("/")[2]) for name in tiles.files))
+    known = [beside.get(name.rpartition("/")[2], {}) for name in tiles.files]
+    patients, slides, sites = (tuple(row.get(name) for row in known) for name in ("patient_id", "slide_id", "site"))
+    return replace(tiles, patient_ids=patients, slide_ids=slides, sites=sites if any(sites) else None)
 
 
 def check_patients(place: str, patients: tuple[str | None, ...]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from synthfactory.embeddings.counts import RealClass, read_counts
 from synthfactory.plan.balance import allocate, effective_patients, shares, topped_up
+from synthfactory.plan.behind import behind as stands_behind
+from synthfactory.plan.behind import in_short
 from synthfactory.plan.plan import ClassSummary
 from synthfactory.plan.tcga import Study, near, source, study_of
 from synthfactory.run.source import Conditions
@@ -54,7 +54,7 @@ def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]
     says = (
         _sentence(spec, counts, real),
         *beside,
-        *_per_class(spec, counts, behind, conditions),
+        *_per_class(spec, counts, behind, conditions.summaries),
         *_trap(spec, counts, real),
     )
     return made, says
@@ -107,16 +107,16 @@ def _sentence(spec: Spec, counts: Mapping[str, int], real: Mapping[str, int]) ->
 
 
 def _per_class(
-    spec: Spec, counts: Mapping[str, int], behind: Mapping[str, RealClass], conditions: Conditions
+    spec: Spec, counts: Mapping[str, int], behind: Mapping[str, RealClass], summaries: Mapping[str, ClassSummary]
 ) -> list[str]:
     lines = []
     for name, count in counts.items():
-        weigh, real = _effective(conditions, name), behind[name].real
+        stands, real = stands_behind(spec, summaries[name].patients, count), behind[name].real
         if spec.balance is not None and spec.balance.against == "tcga":  # cases and tiles make no sum
-            rests = "" if weigh is None else f" from {weigh:.3g} effective patients"
+            rests = "" if stands is None else f" from {stands.in_words()}"
             lines.append(f"{name}: {real:,} cases of TCGA, {count:,} synthetic{rests}")
             continue
-        rests = "" if weigh is None else f", from {weigh:.3g} effective patients"
+        rests = "" if stands is None else f", from {stands.in_words()}"
         lines.append(
             f"{name}: {real:,} real{_patients(behind[name])} and {count:,} synthetic are {real + count:,} "
             f"({count / (count + real):.0%} synthetic{rests})"
@@ -131,21 +131,7 @@ def _patients(item: RealClass) -> str:
     if isinstance(item.patients, int):
         return f" of {counted(item.patients, 'patient')}"
     unknown = f", {item.patients['']:,} of no named patient taken as one's" if "" in item.patients else ""
-    return f" of {counted(len(item.patients), 'patient')} ({effective_patients(item.patients):.3g} effective{unknown})"
-
-
-def _effective(conditions: Conditions, name: str) -> float | None:
-    """How many patients with equally many tiles the class's rows amount to."""
-    if conditions.bank is not None:
-        patients, starts = conditions.bank.patients_of(name)
-        return effective_patients(dict(zip(patients, np.diff(starts).tolist(), strict=True)))
-    if conditions.tiles is None:
-        return None
-    tiles: dict[str, int] = {}
-    for label, patient in zip(conditions.tiles.labels, conditions.tiles.patient_ids, strict=True):
-        if label == name:
-            tiles[patient or ""] = tiles.get(patient or "", 0) + 1
-    return effective_patients(tiles)
+    return f" of {counted(len(item.patients), 'patient')} ({in_short(effective_patients(item.patients))} effective{unknown})"
 
 
 def _trap(spec: Spec, counts: Mapping[str, int], real: Mapping[str, int]) -> list[str]:

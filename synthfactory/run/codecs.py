@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from synthfactory.evaluate.fidelity import LEAST_GROUPS, Tiles, frechet, halved, kernel_distance, same_mix, standardise
+from synthfactory.evaluate.fidelity import (
+    LEAST_GROUPS,
+    Tiles,
+    frechet,
+    halved,
+    kernel_distance,
+    same_mix,
+    standard_space,
+)
 from synthfactory.evaluate.planted import saved_anew
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.evaluating import Sides
@@ -53,6 +61,9 @@ class Pool:
 def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> dict[str, Any]:
     """Of each codec and space: kernel and Frechet distance to real tiles as they are, of drawn tiles saved anew, and of other
     patients' real tiles saved anew. What a codec alone does is the difference to `png`.
+
+    The scale of a space is that of all sides as they are, for every codec: else a side's figures would change with what another is saved
+    as.
     """
     any_side = pool.sides[pool.spaces[0].name]
     chosen = _rows(any_side)
@@ -60,6 +71,12 @@ def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> 
         return {"why": chosen}
     as_is, of_drawn, of_real = chosen
     found: dict[str, Any] = {space.name: {} for space in pool.spaces}
+    into, reference = {}, {}
+    for space in pool.spaces:
+        sides = pool.sides[space.name]
+        a = _real(sides).of(as_is)
+        into[space.name] = standard_space([a, sides.drawn.of(of_drawn), _real(sides).of(of_real)])
+        reference[space.name] = into[space.name](a)
     for codec in dict.fromkeys([LOSSLESS, *codecs]):
         drawn: dict[str, np.ndarray] = {}
         real: dict[str, np.ndarray] = {}
@@ -71,10 +88,10 @@ def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> 
             sides = pool.sides[space.name]
             d, r = sides.drawn.of(of_drawn), _real(sides).of(of_real)
             d, r = (
-                Tiles(again.get(space.name, side.embeddings), side.classes, side.groups)
+                into[space.name](Tiles(again.get(space.name, side.embeddings), side.classes, side.groups))
                 for side, again in ((d, drawn), (r, real))
             )
-            a, d, r = standardise(_real(sides).of(as_is), d, r)
+            a = reference[space.name]
             found[space.name][codec] = {"tiles": len(a), "drawn": _apart(d, a), "real": _apart(r, a)}
     return found
 

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from synthfactory.embeddings.checks import member_of_cohort
+from synthfactory.embeddings.checks import members_of_cohort
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile, tile_bytes
 from synthfactory.evaluate.density import augmented
 from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.evaluate.utility import filled_to
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.run.audit_tiles import check_patients, list_tiles, open_bank
 from synthfactory.run.spaces import Item
@@ -32,7 +33,9 @@ CODECS_LOOKED_AT = 512  # tiles whose container is looked at
 
 @dataclass(frozen=True)
 class RealSide:
-    """Real tiles, listed: class, patient and site (None: unknown) of each; the tiles themselves, or a bank's vectors."""
+    """Real tiles, listed: class, patient and site (None: unknown) of each; the tiles themselves, or a bank's vectors. `sites` as a whole is
+    None where no site is known.
+    """
 
     place: str
     option: str
@@ -42,6 +45,7 @@ class RealSide:
     tiles: TileFolder | None
     vectors: np.ndarray | None  # of a bank
     codecs: tuple[str, ...]  # containers that were seen; () of a bank
+    members: tuple[str | None, ...]  # the TCGA barcode of each, as a plan would find it
 
     def in_space(self, vectors_NE: np.ndarray) -> Tiles:
         """With these embeddings."""
@@ -55,11 +59,6 @@ class RealSide:
             data = tile_bytes(self.tiles, read, row)
             yield hashlib.sha256(data).digest(), partial(decode_tile, data, self.tiles.where(row), size_px)
 
-    def members_of_tcga(self) -> tuple[int, int]:
-        """(tiles, patients) whose patient id is a TCGA barcode."""
-        mine = np.array([member_of_cohort(str(name)) is not None for name in self.patients], bool)
-        return int(mine.sum()), len(np.unique(self.patients[mine]))
-
 
 def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
     """Lists real tiles, or reads a bank of this encoder. InputError naming `option` for what cannot be used, and for tiles
@@ -71,16 +70,25 @@ def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
             bank = open_bank(place, encoder)
             labels, patients, tiles, vectors = bank.labels, bank.patient_ids, None, np.asarray(bank.embeddings)
             sites: tuple[str | None, ...] | None = bank.sites
+            members = members_of_cohort(patients, bank.slide_ids)
         else:
             tiles = list_tiles(place)
             labels, patients, sites, vectors = tiles.labels, tiles.patient_ids, tiles.sites, None
-            codecs = _codecs(tiles)
+            codecs, members = _codecs(tiles), tiles.members()
         check_patients(place, patients)
     except InputError as error:
         raise InputError(f"{option}: {error}") from None
-    known = sites if sites is not None and all(site is not None for site in sites) else None
+    known = sites if sites is not None and any(site is not None for site in sites) else None
     return RealSide(
-        place, option, np.array(labels, np.str_), np.array(patients, np.str_), known, tiles, vectors, codecs
+        place,
+        option,
+        np.array(labels, np.str_),
+        np.array(patients, np.str_),
+        known,
+        tiles,
+        vectors,
+        codecs,
+        tuple(members),
     )
 
 
@@ -104,6 +112,11 @@ def _codecs(tiles: TileFolder) -> tuple[str, ...]:
 def lossy(codecs: tuple[str, ...]) -> bool:
     """Whether one of them loses detail."""
     return any(codec not in LOSSLESS for codec in codecs)
+
+
+def mixed(codecs: tuple[str, ...]) -> bool:
+    """Whether tiles of one side differ in what their codecs lose. Those that lose nothing are alike."""
+    return lossy(codecs) and len(codecs) > 1
 
 
 @dataclass(frozen=True)
@@ -213,12 +226,16 @@ def _augmented(decode: Callable[[], np.ndarray], seed: int) -> np.ndarray:
 
 
 def augmentation(classes: np.ndarray, most: int) -> np.ndarray:
-    """(A, 2): which tiles to augment how often, so that every class could be filled up to the largest; at most `most` in all."""
+    """(A, 2): which tiles to augment how often, so that every class could be filled up as `oversampled` does; at most `most` in all.
+
+    Where a class's tiles are more than the copies it gets, these are of tiles all over it.
+    """
     names, counts = np.unique(classes, return_counts=True)
-    missing = counts.max() - counts
+    missing = filled_to(counts) - counts
     scale = min(1.0, most / max(1, int(missing.sum())))
     plan = []
     for name, lacks in zip(names, missing, strict=True):
-        rows = np.flatnonzero(classes == name)
-        plan += [(int(rows[number % len(rows)]), number // len(rows)) for number in range(round(scale * int(lacks)))]
+        rows, count = np.flatnonzero(classes == name), int(scale * int(lacks))
+        step = max(1, len(rows) // max(1, count))
+        plan += [(int(rows[number * step % len(rows)]), number * step // len(rows)) for number in range(count)]
     return np.array(plan, np.int64).reshape(-1, 2)

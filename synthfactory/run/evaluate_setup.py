@@ -13,12 +13,12 @@ import numpy as np
 from synthfactory.evaluate import texture
 from synthfactory.evaluate.utility import Augmented
 from synthfactory.model.encoder import open_encoder
-from synthfactory.model.folder import BUILT_IN
 from synthfactory.plan.lock import LOCK
 from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import report_place, write_report
 from synthfactory.run.auditing import lock_sha256
 from synthfactory.run.codecs import Pool, check_codecs, codec_study
+from synthfactory.run.contamination import mark, of_training_set
 from synthfactory.run.eval_tiles import (
     Behind,
     DrawnSide,
@@ -30,6 +30,7 @@ from synthfactory.run.eval_tiles import (
     drawn_items,
     drawn_side,
     lossy,
+    mixed,
     open_real,
     patients_behind,
 )
@@ -142,7 +143,8 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "cnn": cnn,
         "codecs": codecs,
     }  # fmt: skip
-    found["not_measured"] = _not_measured(found, asked)
+    mark(found)
+    found["not_measured"] = _not_measured(found, asked, bank=real.tiles is None)
     write_report(place, found)
     if public is not None:
         write_report(public, public_part(found))
@@ -189,9 +191,14 @@ def _check_apart(real: RealSide, unseen: RealSide | None) -> None:
 
 
 def _check_codecs(asked: Asked, lock: Mapping[str, Any], sides: Sequence[RealSide]) -> None:
-    """Lossless beside lossy is refused: what an encoder sees of JPEG is then taken for tissue."""
+    """Lossless beside lossy is refused, also within one side: what an encoder sees of JPEG is then taken for tissue."""
     drawn_lossy = set_codec(lock) == "jpeg"
     for side in sides:
+        if mixed(side.codecs) and not asked.mixed_codecs:
+            raise InputError(
+                f"{side.option}: {side.place} is {' and '.join(side.codecs)}; figures would measure the codecs as well, so take tiles of "
+                "one, or add --mixed-codecs and read them so"
+            )
         if side.codecs and lossy(side.codecs) != drawn_lossy and not asked.mixed_codecs:
             kinds = [
                 f"{asked.out} is {'lossy' if drawn_lossy else 'lossless'} ({set_codec(lock)})",
@@ -237,10 +244,10 @@ def _embedded(
             tick = steps.begin(f"--real: {len(plan):,} tiles turned and stained anew, for the baselines", len(plan))
             more = embedded_in(augmented_items(real, plan, size_px), spaces, kept.folder, tick)
     sites = None
-    if unseen is not None and real.sites is not None and unseen.sites is not None:
-        sites = (np.array(real.sites, np.str_), np.array(unseen.sites, np.str_))
-    elif real.sites is not None:
-        sites = (np.array(real.sites, np.str_), np.zeros(0, np.str_))
+    if real.sites is not None:
+        of_others = () if unseen is None or unseen.sites is None else unseen.sites
+        one, other = (np.array([site or "" for site in each], np.str_) for each in (real.sites, of_others))
+        sites = (one, other)
     found = {}
     for space in spaces:
         found[space.name] = Sides(
@@ -277,19 +284,16 @@ def _described(side: RealSide) -> dict[str, Any]:
         "place": side.place,
         "tiles": len(side.classes),
         "patients": len(np.unique(side.patients)),
-        "sites": None if side.sites is None else len(set(side.sites)),
+        "sites": None if side.sites is None else len(set(side.sites) - {None}),
+        "tiles_without_site": len(side.classes) if side.sites is None else side.sites.count(None),
         "codecs": list(side.codecs) or ["not known: embeddings alone"],
     }
 
 
 def _contaminated(lock: Mapping[str, Any], sides: Sequence[RealSide]) -> dict[str, Any] | None:
-    """Where real tiles are of TCGA, which CytoSyn was trained on; None for a model that is known to have seen no one."""
-    if lock["model"]["id"] in BUILT_IN:
-        return None
-    found = {side.option: side.members_of_tcga() for side in sides}
-    if not any(tiles for tiles, _ in found.values()):
-        return None
-    return {option: {"tiles": tiles, "patients": patients} for option, (tiles, patients) in found.items() if tiles}
+    """Which sides hold tiles of the model's training set, and how many; None where none does."""
+    counts = {side.option: of_training_set(lock, side.members) for side in sides}
+    return {option: count for option, count in counts.items() if count is not None} or None
 
 
 def _others(drawn: DrawnSide, real: RealSide) -> int | None:
@@ -300,11 +304,16 @@ def _others(drawn: DrawnSide, real: RealSide) -> int | None:
     return sum(not each <= known for each in drawn.sources)
 
 
-def _not_measured(found: Mapping[str, Any], asked: Asked) -> list[str]:
+def _not_measured(found: Mapping[str, Any], asked: Asked, *, bank: bool) -> list[str]:
     """What a reader must not take for looked at."""
     lines = []
     if asked.unseen is None:
         lines.append("utility, and distances to patients that the set has not seen: needs --unseen")
+    elif bank:
+        lines.append(
+            "the baseline 'oversampled, stained anew': --real is a bank, and without pixels nothing can be stained; the best free arm is "
+            "the best of the others"
+        )
     if len(found["spaces"]) == 1:
         lines.append("a second feature space: a bank holds the embeddings of one encoder alone")
     if asked.lineage is None:
@@ -344,6 +353,8 @@ def public_part(found: Mapping[str, Any]) -> dict[str, Any]:
             utility = {"arms": arms, "synthetic_over_real": utility["synthetic_over_real"], "gain": utility["gain"]}
         else:
             utility = {"why": "not measured"}  # the reason counts patients
+        for given, section in ((space["fidelity"], fidelity), (space["utility"], utility)):
+            section["contaminated"] = given["contaminated"]
         spaces[name] = {"space": space["space"], "fidelity": fidelity, "utility": utility}
     return {
         "format": f"{FORMAT}-public",

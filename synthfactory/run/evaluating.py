@@ -37,7 +37,7 @@ class Sides:
     real: Tiles
     unseen: Tiles | None
     augmented: Augmented | None = None  # of `real`
-    sites: tuple[np.ndarray, np.ndarray] | None = None  # of real and unseen tiles, where all are known
+    sites: tuple[np.ndarray, np.ndarray] | None = None  # of real and unseen tiles, '' where unknown; None: all are
     sources: tuple[frozenset[str], ...] | None = (
         None  # the patients behind each drawn tile (empty: a release); None: not known
     )
@@ -188,7 +188,9 @@ def shortcut_figures(sides: Sides, kept: Kept, begin: Begin) -> Json:
 
 
 def site_figures(sides: Sides, classes: np.ndarray) -> Json:
-    """Site against class among the cohort's patients."""
+    """Site against class among the cohort's patients, by the tiles whose site is known."""
     if sides.sites is None:
-        return {"value": None, "why": "not every real tile states its site"}
-    return association(classes, sides.sites[0], sides.real.groups)
+        return {"value": None, "why": "no real tile states its site"}
+    known = sides.sites[0] != ""
+    found = association(classes[known], sides.sites[0][known], sides.real.groups[known])
+    return {**found, "tiles_without_site": int((~known).sum())}

@@ -80,10 +80,12 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
         np.array([each["owner"] for each in listed]),
     )
     whole = Answers(*(np.stack([getattr(each, name) for each in sheets]) for name in ("called", "labels", "seconds")))
+    marked = {"contaminated": key["contaminated"] is not None}
     found = {
         "format": FORMAT,
         "internal": INTERNAL,
         "set": key["set"],
+        "contaminated": key["contaminated"],
         "page": {**key["page"], "compared": compared},
         "tiles": {
             "count": len(listed),
@@ -92,11 +94,12 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
             "wrong": int(tiles.wrong.sum()),
         },
         "readers": [
-            {"reader": sheet.reader, "file": path, **measure(tiles, whole.of(at)).to_json()}
+            {"reader": sheet.reader, "file": path, **marked, **measure(tiles, whole.of(at)).to_json()}
             for at, (sheet, path) in enumerate(zip(sheets, answers, strict=True))
         ],
-        "together": measure(tiles, whole).to_json() if len(sheets) > 1 else None,
+        "together": {**marked, **measure(tiles, whole).to_json()} if len(sheets) > 1 else None,
         "agreement": {
+            **marked,
             "called": figure_json(kappa(whole.called, tiles.owners, (SYNTHETIC, REAL))),
             "label": figure_json(kappa(whole.labels, tiles.owners, (NO, YES, CANNOT_SAY))),
         },
@@ -139,6 +142,9 @@ def _read_key(path: str) -> dict[str, Any]:
             whole &= type(each["tile"]) is int and each["tile"] == at and type(each["real"]) is bool
             whole &= type(each["owner"]) is int and 0 <= each["owner"] < 1 << 31
             whole &= isinstance(each["class"], str) and isinstance(each["shown"], str)
+        given = key.setdefault("contaminated", None)  # keys of earlier versions do not say it
+        if given is not None:
+            whole &= all(type(given[name]) is int and 0 < given[name] < 1 << 31 for name in ("tiles", "patients"))
         if not whole:
             raise ValueError("another form")
     except (ValueError, KeyError, TypeError, RecursionError):

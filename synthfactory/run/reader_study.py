@@ -29,6 +29,7 @@ from synthfactory.report.reader import Sheet, png_base64, reader_page
 from synthfactory.run.audit_setup import check_whole
 from synthfactory.run.audit_tiles import list_tiles, report_place
 from synthfactory.run.auditing import lock_sha256
+from synthfactory.run.contamination import of_training_set
 from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.tarfmt import DamagedShardError
@@ -117,6 +118,8 @@ def make_study(out: str, source: str, count: int, target: str, seed: int | None,
         "" if is_unconditional(lock) else label_levels(lock),
     )
     html, page_id = reader_page(sheet)
+    members = tiles.members()
+    contaminated = of_training_set(lock, [members[row] for row in rows])
     body = {
         "format": FORMAT,
         "internal": INTERNAL,
@@ -127,6 +130,7 @@ def make_study(out: str, source: str, count: int, target: str, seed: int | None,
             "lock_sha256": lock_hash,
         },
         "real": source,
+        "contaminated": contaminated,
         "tiles": [each.to_json(at) for at, each in enumerate(trials, 1)],
     }
     _write_both(target, {key: (json.dumps(body, indent=1, allow_nan=False) + "\n").encode(), page: html})
@@ -140,6 +144,11 @@ def make_study(out: str, source: str, count: int, target: str, seed: int | None,
     ]
     if 2 * per_side < count - count % 2:
         lines.append(f"note: {count:,} tiles were asked for; no class that both sides have has more left")
+    if contaminated is not None:
+        lines.append(
+            f"warning: {contaminated['tiles']:,} real tiles are of {counted(contaminated['patients'], 'patient')} of TCGA, on which "
+            "CytoSyn was trained; what is scored is contaminated, and marked so"
+        )
     if jpeg != {image_format(lock)[0] == "jpeg"}:
         lines.append("note: JPEG files are on one side only, or on part of it; their blocks may tell the sides apart")
     return Made(page, key, lines)

@@ -14,7 +14,7 @@ import numpy as np
 
 from synthfactory.embeddings.arrays import open_array
 from synthfactory.embeddings.bank import Bank
-from synthfactory.embeddings.checks import member_of_cohort, training_cohort
+from synthfactory.embeddings.checks import members_of_cohort, training_cohort
 from synthfactory.embeddings.hdf5 import open_features
 from synthfactory.embeddings.indexing import build_bank, left_empty
 from synthfactory.embeddings.parquet import load_bank
@@ -137,7 +137,8 @@ def bank_summaries(bank: Bank, classes: Iterable[str]) -> dict[str, ClassSummary
         members, groups = bank.groups.of_label(name), bank.groups
         low, high = bank.span(name)
         sizes = {g: int(groups.starts[g + 1] - groups.starts[g]) for g in members}
-        barcodes = {g: code for g in members if (code := member_of_cohort(groups.patients[g], groups.slides[g]))}
+        codes = members_of_cohort(*([names[g] for g in members] for names in (groups.patients, groups.slides)))
+        barcodes = {g: code for g, code in zip(members, codes, strict=True) if code is not None}
         found[name] = ClassSummary(
             rows=high - low,
             patients=len(bank.patients_of(name)[0]),
@@ -166,8 +167,7 @@ def _of_tiles(spec: Spec, source: Embeddings, facts: ModelFacts) -> Conditions:
 
 def tile_cohort(tiles: TileFolder) -> str:
     """As `training_cohort`; names of files are looked at too, where they are barcodes."""
-    by_id = training_cohort((*tiles.patient_ids, *tiles.slide_ids))
-    return "some" if training_cohort(tiles.files) == "some" else by_id
+    return "some" if any(tiles.members()) else training_cohort((*tiles.patient_ids, *tiles.slide_ids))
 
 
 def screened(tiles: TileFolder, limits: Limits, size_px: int) -> tuple[TileFolder, dict[str, Counter[str]]]:
@@ -194,11 +194,11 @@ def screened(tiles: TileFolder, limits: Limits, size_px: int) -> tuple[TileFolde
 def _tile_summaries(
     tiles: TileFolder, classes: Iterable[str], dropped: Mapping[str, Mapping[str, int]]
 ) -> dict[str, ClassSummary]:
-    columns = np.asarray(tiles.labels, dtype=np.str_)
+    columns, members = np.asarray(tiles.labels, dtype=np.str_), tiles.members()
     found: dict[str, ClassSummary] = {}
     for name in classes:
         rows: list[int] = np.flatnonzero(columns == name).tolist()
-        codes = [member_of_cohort(tiles.patient_ids[row], tiles.slide_ids[row], tiles.files[row]) for row in rows]
+        codes = [members[row] for row in rows]
         found[name] = ClassSummary(
             rows=len(rows),
             patients=len({tiles.patient_ids[row] or "" for row in rows}),

@@ -115,7 +115,7 @@ def _probed(sides: Sides, begin: Begin, seeds: int) -> Json:
     found = run_trial(worth.trial, seeds, tick)
     result = figures_of(worth.trial, found, seeds)
     if sides.sites is not None and not len(sides.sites[1]):
-        result["leave_site_out"] = {"why": "not every tile of --unseen states its site"}
+        result["leave_site_out"] = {"why": "no tile of --unseen states its site"}
     elif sides.sites is not None:
         of_real, of_unseen = (
             side[rows] for side, rows in zip(sides.sites, (worth.rows[0], worth.rows[2]), strict=True)
@@ -181,16 +181,22 @@ def _gains(scores: Scores, found: Mapping[str, Outcome], classes: Sequence[int])
 
 def leave_site_out(trial: Trial, found: Mapping[str, Outcome], of_real: np.ndarray, of_test: np.ndarray) -> Json:
     """Every arm once more for each site of the test, learning from nobody who has a tile of that site; options and strengths stay as
-    validation chose. Drawn tiles that rest on such patients are left out, where that is known.
+    validation chose. Drawn tiles that rest on such patients are left out, where that is known. A site of which everybody has a tile is
+    not judged. Tiles of no known site ('') neither teach nor judge: they may be of any.
     """
-    every = [site for site in np.unique(of_test) if (of_real != site).any()]
-    if len(np.unique(of_real)) < 2 or not every:
+    known = of_real != ""
+    every = [site for site in np.unique(of_test[of_test != ""]) if (of_real[known] != site).any()]
+    if len(np.unique(of_real[known])) < 2 or not every:
         return {"why": "needs real tiles of two sites"}
+    people = trial.real.groups
+    rows_beside = {site: np.flatnonzero(known & ~np.isin(people, people[of_real == site])) for site in every}
+    every = [site for site in every if len(rows_beside[site])]
+    if not every:
+        return {"why": "every patient of --real has tiles of each site of --unseen, so nobody is left to learn from"}
     probabilities = {name: np.zeros((1, len(trial.test), len(trial.names))) for name in found}
     left: list[int] = []
     for site in every:
-        there = np.unique(trial.real.groups[of_real == site])
-        rows = np.flatnonzero(~np.isin(trial.real.groups, there))
+        rows = rows_beside[site]
         left.append(len(trial.drawn_beside(rows)))
         judged = np.flatnonzero(of_test == site)
         for name, (teach, _) in lessons(trial).items():
@@ -209,6 +215,8 @@ def leave_site_out(trial: Trial, found: Mapping[str, Outcome], of_real: np.ndarr
     )  # fmt: skip
     return {
         "sites": len(every),
+        "sites_not_judged": len(rows_beside) - len(every),
+        "tiles_without_site": {"real": int((~known).sum()), "test": int((of_test == "").sum())},
         "note": note,
         "drawn_left": left,
         "arms": {name: scores.share(hits_of(each, part.test.classes), whole) for name, each in outcomes.items()},

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from synthfactory.spec.places import place_problem
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
+from synthfactory.spec.text import shown
 
 PARAMETERS = {"temperature": "temperature", "effective_number": "beta"}
 BUILT_IN = ("bank", "tcga")
@@ -34,8 +35,28 @@ def _against_problems(value: Any) -> list[tuple[str, str]]:
     ]
 
 
+def _parameter(kind: str, value: Any) -> dict[str, Any]:
+    """Of a short form, as the long one has it; what is wrong with it is said of the name that was written."""
+    name = PARAMETERS[kind]
+    if name != kind and not (type(value) in (int, float) and 0 <= value < 1):
+        raise Problems([(kind, f"{repr(value)[:40]} is no number from 0 to below 1; for example {kind}: 0.999")])
+    return {name: value}
+
+
+def _without(data: dict[str, Any], left_out: str) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != left_out}
+
+
+def _counted(counts: dict[str, Any]) -> str:
+    """The counts as `classes` would have them, the first three."""
+    first = [f"{shown(str(name))}: {count}" for name, count in list(counts.items())[:3]]
+    return f"classes: {{{', '.join([*first, '...'] if len(counts) > 3 else first)}}}"
+
+
 class Balance(FrozenModel):
-    """How `total` is shared out over the classes; in YAML a bare name is short for {kind: it}."""
+    """How `total` is shared out over the classes; in YAML a bare name is short for {kind: it}, {temperature: T} for kind and T,
+    {effective_number: beta} for kind and beta.
+    """
 
     kind: Literal["uniform", "proportional", "temperature", "effective_number", "top_up"] = Field(
         description="uniform: alike. proportional: as the real ones. temperature: n^(1/T), between both. effective_number: "
@@ -61,7 +82,21 @@ class Balance(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, data: Any) -> Any:
-        return {"kind": data} if isinstance(data, str) else data
+        if isinstance(data, str):
+            return {"kind": data}
+        if not isinstance(data, dict) or "kind" in data:
+            return data
+        named = [kind for kind in PARAMETERS if kind in data]
+        if len(named) > 1 or ("effective_number" in named and "beta" in data):
+            both = " and ".join(name for name in (*PARAMETERS, "beta") if name in data)
+            raise Problems([("", f"says {both}; keep one of them")])
+        if named:
+            return {"kind": named[0], **_parameter(named[0], data[named[0]]), **_without(data, named[0])}
+        if data.keys() - cls.model_fields.keys() and all(type(count) is int for count in data.values()):
+            raise Problems(
+                [("", f"says counts, and needs none then: leave balance and total out, and write {_counted(data)}")]
+            )
+        return data
 
     @field_validator("against", mode="before")
     @classmethod

@@ -17,6 +17,8 @@ from bank_making import CLASSES, ENCODER, WIDTH, columns, load, rows, small_bank
 from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.indexing import make_bank
 from synthfactory.embeddings.parquet import METADATA_KEY, load_bank, write_bank
+from synthfactory.embeddings.rows import Coded
+from synthfactory.embeddings.sites import SlideSites
 from synthfactory.spec.errors import InputError
 
 KEY = b"k" * 16
@@ -111,7 +113,16 @@ def test_a_slide_of_several_sites_has_none() -> None:
     assert several.sites == (None, None, "a", "a")
     assert several.warnings == ("here: 1 slide has tiles of several sites, and none for that",)
     assert with_sites(["a", "b", "a", None], [None] * 4).sites == (None, None, "a", None)
-    assert with_sites(["a", "b", "a", None], [None] * 4).warnings == (), "tiles of no known slide may be of several"
+    assert with_sites(["a", "b", "a", None], [None] * 4).warnings == (
+        "here: 1 patient has tiles of several sites that name no slide, and no site for that; give the tiles a slide_id",
+    )
+    assert with_sites(["a", "a", "a", None], [None] * 4).warnings == ()
+    nobody = SlideSites()
+    nobody.note(np.array([0, 0, 1, 1]), [("fat", "", ""), ("fat", "P1", "S1")], Coded.of(["a", "b", "a", "b"]))
+    assert nobody.warnings("here") == (
+        "here: 1 slide has tiles of several sites, and none for that",
+        "here: tiles that name neither patient nor slide are of several sites, and count for none",
+    )
     assert with_sites(["a", None, "b", "b"], ["S1", "S1", "S3", "S4"]).sites == ("a", "a", "b", "b")
 
 

@@ -77,6 +77,24 @@ def test_site_against_class_is_0_by_chance_and_1_where_one_decides_the_other() -
     assert few["why"] == "not measurable with n = 20 patients; 30 are needed"
 
 
+def test_the_interval_of_site_against_class_holds_by_patients() -> None:
+    """Two sites, of which each gives four fifths of one class: Cramer's V is 0.6."""
+    random, held, widths = np.random.default_rng(1), 0, {60: [], 600: []}
+    for people in (60, 600):
+        for _ in range(60):
+            classes = np.repeat(["x", "y"], people // 2)
+            sites = np.where((random.random(people) < 0.8) == (classes == "x"), "s1", "s2")
+            found = association(classes, sites, np.arange(people))
+            low, high = found["interval_95"]
+            assert low <= found["value"] <= high
+            held += low <= 0.6 <= high
+            widths[people].append(high - low)
+    assert held >= 0.9 * 120
+    assert np.mean(widths[600]) < 0.5 * np.mean(widths[60])
+    many = association(np.repeat(classes, 5), np.repeat(sites, 5), np.repeat(np.arange(600), 5))
+    assert many == found, "a patient's tiles add nothing"
+
+
 def test_descriptors_do_not_depend_on_how_a_tile_is_turned_and_tell_stain_and_pattern() -> None:
     random = np.random.default_rng(5)
     tile = np.clip(180 + 40 * random.standard_normal((64, 64, 1)) * np.array([1, 0.8, 0.5]), 0, 255).astype(np.uint8)

@@ -22,6 +22,8 @@ from synthfactory.evaluate.utility import (
     rarest,
     run_trial,
 )
+from synthfactory.run import evaluating, worth
+from synthfactory.run.eval_tiles import augmentation
 from synthfactory.run.worth import leave_site_out
 
 WIDTH = 12
@@ -137,6 +139,39 @@ def test_free_baselines_make_classes_count_alike() -> None:
     assert (rare.min(axis=0) >= own.min(axis=0) - 1e-5).all() and (rare.max(axis=0) <= own.max(axis=0) + 1e-5).all()
 
 
+def test_a_blend_counts_for_each_of_its_two_classes_by_its_share() -> None:
+    """Tiles of class c lie at c: so each blend lies where its two labels' weights say."""
+    classes = np.repeat([0, 1, 2], [30, 9, 4])
+    real = Tiles(classes[:, None].astype(float), classes, np.arange(43))
+    lesson = utility.mixup(real, 0.4, np.random.default_rng(0))
+    count = (len(lesson.classes) - len(real)) // 2
+    first, second = (slice(len(real) + at * count, len(real) + (at + 1) * count) for at in (0, 1))
+    assert (lesson.embeddings[first] == lesson.embeddings[second]).all()
+    assert lesson.weights[first] + lesson.weights[second] == pytest.approx(np.ones(count))
+    apart = lesson.classes[first] != lesson.classes[second]
+    assert apart.sum() > 20 and np.abs(lesson.weights[first][apart] - 0.5).max() > 0.2
+    told = lesson.weights[first] * lesson.classes[first] + lesson.weights[second] * lesson.classes[second]
+    assert told == pytest.approx(lesson.embeddings[first][:, 0])
+    assert (lesson.embeddings[: len(real)] == real.embeddings).all()
+    assert (lesson.classes[: len(real)] == classes).all()
+
+
+def test_on_an_even_cohort_what_is_free_still_has_a_copy_of_each_tile() -> None:
+    classes = np.repeat([0, 1, 2], 40)
+    plan = augmentation(classes, 3000)
+    assert sorted(plan[:, 0].tolist()) == list(range(120)) and set(plan[:, 1].tolist()) == {0}
+    few = augmentation(classes, 30)
+    assert np.bincount(classes[few[:, 0]]).tolist() == [10, 10, 10]
+    assert set(np.diff(few[few[:, 0] < 40, 0]).tolist()) == {4}, "of tiles all over a class, not of its first patients"
+    assert np.bincount(np.repeat([0, 1], [100, 10])[augmentation(np.repeat([0, 1], [100, 10]), 3000)[:, 0]])[1] == 100
+    even_cohort = REAL.of(np.concatenate([np.flatnonzero(REAL.classes == label)[:24] for label in range(3)]))
+    more = Augmented(even_cohort.embeddings + 9, np.arange(72))
+    lesson = utility.oversampled(even_cohort, np.arange(72), more, 1.0, np.random.default_rng(0))
+    assert np.bincount(lesson.classes).tolist() == [48, 48, 48]
+    anew = {row.tobytes() for row in more.embeddings}
+    assert sum(row.tobytes() in anew for row in lesson.embeddings) == 72
+
+
 def test_what_was_augmented_from_a_patient_left_out_teaches_nothing() -> None:
     made = trial(IDEAL)
     kept = np.flatnonzero(REAL.groups % 3 != 0)
@@ -167,6 +202,49 @@ def test_calibration_error_of_known_predictors() -> None:
     assert even(np.array([0, 0, 0, 1])).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
 
 
+def test_the_calibration_error_that_is_reported_is_that_of_the_probabilities() -> None:
+    """Nine tenths sure and right in six of ten: 0.3 off in one class, nothing in the other; in a second seed 0.4 and 0.1."""
+    right = np.tile(np.repeat([True, False], [6, 4]), 20)
+    classes = np.repeat([0, 1], 100)
+    wins = np.where(right, classes, 1 - classes)
+
+    def sure(of_first: float, of_second: float) -> np.ndarray:
+        p = np.where(classes == 0, of_first, of_second)
+        return np.stack([np.where(wins == label, p, 1 - p) for label in (0, 1)], axis=1)
+
+    test = Tiles(np.zeros((200, 1)), classes, np.arange(200) // 2)
+    made = Trial(("a", "b"), test, test, test)
+    seeds = np.stack([sure(0.9, 0.6), sure(1.0, 0.7)])
+    figure = Scores(made).of(Outcome(seeds, ()), ())["calibration_error"]
+    assert figure["value"] == pytest.approx(np.mean([(0.3 + 0.0) / 2, (0.4 + 0.1) / 2]))
+    assert figure["value"] == pytest.approx(np.mean([calibration_error(each, classes) for each in seeds]))
+    low, high = figure["interval_95"]
+    assert 0 <= low < figure["value"] < high < 0.4
+    twice = Tiles(np.zeros((400, 1)), np.tile(classes, 2), np.tile(test.groups, 2))
+    again = Scores(Trial(("a", "b"), twice, twice, twice)).of(Outcome(np.tile(seeds, (1, 2, 1)), ()), ())
+    assert again["calibration_error"]["interval_95"] == pytest.approx((low, high)), "by patients, not by tiles"
+    few = Tiles(np.zeros((204, 1)), np.append(classes, [2] * 4), np.append(test.groups, np.arange(100, 104)))
+    wrong = np.pad(np.concatenate([seeds, np.tile([1.0, 0.0], (2, 4, 1))], axis=1), ((0, 0), (0, 0), (0, 1)))
+    counted = Scores(Trial(("a", "b", "c"), few, few, few)).of(Outcome(wrong, ()), ())["calibration_error"]
+    assert counted["value"] == pytest.approx(figure["value"]), "a class of four patients counts in no mean"
+
+
+@pytest.mark.parametrize("people", [20, 200])
+def test_the_interval_of_the_calibration_error_holds(people: int) -> None:
+    """Always 0.9 sure, right in seven of ten; patients are alike in two tiles of three."""
+    random, held = np.random.default_rng(4), 0
+    for _ in range(100):
+        classes = np.repeat([0, 1], 3 * people)
+        chance = np.repeat(random.random(2 * people) < 0.7, 3)
+        right = np.where(random.random(6 * people) < 2 / 3, chance, random.random(6 * people) < 0.7)
+        first = np.where(right == (classes == 0), 0.9, 0.1)
+        test = Tiles(np.zeros((6 * people, 1)), classes, np.arange(6 * people) // 3)
+        outcome = Outcome(np.stack([first, 1 - first], axis=1)[None], ())
+        low, high = Scores(Trial(("a", "b"), test, test, test)).of(outcome, ())["calibration_error"]["interval_95"]
+        held += low <= 0.2 <= high
+    assert held >= 90
+
+
 def test_leaving_a_site_out_leaves_out_whoever_has_tiles_there_and_what_was_drawn_from_them(
     ideal: tuple[Trial, dict[str, Outcome]],
 ) -> None:
@@ -187,6 +265,46 @@ def test_leaving_a_site_out_leaves_out_whoever_has_tiles_there_and_what_was_draw
     none_left = leave_site_out(Trial(NAMES, REAL, bad, TEST, made.augmented, every), found, of_real, of_test)
     assert none_left["why"] == "for 1 of 1 sites no drawn tile is left that does not rest on it"
     assert leave_site_out(made, found, np.full(len(REAL), "a"), of_test)["why"]
+
+
+def test_a_site_of_which_everybody_has_a_tile_is_not_judged(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
+    """Cohort and test have tiles of sites a and b; where all of --real were at both, nobody is left to learn from."""
+    made, found = ideal
+    of_test = np.where(np.arange(len(TEST)) % 2, "a", "b")
+    both = np.where(np.arange(len(REAL)) % 2, "a", "b")
+    assert "nobody is left to learn from" in leave_site_out(made, found, both, of_test)["why"]
+    sides = evaluating.Sides(IDEAL, REAL, TEST, None, (both, of_test), (frozenset(),) * len(IDEAL))
+    worth_of_it = worth._probed(sides, lambda what, total: lambda count: None, 1)
+    assert "nobody is left" in worth_of_it["leave_site_out"]["why"]
+    assert worth_of_it["arms"]["real only"]["balanced_accuracy"]["value"] > 0.5, "the other figures stand"
+    some = np.where(np.arange(len(REAL)) % 4 == 0, "b", np.where(REAL.groups % 8 < 4, "a", "c"))
+    judged = leave_site_out(made, found, some, of_test)
+    assert (judged["sites"], judged["sites_not_judged"]) == (1, 1)
+
+
+def test_tiles_of_no_known_site_are_no_site_and_teach_nothing(ideal: tuple[Trial, dict[str, Outcome]]) -> None:
+    made, found = ideal
+    people = np.unique(REAL.groups)
+    of_real = np.where(np.isin(REAL.groups, people[::2]), "a", "b")
+    of_test = np.where(np.arange(len(TEST)) % 2, "a", "b")
+    hidden = np.arange(len(REAL)) % 5 == 0
+    nonsense = REAL.embeddings.copy()
+    nonsense[hidden] = 50.0
+    known, swapped = (
+        leave_site_out(
+            Trial(NAMES, Tiles(rows, REAL.classes, REAL.groups), IDEAL, TEST, made.augmented, made.sources),
+            found,
+            np.where(hidden, "", of_real),
+            np.where(np.arange(len(TEST)) < 10, "", of_test),
+        )
+        for rows in (REAL.embeddings, nonsense)
+    )
+    assert known == swapped and known["sites"] == 2
+    assert known["tiles_without_site"] == {"real": int(hidden.sum()), "test": 10}
+    assert (
+        leave_site_out(made, found, np.where(of_real == "a", "a", ""), of_test)["why"]
+        == "needs real tiles of two sites"
+    )
 
 
 def test_validation_meets_no_tile_drawn_from_whom_it_judges_by() -> None:

@@ -13,6 +13,7 @@ from planning import MODEL, spec_of, summaries
 
 from synthfactory.plan import keyed
 from synthfactory.plan.bags import bag_id, choose_in_bag, member, most_of_patient
+from synthfactory.plan.behind import conditions_of
 from synthfactory.plan.conditions import ClassIndex, choose, slot_of
 from synthfactory.plan.lock import build_lock, check_same_recipe, lock_yaml, read_lock, stated
 from synthfactory.plan.plan import make_plan, render
@@ -91,6 +92,8 @@ def test_no_patient_has_more_tiles_than_the_plan_says(case: tuple[ClassIndex, Ba
     index, bags = case
     used = Counter(member(index, bags, slot, KEY, "A")[0] for slot in range(count))
     assert most_of_patient(len(index.patients), bags, count) == max(used.values(), default=0)
+    given = conditions_of(len(index.patients), bags, count)
+    assert sorted(given[given > 0].tolist()) == sorted(used.values())
 
 
 def test_growth_changes_nothing() -> None:

@@ -29,9 +29,9 @@ def test_a_first_plan() -> None:
     assert text.splitlines() == [
         "demo: model phantom revision 1, into out",
         "",
-        "class    tiles calls/tile patients rows  labels of",
-        "gland    1,200         10       40  400  tile",
-        "rare one    60         10       40  400  tile",
+        "class    tiles calls/tile patients effective rows  labels of",
+        "gland    1,200         10       40        40  400  tile",
+        "rare one    60         10       40        36  400  tile",
         "total    1,260",
         "",
         "shards         13 (13 of them new), png, about 126 MB in all",
@@ -114,7 +114,10 @@ def test_what_a_class_rests_on_is_said() -> None:
     assert "1?" in text
     assert "note: A: 12 rows name no patient; they count as one patient" in text
     assert "note: A rests on 1 patient only; its tiles will resemble them" in text
-    assert "4 patients only" in render(plan_of({"A": 10}, patients=4))
+    assert "A rests on 4 patients only; its" in render(plan_of({"A": 12}, patients=4))
+    assert "4 patients only (3.85 effective)" in render(plan_of({"A": 10}, patients=4))
+    assert "5 patients only (4.45 effective)" in render(plan_of({"A": 7}, patients=5))
+    assert "3 patients only" in render(plan_of({"A": 3}, patients=40)), "three tiles follow three patients"
     assert "rests on" not in render(plan_of({"A": 10}, patients=5))
     assert "warning: output.format: jpeg" in render(plan_of({"A": 10}, "output: {path: out, format: jpeg}"))
 

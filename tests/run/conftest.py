@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluate_making import make_evaluated
 from hub_making import CYTOSYN, SMALL, TERMS, Build
 from hubserver import GRANTED, Hub, Repo, environment, serve_hub
 from minirepo import make_repo
@@ -30,6 +31,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a set and real tiles for reader studies."""
     return make_read(tmp_path_factory.mktemp("read"))
+
+
+@pytest.fixture(scope="session")
+def evaluated_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a set, its lineage, and real tiles to evaluate it by."""
+    return make_evaluated(tmp_path_factory.mktemp("evaluated"))
 
 
 @pytest.fixture

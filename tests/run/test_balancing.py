@@ -15,6 +15,7 @@ from running import run
 from tinymodel import make_bank_file
 
 from synthfactory.shards.reader import iter_tiles
+from synthfactory.spec.load import load_spec
 
 MakeSpec = Callable[..., Path]
 
@@ -62,10 +63,33 @@ def test_a_total_is_shared_out(
         assert run("verify", tmp_path / "out").code == 0
 
 
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ({"temperature": 2.0}, {"kind": "temperature", "temperature": 2.0}),
+        ({"temperature": 2, "against": {"alpha": 9, "beta": 3, "gamma": 1}},
+         {"kind": "temperature", "temperature": 2.0, "against": {"alpha": 9, "beta": 3, "gamma": 1}}),
+        ({"effective_number": 0.999}, {"kind": "effective_number", "beta": 0.999}),
+        ({"effective_number": 0}, {"kind": "effective_number", "beta": 0.0}),
+    ],
+)  # fmt: skip
+def test_short_forms_are_the_long_ones(make: Callable[..., Path], tmp_path: Path, short: Any, long: Any) -> None:
+    one, other = (load_spec(str(make(balance=form))) for form in (short, long))
+    assert one.model_dump() == other.model_dump()
+    planned = [run("plan", make(balance=form)).out for form in (short, long)]
+    assert planned[0] == planned[1] and "18 synthetic beside" in " ".join(planned[0].split())
+    if short == {"temperature": 2.0}:
+        locks = []
+        for form in (short, long):
+            assert run("build", make(balance=form), "--local").code == 0
+            locks.append((tmp_path / "out/spec.lock.yaml").read_bytes())
+        assert locks[0] == locks[1]
+
+
 def test_plan_says_real_synthetic_total_and_effective_patients_and_the_trap(make: Callable[..., Path]) -> None:
     text = " ".join(run("plan", make(balance="uniform")).out.split())
     assert "uniform against the bank's rows: 18 synthetic beside 39 real" in text
-    assert "gamma: 3 real and 6 synthetic are 9 (67% synthetic, from 1 effective patients)" in text
+    assert "gamma: 3 real and 6 synthetic are 9 (67% synthetic, from 1 effective patient)" in text
     assert "a classifier may learn that synthetic means one class" in text
     assert "gamma rests on 1 patient only" in text
     even = " ".join(run("plan", make(balance="top_up")).out.split())
@@ -101,6 +125,13 @@ def test_floors_and_caps_are_kept(make: Callable[..., Path]) -> None:
     ("changes", "message"),
     [
         ({"balance": "fair"}, "balance.kind: 'fair' is not 'uniform', 'proportional', 'temperature', 'effective_number' or 'top_up'"),
+        ({"balance": {"alpha": 6, "beta": 2}},
+         "balance: says counts, and needs none then: leave balance and total out, and write classes: {alpha: 6, beta: 2}"),
+        ({"balance": {"temperature": 2.0, "effective_number": 0.9}}, "balance: says temperature and effective_number; keep one of them"),
+        ({"balance": {"effective_number": 0.9, "beta": 0.9}}, "balance: says effective_number and beta; keep one of them"),
+        ({"balance": {"effective_number": 1.5}}, "balance.effective_number: 1.5 is no number from 0 to below 1"),
+        ({"balance": {"temperature": "hot"}}, "balance.temperature: 'hot' is no number"),
+        ({"balance": {"against": "bank"}}, "balance.kind: is missing"),
         ({"balance": "temperature"}, "balance.temperature: is missing; kind temperature needs it"),
         ({"balance": {"kind": "uniform", "beta": 0.9}}, "balance.beta: goes with kind: effective_number"),
         ({"balance": {"kind": "uniform", "even_fraction": False}}, "balance.even_fraction: goes with kind: top_up"),
@@ -155,7 +186,7 @@ def test_real_counts_come_from_a_file(make: Callable[..., Path], tmp_path: Path,
     assert f"temperature(2)against{path}:18syntheticbeside46real" in said
     assert f"{path}alsocountsgut,skin,ofwhichnotileisaskedfor" in said
     effective = "(1.6effective)" if "tiles" in form else ""
-    assert f"alpha:40realof2patients{effective}and11syntheticare51(22%synthetic,from8effectivepatients)" in said
+    assert f"alpha:40realof2patients{effective}and11syntheticare51(22%synthetic,from7.12effectivepatients)" in said
     assert "gamma:4realand4syntheticare8(" in said
     assert all(len(line) <= 80 for line in planned.out.splitlines())
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from running import run
 
+from synthfactory.run.audit_tiles import list_tiles
 from synthfactory.shards.tarfmt import decode_image
 
 SIDE = 32
@@ -80,6 +82,9 @@ def test_tiles_are_the_very_bytes_and_patients_stand_beside(source: Path, tmp_pa
         number = int(row["source"].rpartition("-")[2].removesuffix(".png"))
         assert row["patient_id"] == (None if number == 3 else f"PAT-{number % 3}")
         assert (row["slide_id"], row["site"]) == (f"S-{number}", "site-a")
+    tiles = list_tiles(str(out))
+    assert Counter(tiles.slide_ids) == Counter(row["slide_id"] for row in rows), "slides and sites are read again"
+    assert tiles.sites is not None and set(tiles.sites) == {row["site"] for row in rows}
     public = b"".join(packed.values()) + b"".join(path.read_bytes() for path in (out / "shards").iterdir())
     names = b" ".join(name.encode() for name in packed)
     for word in (b"PAT-", b"S-1", b"site-a", b"MRN4711", str(source).encode()):

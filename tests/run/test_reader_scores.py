@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_checks import check_refusal, snapshot
-from reader_making import key_of, study
+from reader_making import key_of, study, write_real
 from running import Ended, run
 
 HEADER = "tile,real_or_synthetic,label_right,seconds,reader,page"
@@ -82,6 +82,32 @@ def test_a_reader_who_sees_everything_and_one_who_guesses(sheet: dict[str, Any],
     assert both["together"]["right"]["n"] == 79
     assert "Cohen's kappa" in ended.out and both["agreement"]["called"]["value"] < 0.5
     assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_scores_on_patients_of_the_models_training_set_are_marked(here: Path, tmp_path: Path) -> None:
+    real = write_real(tmp_path / "tcga", {"alpha": 16, "beta": 9}, slide_id="TCGA-AB-1234-01Z-00-DX1")
+    ended = study(here, "-n", 40, "--seed", 1, real=real)
+    assert ended.code == 0, ended.err
+    assert "20 real tiles are of 1 patient of TCGA, on which CytoSyn was trained" in " ".join(ended.out.split())
+    key = key_of()
+    assert key["contaminated"] == {"tiles": 20, "patients": 1}
+    assert "TCGA" not in Path("reader-study.html").read_text()
+    files = [write_answers(f"{name}.csv", answered(key, name)) for name in ("Ann", "Bob")]
+    ended = score(*files, more=["--report", "r.json"])
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("r.json").read_text())
+    assert found["contaminated"] == key["contaminated"]
+    assert all(each["contaminated"] is True for each in (*found["readers"], found["together"], found["agreement"]))
+    assert "\n* contaminated: CytoSyn was trained on TCGA (20 real tiles, 1 patient)\n" in ended.out
+    for words in ("reader Ann* ", "all 2 readers* ", "agreement of readers*, "):
+        assert f"\n{words}" in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 80
+    for wrong in ({"tiles": "many", "patients": 1}, {"tiles": 1}, [], "yes"):
+        Path("reader-study.key.json").write_text(json.dumps({**key, "contaminated": wrong}))
+        check_refusal(score(*files), "is no key of a reader study")
+    earlier = {name: value for name, value in key.items() if name != "contaminated"}
+    Path("reader-study.key.json").write_text(json.dumps(earlier))
+    assert "contaminated" not in score(*files).out
 
 
 def test_what_no_page_wrote_is_named_by_file_and_line(sheet: dict[str, Any], here: Path, tmp_path: Path) -> None:

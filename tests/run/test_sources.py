@@ -43,7 +43,7 @@ def test_a_set_is_built_from_every_source(kind: str, spec_file: MakeSpec, tmp_pa
     spec = spec_file(embeddings=making.write_source(kind, tmp_path / "real"), classes={"alpha": 6, "beta": 3})
     planned = run("plan", spec)
     assert planned.code == 0, planned.err
-    assert re.search(r"^alpha +6 +\d+ +3 +12  region$", planned.out, re.M), planned.out
+    assert re.search(r"^alpha +6 +\d+ +3 +3 +12  region$", planned.out, re.M), planned.out
     assert "one site" not in planned.out
     bank = prepare(load_spec(str(spec))).with_embedded(by_first_pixels, tmp_path / "cache", lambda _: None).bank
     assert bank is not None
