@@ -94,12 +94,6 @@ def standard_space(sides: Sequence[Tiles]) -> Callable[[Tiles], Tiles]:
     return into
 
 
-def standardise(*sides: Tiles) -> list[Tiles]:
-    """All of them in their standard space."""
-    into = standard_space(sides)
-    return [into(side) for side in sides]
-
-
 def halved(side: Tiles, seed: int = 0) -> tuple[Tiles, Tiles]:
     """Two parts without a group in common, class by class (that of a group's first tile) alike in groups."""
     one, other = halves(side.groups, side.classes, seed)
@@ -188,7 +182,7 @@ def _summed(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) ->
 def kernel_distance(
     one: Tiles, other: Tiles, *, seed: int = 0, tick: Tick = lambda done: None
 ) -> tuple[float, Interval]:
-    """(distance, 95 % interval by groups of both sides), in a space that `standardise` made, of sides of one mix. The estimate is unbiased,
+    """(distance, 95 % interval by groups of both sides), in a `standard_space`, of sides of one mix. The estimate is unbiased,
     so it may be below 0. Where a class has tiles of one group only, its pairs with itself are left out.
 
     Large sets are dealt, group by group, into blocks of 2,048 rows, and the estimates of the blocks averaged: as unbiased, with more noise

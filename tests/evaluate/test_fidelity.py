@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from synthfactory.evaluate import fidelity
-from synthfactory.evaluate.fidelity import Tiles, frechet, halved, kernel_distance, manifolds, same_mix, standardise
+from synthfactory.evaluate.fidelity import Tiles, frechet, halved, kernel_distance, manifolds, same_mix, standard_space
 
 WIDTH = 6
+
+
+def standardise(*sides: Tiles) -> list[Tiles]:
+    into = standard_space(sides)
+    return [into(each) for each in sides]
 
 
 def gaussian(mean: np.ndarray, factor: np.ndarray, rows: int, seed: int, each: int = 2) -> Tiles:
