@@ -103,7 +103,7 @@ def cnn_arms(
         """Probabilities (N, classes) of `images` by a network that learnt this arm from the rows `taught`."""
 
         def make() -> dict[str, Any]:
-            batches = _pool(arm, option, trial, pixels, taught).batch_of(seed)
+            batches = _pool(arm, option, trial, pixels, taught).batch_of(seed + (1000 if part == "test" else 0))
             network = fit_cnn(len(trial.names), batches, steps, seed)
             return {"probabilities": softmax(logits_of(network, images), axis=1).astype(float).tolist()}
 
@@ -123,7 +123,7 @@ def cnn_arms(
                         best = Choice(option, float(steps), loss)
                     tick(1)
             everyone = np.arange(len(trial.real))
-            probabilities.append(judged_by(arm, best.option, everyone, 1000 + seed, pixels.test, "test"))
+            probabilities.append(judged_by(arm, best.option, everyone, seed, pixels.test, "test"))
             chosen.append(best)
             tick(1)
         found[arm] = Outcome(np.stack(probabilities), tuple(chosen))

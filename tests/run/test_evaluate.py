@@ -156,7 +156,7 @@ def test_labels_and_sites_that_were_corrected_are_not_answered_by_figures_of_bef
 
 
 def test_a_small_network_learns_from_pixels_alone(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worth, "CNN_STEPS", 40)
+    monkeypatch.setattr(worth, "CNN_STEPS", 80)
     ended = evaluate(here, "--unseen", here / "unseen", "--cnn")
     assert ended.code == 0, ended.err
     found = json.loads(Path("evaluation.json").read_text())["cnn"]
