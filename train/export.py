@@ -18,8 +18,8 @@ from synthfactory.model.files import sha256_of
 from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import FIGURES, ModelFolder
 from synthfactory.model.licence import NOT_STATED, known_licence
-from synthfactory.model.sit import sit_from_dict
-from synthfactory.model.vae import vae_from_dict
+from synthfactory.model.sit import SiTConfig
+from synthfactory.model.vae import VAEConfig
 from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.card import write_card
@@ -114,9 +114,11 @@ def _terms(config: TrainConfig, licence: dict[str, Any] | None) -> dict[str, Any
     base = find_model(config.base)
     stated = dict(base.licence)
     bound = base.gated
-    if isinstance(base, ModelFolder) and config.encoder_run is None:
-        apart = None if base.has_encoder else find_encoder(config.base, base)
-        behind = known_licence(base.encoder["id"]) or (dict(apart.licence) if apart is not None and apart.gated else {})
+    if isinstance(base, ModelFolder) and _conditioned(config) is None:
+        behind = known_licence(base.encoder["id"])
+        if not behind and not base.has_encoder:
+            apart = find_encoder(config.base, base)
+            behind = dict(apart.licence) if apart.gated else {}
         if behind:
             bound = True
             stated = {**behind, **stated, "embeddings": f"{base.encoder['id']}: {behind['name']}"}
@@ -125,6 +127,11 @@ def _terms(config: TrainConfig, licence: dict[str, Any] | None) -> dict[str, Any
     if licence is not None and stated.get("sharing") != "allowed" and licence != stated:
         raise InputError(f"base: {config.base.name} is under {_named(stated)}, whose terms stay; leave the licence out")
     return stated if licence is None else licence
+
+
+def _conditioned(config: TrainConfig) -> str | None:
+    """The run whose encoder takes the place of the base's; mode vae only looks through the one that it names."""
+    return None if config.mode == "vae" else config.encoder_run
 
 
 def _named(terms: dict[str, Any]) -> str:
@@ -180,8 +187,8 @@ def _of_runs(
     }
     encoder_config, vae_config = load_config(f"{encoder_run}/config.yaml"), load_config(f"{vae_run}/config.yaml")
     described = {
-        "tile_size_px": sit_from_dict(extra["network"]).config.latent_size
-        * vae_from_dict(vae_config.network).config.factor,
+        "tile_size_px": SiTConfig.model_validate(extra["network"]).latent_size
+        * VAEConfig.model_validate(vae_config.network).factor,
         "resolution_mpp": MPP,
         "sit": extra["network"],
         "vae": vae_config.network,
@@ -222,7 +229,7 @@ def _of_base(
             f"{config.base.name}: is another model than the run went on from ({extra['base']['sha256'][:12]})"
         )
     base.check_files()
-    conditioned = config.encoder_run if config.mode != "vae" else None
+    conditioned = _conditioned(config)
     if conditioned:
         encoder_step, encoder = _average(Path(conditioned))
         _check_origin(extra, "encoder", conditioned)

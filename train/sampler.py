@@ -65,9 +65,10 @@ class _Group:
         self._always = np.repeat(rows, np.floor(weights).astype(np.int64))
         part = weights - np.floor(weights)
         # Of rows whose weight has a fraction, so many a pass on average, exactly; those of a set have one fraction.
-        groups = [rows[part == share] for share in np.unique(part[part > 0])]
-        shares = [Fraction(float(share)).limit_denominator(10**6) for share in np.unique(part[part > 0])]
-        self._sometimes = [(group, share * len(group)) for group, share in zip(groups, shares, strict=True)]
+        self._sometimes = [
+            (mine := rows[part == share], Fraction(float(share)).limit_denominator(10**6) * len(mine))
+            for share in np.unique(part[part > 0])
+        ]
         self._mean = len(self._always) + sum((count for _, count in self._sometimes), Fraction())
         self._passes: dict[int, np.ndarray] = {}
 

@@ -230,6 +230,18 @@ def test_what_rests_on_gated_weights_is_not_shared_whatever_its_licence_says(
         assert out.licence["embeddings"] == "bioptimus/H0-mini: CC-BY-NC-ND-4.0"
 
 
+def test_an_autoencoder_keeps_the_terms_of_its_bases_encoder_whichever_it_looks_through(
+    tmp_path: Path, base: Path
+) -> None:
+    values = json.loads((base / "config.json").read_text())
+    values["encoder"]["id"] = "bioptimus/H0-mini"
+    (base / "config.json").write_text(json.dumps(values))
+    chosen = config(tmp_path, base, mode="vae", vae={"crop": 16}, encoder_run=str(encoder_run(tmp_path)), samples=None)
+    train(load_config(chosen), tmp_path / "run", tmp_path / "cache")
+    out = open_model(str(export(tmp_path / "run", tmp_path / "tuned", model_id="m", revision="1")))
+    assert (out.licence["sharing"], out.encoder["id"]) == ("local", "bioptimus/H0-mini")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
