@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -19,7 +17,7 @@ from synthfactory.commands import sets
 from synthfactory.commands.audit import audit
 from synthfactory.commands.bags import bags
 from synthfactory.commands.calibrate import calibrate
-from synthfactory.commands.common import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, say
+from synthfactory.commands.common import end_with
 from synthfactory.commands.doctor import doctor
 from synthfactory.commands.embed import embed
 from synthfactory.commands.evaluate import evaluate
@@ -93,30 +91,13 @@ def _check_environment() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point. What the user can mend is one message and status 2, never a traceback."""
-    # Batch systems send it: it ends as Ctrl-C does, and leases are released.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    """Entry point."""
+
+    def start() -> object:
         _check_environment()
-        code = cli.main(prog_name="synthfactory", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        say("interrupted; the same command goes on where this one stopped")
-        sys.exit(EXIT_INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(EXIT_INPUT)
-    except InputError as error:
-        say(f"Error: {error}")
-        sys.exit(EXIT_INPUT)
-    except BrokenPipeError:  # `synthfactory plan ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAULT)
-    except OSError as error:  # a disk, a network or a store that fails
-        say(f"Error: {error}; once that is mended, the same command goes on")
-        sys.exit(EXIT_FAULT)
+        return cli.main(prog_name="synthfactory", standalone_mode=False)
+
+    end_with(start)
 
 
 if __name__ == "__main__":

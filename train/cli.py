@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import yaml
 
+from synthfactory.commands.common import EXIT_FAULT, end_with, say
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder
 from synthfactory.spec.solvers import SOLVERS, Method, Solver
@@ -203,31 +203,21 @@ def compare(models: tuple[str, ...], cache: str, per_class: int, threads: int, *
         click.echo(line)
 
 
-def main() -> None:
-    """Entry point: bad input ends with one message and status 2, an interruption with 130."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.Abort:
-        click.echo("interrupted; the same command resumes", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command resumes", err=True)
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except InputError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    except RuntimeError as error:
-        from train.watch import DivergedError
+def main() -> NoReturn:
+    """Entry point."""
 
-        if not isinstance(error, DivergedError):
-            raise
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+    def start() -> object:
+        try:
+            return cli.main(prog_name="synthfactory-train", standalone_mode=False)
+        except RuntimeError as error:
+            from train.watch import DivergedError
+
+            if not isinstance(error, DivergedError):
+                raise
+            say(f"Error: {error}")
+            return EXIT_FAULT
+
+    end_with(start)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from safetensors import SafetensorError
 
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import printable
@@ -31,6 +35,32 @@ def say(text: str) -> None:
     """To stderr: whole lines for log files, wrapped ones for a terminal; nothing that a terminal would obey."""
     text = printable(text)
     click.echo(fit(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text, err=True)
+
+
+def end_with(start: Callable[[], object]) -> NoReturn:
+    """Runs a program and exits with its status. What the user can mend is one message and status 2, never a traceback."""
+    # Batch systems send it: it ends as Ctrl-C does, and leases are released.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = start()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted; the same command goes on where this one stopped")
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_INPUT)
+    except InputError as error:
+        say(f"Error: {error}")
+        sys.exit(EXIT_INPUT)
+    except BrokenPipeError:  # `synthfactory plan ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAULT)
+    except (OSError, SafetensorError) as error:  # a disk, a network or a store that fails
+        say(f"Error: {error}; once that is mended, the same command goes on")
+        sys.exit(EXIT_FAULT)
 
 
 def open_spec(spec_file: str) -> Prepared:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,25 @@ def test_an_export_is_a_model_that_draws(runs: Path, tmp_path: Path, run: str) -
     condition = model.embed(np.zeros((2, 224, 224, 3), np.uint8))
     tiles = Engine(model, threads=1).draw(condition, [(1, 2), (3, 4)], Sampler(steps=2))
     assert tiles.shape == (2, 224, 224, 3)
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(runs: Path, tmp_path: Path) -> None:
+    def exported(program: str) -> subprocess.CompletedProcess[str]:
+        asked = ["export", str(runs / "sit"), str(tmp_path / "model"), "--id", "m"]
+        return subprocess.run(
+            [sys.executable, "-c", f"{program}; from train.cli import main; main()", *asked],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+
+    # The error comes from where that of a full disk would.
+    full = exported("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))")
+    assert full.returncode == 1
+    assert full.stderr.startswith("Error: ")
+    assert "File too large" in full.stderr
+    assert full.stderr.endswith("once that is mended, the same command goes on\n")
+    assert "Traceback" not in full.stderr
+    assert exported("pass").returncode == 0
+    open_model(str(tmp_path / "model")).check_files()
 
 
 def test_equal_runs_give_the_same_identity_whatever_the_clock_says(runs: Path, tmp_path: Path) -> None:
