@@ -41,6 +41,11 @@ class Tokens:
             kept = self._kept([cache / f"{name}-{known}" for name in names])
             self._class, self._patches = kept[0], kept[1] if aligned else None
 
+    @property
+    def kept(self) -> bool:
+        """Whether no step needs a tile's pixels for them."""
+        return self._class is not None
+
     def of(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Class tokens (B, E), and patch tokens (B, T, E) or None, on the device; no gradient flows through them."""
         bring = self._place.bring

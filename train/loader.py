@@ -29,7 +29,7 @@ class Batch:
     positions: np.ndarray  # int64 (B,)
     rows: np.ndarray  # int64 (B,), numbers of tiles in the index
     symmetries: np.ndarray  # int64 (B,), 0-7, already applied to the images
-    images: np.ndarray  # uint8 (B, H, W, 3)
+    images: np.ndarray  # uint8 (B, H, W, 3); (B, 0, 0, 3) where the loader decodes none
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Loader:
         self._pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 1), thread_name_prefix="loader")
         self._ahead = ahead
         self._queue: deque[tuple[int, np.ndarray, np.ndarray, np.ndarray, list[Future[np.ndarray]]]] = deque()
+        self.decodes = True  # a step that has kept all it needs of the tiles sets it to False
         self.waited_sec = 0.0
         self.size_px = len(self._decoded(int(order.rows([0])[0])))
 
@@ -87,7 +88,8 @@ class Loader:
         while len(self._queue) <= self._ahead:
             self._queue.append(self._begin(self._queue[-1][0] + 1))
         _, positions, rows, symmetries, futures = self._queue.popleft()
-        images = np.stack([future.result() for future in futures])
+        empty = np.zeros((len(rows), 0, 0, 3), np.uint8)
+        images = np.stack([future.result() for future in futures]) if futures else empty
         self.waited_sec += time.perf_counter() - began
         return Batch(step, positions, rows, symmetries, images)
 
@@ -104,6 +106,7 @@ class Loader:
         futures = [
             self._pool.submit(self._augmented, int(row), int(symmetry), gain)
             for row, symmetry, gain in zip(rows, symmetries, gains, strict=True)
+            if self.decodes
         ]
         return step, positions, rows, symmetries, futures
 

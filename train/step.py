@@ -45,6 +45,7 @@ class DiffusionStep:
         self.sit.to(place.device, place.dtype)
         self.aligned = self.weights.alignment > 0 and self.sit.config.projection_depth is not None
         self.tokens = Tokens(config, self.encoder, loader, cache, place, aligned=self.aligned)
+        loader.decodes = not self.tokens.kept
         self.module: nn.Module = self.sit
         self._extra = parts.extra
 

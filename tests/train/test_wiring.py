@@ -14,7 +14,7 @@ from tinymodel import make_tiny_model
 from training import cut_off, image_of, plain, same_averages, write_tar, write_yaml
 
 from synthfactory.model.vit import ViT
-from train import checkpoint, step
+from train import checkpoint, loader, step
 from train.config import load_config
 from train.loader import Batch
 from train.loop import train
@@ -148,6 +148,14 @@ def test_kept_tokens_train_as_fresh_ones_do(place: Path, monkeypatch: pytest.Mon
         return real(self, pixels)
 
     monkeypatch.setattr(ViT, "forward", forward)
+    decoded: list[int] = []
+    real_decode = loader.decode_image
+
+    def decode(data: bytes) -> np.ndarray:
+        decoded.append(len(data))
+        return real_decode(data)
+
+    monkeypatch.setattr(loader, "decode_image", decode)
     for alignment in (0.0, 0.5):
         losses = {"alignment": alignment}
         fresh = weights_after(place, f"fresh-{alignment}", diffusion={**losses, "features": "encode"})
@@ -160,11 +168,13 @@ def test_kept_tokens_train_as_fresh_ones_do(place: Path, monkeypatch: pytest.Mon
         if not alignment:  # patch tokens are kept in float16
             assert all(torch.allclose(fresh[name], kept[name], atol=2e-4) for name in fresh)
         calls.clear()
+        decoded.clear()
         again = config(place, diffusion={**losses, "features": "cache"})
         cut_off(monkeypatch, again, place / f"cut-{alignment}", place / "cache")
         train(again, place / f"cut-{alignment}", place / "cache")
         assert same_averages(place / f"cut-{alignment}", place / f"kept-{alignment}")
         assert not calls
+        assert len(decoded) == 2  # the first tile at each of the two starts, for its size
 
 
 def test_tokens_are_kept_by_themselves_where_it_pays(place: Path) -> None:
