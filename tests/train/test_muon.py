@@ -22,12 +22,30 @@ def test_singular_values_become_about_one_and_vectors_stay(shape: tuple[int, int
     right, _ = torch.linalg.qr(torch.randn(shape[1], min(shape), generator=generator))
     values = torch.linspace(0.3, 5.0, min(shape))
     matrix = left @ torch.diag(values) @ right.T
-    found = orthogonalised(matrix)
+    found, *others = orthogonalised(torch.stack([matrix, 100 * matrix, torch.zeros(shape)]))
     seen = left.T @ found @ right
     assert torch.linalg.svdvals(found).min() > 0.6
     assert torch.linalg.svdvals(found).max() < 1.3
     assert (seen - torch.diag(seen.diag())).abs().max() < 1e-4
-    assert torch.equal(orthogonalised(torch.zeros(shape)), torch.zeros(shape))
+    assert torch.allclose(others[0], found, atol=1e-5)
+    assert torch.equal(others[1], torch.zeros(shape))
+
+
+def test_each_matrix_moves_by_its_own_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.muon.TOGETHER", 2)
+    torch.manual_seed(0)
+    shapes = [(6, 4), (4, 4), (6, 4), (6, 4), (4, 6)]
+    weights = [(f"blocks.{n}.weight", nn.Parameter(torch.randn(shape))) for n, shape in enumerate(shapes)]
+    alone = [(name, nn.Parameter(weight.detach().clone())) for name, weight in weights]
+    optimisers = [Muon(weights, 1e-2, (0.9, 0.99), 0.1), *(Muon([one], 1e-2, (0.9, 0.99), 0.1) for one in alone)]
+    for _ in range(3):
+        for (_, weight), (_, same) in zip(weights, alone, strict=True):
+            weight.grad = torch.randn(weight.shape)
+            same.grad = weight.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for (_, weight), (_, same) in zip(weights, alone, strict=True):
+        assert torch.allclose(weight, same, atol=1e-6)
 
 
 def test_matrices_of_blocks_are_muons_and_all_else_is_adamws() -> None:
