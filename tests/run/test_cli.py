@@ -59,6 +59,10 @@ def test_specs_that_cannot_be_read(tmp_path: Path) -> None:
         (["pilot", "SPEC", "--tiles", "65"], "65 is not in the range"),
         (["submit", "SPEC"], "Missing option '--address'"),
         (["phantom", "tiles", "x", "--cohort", "dev"], "'dev' is not one of 'train', 'bank', 'heldout'"),
+        (
+            ["phantom", "tiles", "x", "--cohort", "bank", "--class", "gland"],
+            "--class gland: is none of phantom-gland, phantom-solid, ",
+        ),
     ],
 )
 def test_commands_and_options_that_do_not_exist(
@@ -69,6 +73,16 @@ def test_commands_and_options_that_do_not_exist(
     ended = run(*(spec if argument == "SPEC" else argument for argument in arguments))
     check_refusal(ended, words)
     assert snapshot(tmp_path) == before
+
+
+def test_phantom_tiles_of_one_class_and_other_patients(tmp_path: Path) -> None:
+    asked = ["--cohort", "bank", "--per-class", 3, "--class", "phantom-stroma", "--first-patient", 40]
+    ended = run("phantom", "tiles", tmp_path / "tiles", *asked)
+    assert ended.code == 0, ended.err
+    assert [path.name for path in (tmp_path / "tiles").iterdir() if path.is_dir()] == ["phantom-stroma"]
+    assert sorted(path.stem for path in (tmp_path / "tiles").glob("*/*.png")) == [
+        f"bank-stroma-000{number}-000" for number in (40, 41, 42)
+    ]
 
 
 COMMANDS = [["status"], ["verify"], ["verify", "--quick"], ["gc"], ["gc", "--dry-run"], ["preview"]]
