@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from submit_cluster import TOKEN, Cluster, free_ports, serve_cluster
+from raycluster import TOKEN, Cluster, free_ports, serve_cluster
 
 pytest.importorskip("aiohttp")
 

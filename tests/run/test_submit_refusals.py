@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from submit_cluster import free_ports
+from raycluster import free_ports
 
 from synthfactory.run.submit import check_places, checked_address, connect
 from synthfactory.spec.errors import InputError

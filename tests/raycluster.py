@@ -1,4 +1,4 @@
-"""A Ray cluster of one node on loopback, with a token of its own, for tests of jobs; ended by the pids that it started."""
+"""A Ray cluster of one node on loopback, with a token of its own; ended by the pids that it started."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ PORTS = [
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the dashboard is, and the environment that its token is found in."""
+    """Where the dashboard is, where Ray itself is, the environment that the token is found in, and a folder that its processes name."""
 
     address: str
     port: int
+    ray_address: str
     environment: dict[str, str]
+    folder: str
 
 
 def free_ports(count: int) -> list[int]:
@@ -55,6 +57,18 @@ def _pids_naming(folder: str) -> list[int]:
         if place.name.isdigit() and int(place.name) != os.getpid():
             with contextlib.suppress(OSError):
                 if folder.encode() in (place / "cmdline").read_bytes():
+                    found.append(int(place.name))
+    return found
+
+
+def workers_named(cluster: Cluster, words: str) -> list[int]:
+    """Pids of the cluster's Ray workers with these words in their title: children of its processes."""
+    ours, found = set(_pids_naming(cluster.folder)), []
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent in ours and words.encode() in (place / "cmdline").read_bytes():
                     found.append(int(place.name))
     return found
 
@@ -86,7 +100,7 @@ def serve_cluster(token_file: Path) -> Iterator[Cluster]:
             assert head.poll() is None, Path(f"{folder}/start.log").read_text()
             assert time.monotonic() < until, Path(f"{folder}/start.log").read_text()
             time.sleep(0.1)
-        yield Cluster(address, ports["dashboard-port"], environment)
+        yield Cluster(address, ports["dashboard-port"], f"127.0.0.1:{ports['port']}", environment, folder)
     finally:
         head.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
