@@ -148,7 +148,8 @@ def test_what_tiles_are_worth_is_printed_resumed_and_not_mixed_up(
     monkeypatch.setattr(utility, "SCREEN", {})
     monkeypatch.setattr(utility, "MECHANISMS", {name: utility.MECHANISMS[name] for name in ("none", "mix, k 5")})
     command = [
-        "utility.py", "--seeds", "1", "--mechanism-seeds", "2", "--per-class", "6", "--model", str(model), "--out", str(tmp_path / "out")
+        "utility.py", "--seeds", "1", "--mechanism-seeds", "2", "--per-class", "6", "--model", str(model), "--no-cnn",
+        "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", command)
     utility.main()

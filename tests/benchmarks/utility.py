@@ -1,12 +1,13 @@
 """What drawn tiles are worth for rare classes, and under each mechanism: `make bench-utility`.
 
-    python tests/benchmarks/utility.py [--seeds 5] [--per-class 60] [--model phantom] [--out out/utility] [--only rare] [--cnn]
+    python tests/benchmarks/utility.py [--seeds 5] [--per-class 60] [--model phantom] [--out out/utility] [--only rare] [--no-cnn]
 
 Rare classes: of each seed another cohort of invented patients at a natural imbalance (100, 50, 25, 12, 6 and 3 tiles of 13 to 3 patients),
 a set drawn from its embeddings, as many of each class, and 200 unseen patients of each class to test on. Probes and a small CNN learn from
 the real tiles alone, from what is free (class weights, oversampling with stain augmentation, mixup, SMOTE), and from real and drawn.
-The CNN takes some 15 minutes a cohort, so `--cnn` asks for it.
-Mechanisms: of each of three seeds a cohort of 60 patients of each class, two tiles each, and as many drawn tiles under none, mix and dp.
+The CNN takes some 15 minutes a cohort on one core; `--no-cnn` leaves it out.
+Mechanisms, by probes alone: of each of three seeds a cohort of 60 patients of each class, two tiles each, and as many drawn tiles under
+none, mix and dp.
 
 All by `synthfactory build` and `synthfactory evaluate`; intervals are at 95 %: by t over the seeds, whose cohorts and sets differ while
 the test is one; beside them, of each seed, over the patients of the test. Resumes: the same command goes on.
@@ -123,7 +124,7 @@ def rare(given: argparse.Namespace, test: Path) -> None:
     for seed in range(given.seeds):
         folder = given.out / f"rare-{seed}"
         real = tiles(folder / "real", "bank", NATURAL, FIRST + STRIDE * seed, 8)
-        found = evaluated(folder, given.model, real, test, given.per_class, MECHANISMS["none"], cnn=given.cnn)
+        found = evaluated(folder, given.model, real, test, given.per_class, MECHANISMS["none"], cnn=not given.no_cnn)
         for who, figures in learners(found).items():
             of_rare, best = figures["gain_rarest"], figures["gain_rarest"]["best_free"]
             over = of_rare["over_best_free"]
@@ -150,7 +151,7 @@ def mechanisms(given: argparse.Namespace, test: Path) -> None:
         real = tiles(given.out / f"mechanisms-{seed}/real", "bank", counts, first, BALANCED_TILES)
         for name, privacy in MECHANISMS.items():
             folder = given.out / f"mechanisms-{seed}" / name.replace(", ", "-").replace(" ", "-")
-            found = evaluated(folder, given.model, real, test, counts[CLASSES[0]], privacy, cnn=given.cnn)
+            found = evaluated(folder, given.model, real, test, counts[CLASSES[0]], privacy, cnn=False)
             for who, figures in learners(found).items():
                 ratio = figures["synthetic_over_real"]
                 ratios.setdefault((name, who), []).append(ratio["value"])
@@ -172,7 +173,7 @@ def main() -> None:
     options.add_argument("--model", default="phantom")
     options.add_argument("--out", type=Path, default=Path("out/utility"))
     options.add_argument("--only", choices=["rare", "mechanisms"])
-    options.add_argument("--cnn", action="store_true")
+    options.add_argument("--no-cnn", action="store_true")
     given = options.parse_args()
     test = tiles(given.out / "test", "heldout", dict.fromkeys(CLASSES, TEST_PATIENTS), TEST_FIRST, 1)
     if given.only != "mechanisms":
