@@ -71,7 +71,7 @@ class Loader:
         self._queue: deque[tuple[int, np.ndarray, np.ndarray, np.ndarray, list[Future[np.ndarray]]]] = deque()
         self.decodes = True  # a step that has kept all it needs of the tiles sets it to False
         self.waited_sec = 0.0
-        self.size_px = len(self._decoded(int(order.rows([0])[0])))
+        self.size_px = len(self._read(int(order.rows([0])[0])))
 
     def __enter__(self) -> Loader:
         return self
@@ -117,16 +117,19 @@ class Loader:
         self._queue.clear()
 
     def _augmented(self, row: int, symmetry: int, gains: np.ndarray | None) -> np.ndarray:
-        image = self._decoded(row)
+        turned = transformed(self._decoded(row), symmetry)
+        return np.ascontiguousarray(turned if gains is None else with_stain(turned, np.maximum(gains, 0.0)))
+
+    def _decoded(self, row: int) -> np.ndarray:
+        image = self._read(row)
         if image.shape[0] != self.size_px or image.shape[1] != self.size_px:
             raise InputError(
                 f"{self._where(row)}: a tile of {image.shape[1]} x {image.shape[0]} px among tiles of {self.size_px} px; "
                 "all must have one size"
             )
-        turned = transformed(image, symmetry)
-        return np.ascontiguousarray(turned if gains is None else with_stain(turned, np.maximum(gains, 0.0)))
+        return image
 
-    def _decoded(self, row: int) -> np.ndarray:
+    def _read(self, row: int) -> np.ndarray:
         try:
             return decode_image(self._reader.read(row))
         except DamagedShardError as error:

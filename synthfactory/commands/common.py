@@ -1,4 +1,4 @@
-"""What the commands share: messages that fit the terminal, a spec made ready, a set that stands."""
+"""What the commands share: messages that fit the terminal, how a program ends, a spec made ready, a set that stands."""
 
 from __future__ import annotations
 

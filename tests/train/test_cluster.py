@@ -34,19 +34,8 @@ def test_a_killed_worker_of_a_cluster_costs_the_steps_since_the_last_checkpoint_
     run, cache = tmp_path / "two", tmp_path / "cache"
     train(load_config(config), tmp_path / "one", cache)
     command = [
-        sys.executable,
-        "-m",
-        "train.cli",
-        "run",
-        config,
-        "--run",
-        run,
-        "--cache",
-        cache,
-        "--workers",
-        2,
-        "--address",
-    ]
+        sys.executable, "-m", "train.cli", "run", config, "--run", run, "--cache", cache, "--workers", 2, "--address",
+    ]  # fmt: skip
     with serve_cluster(tmp_path / "token") as cluster:
         child = subprocess.Popen(
             list(map(str, [*command, cluster.ray_address])),

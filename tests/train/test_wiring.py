@@ -14,6 +14,7 @@ from tinymodel import make_tiny_model
 from training import cut_off, image_of, plain, same_averages, write_tar, write_yaml
 
 from synthfactory.model.vit import ViT
+from synthfactory.spec.errors import InputError
 from train import checkpoint, loader, step
 from train.config import load_config
 from train.loader import Batch
@@ -175,6 +176,13 @@ def test_kept_tokens_train_as_fresh_ones_do(place: Path, monkeypatch: pytest.Mon
         assert same_averages(place / f"cut-{alignment}", place / f"kept-{alignment}")
         assert not calls
         assert len(decoded) == 2  # the first tile at each of the two starts, for its size
+
+
+@pytest.mark.parametrize("features", ["encode", "cache"])
+def test_tiles_of_two_sizes_are_refused_by_name(place: Path, features: str) -> None:
+    write_tar(place / "tars" / "other.tar", range(12, 14), plain, side=lambda n: 2 * SIDE)
+    with pytest.raises(InputError, match=r"other\.tar: a tile of .* among tiles of .*; all must have one size"):
+        train(config(place, diffusion={"features": features}), place / "run", place / "cache")
 
 
 def test_tokens_are_kept_by_themselves_where_it_pays(place: Path) -> None:
