@@ -210,9 +210,9 @@ def main() -> NoReturn:
         try:
             return cli.main(prog_name="synthfactory-train", standalone_mode=False)
         except RuntimeError as error:
-            from train.watch import DivergedError
+            from train.watch import StoppedError
 
-            if not isinstance(error, DivergedError):
+            if not isinstance(error, StoppedError):
                 raise
             say(f"Error: {error}")
             return EXIT_FAULT

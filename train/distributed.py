@@ -27,7 +27,7 @@ from train.config import TrainConfig
 from train.loop import check_workers, claim, train
 from train.split import split
 from train.team import Team
-from train.watch import DivergedError
+from train.watch import DivergedError, StoppedError
 
 ATTEMPTS = 3  # begun anew after workers or nodes have died
 LOOK_SEC = 1.0
@@ -47,7 +47,7 @@ def train_with_ray(
     """As `loop.train`, by `workers` workers, one GPU each where there are GPUs. Returns the steps that were done.
 
     InputError and DivergedError as there; InputError where the batch does not divide by the workers, or no cluster answers;
-    RuntimeError where workers died more than twice.
+    StoppedError where workers died more than twice.
     """
     check_workers(config.optimiser, workers)
     for text in split(config.data, cache).warnings:  # what is wrong with the data is said before any worker starts
@@ -70,7 +70,10 @@ def train_with_ray(
                     _raise_meant(error.worker_failures)
                     if attempt == ATTEMPTS:
                         first = str(next(iter(error.worker_failures.values()), error)).strip().splitlines()[-1]
-                        raise RuntimeError(f"workers ended {ATTEMPTS} times, last with {first}") from None
+                        raise StoppedError(
+                            f"workers ended {ATTEMPTS} times, last with: {first}; {_done(run)} steps are kept, "
+                            "and once that is mended, the same command goes on from there"
+                        ) from None
                     say(f"a worker ended; going on from step {_done(run)}")
     finally:
         ray.shutdown()

@@ -10,7 +10,11 @@ MEMORY = 0.98  # of the running mean and variance, per step
 AFTER_STEPS = 100  # before, a loss falls too fast to say what is usual
 
 
-class DivergedError(RuntimeError):
+class StoppedError(RuntimeError):
+    """A run that does not go on by itself; the message says why and what is kept."""
+
+
+class DivergedError(StoppedError):
     """The loss shows that the weights are lost; the message says at which step."""
 
 

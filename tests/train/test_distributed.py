@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 from test_training import write_config, write_shard
 from tinymodel import SIZES, make_tiny_model
 from training import plain, write_tar, write_yaml
 
+from train import distributed
+from train.cli import main
 from train.config import load_config
 from train.loop import train
 
@@ -108,3 +112,38 @@ def test_two_workers_follow_one(tmp_path: Path) -> None:
     assert missing.returncode == 2, missing.stderr
     assert "holds no .tar" in missing.stderr
     assert "Traceback" not in missing.stderr
+
+
+def test_workers_that_keep_dying_end_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray itself is left out: what it reports of dead workers is all that is made up here."""
+
+    class DyingTrainer:
+        def fit(self) -> None:
+            raise ray.train.WorkerGroupError("lost", {1: OSError("node 3 went away")})
+
+    write_tar(tmp_path / "tars" / "0.tar", range(12), plain, side=lambda n: 32)
+    values = {
+        "mode": "finetune", "base": str(make_tiny_model(tmp_path / "base")), "data": {"shards": str(tmp_path / "tars")},
+        "optimiser": {"steps": 3, "batch": 4, "rate": 1e-3},
+    }  # fmt: skip
+    config = str(write_yaml(tmp_path / "config.yaml", values))
+    monkeypatch.setattr(distributed, "_trainer", lambda *given: DyingTrainer())
+    monkeypatch.setattr(distributed, "start_ray", lambda *given: None)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    asked = ["run", config, "--run", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--workers", "2"]
+    monkeypatch.setattr(sys, "argv", ["synthfactory-train", *asked])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said.count("a worker ended; going on from step 0") == 2
+    assert said.splitlines()[-1].startswith(
+        "Error: workers ended 3 times, last with: node 3 went away; 0 steps are kept"
+    )
+    assert "Traceback" not in said
