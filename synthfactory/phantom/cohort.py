@@ -19,6 +19,7 @@ from PIL import Image
 
 from synthfactory.phantom.patients import CLASSES, GENERATOR_VERSION, Patient, make_patient, stream
 from synthfactory.phantom.tile import GRID_CHANNELS, MPP, Truth, render_tile, slide_of
+from synthfactory.spec.errors import InputError
 
 SHIPPED_COUNTS = dict(zip(CLASSES, (400, 200, 100, 50, 25, 12), strict=True))
 GRID_MIN = tuple(-1.0 if name.startswith("orient") else 0.0 for name in GRID_CHANNELS)
@@ -100,17 +101,40 @@ def _write_shard(job: tuple[Path, list[TileRef]]) -> int:
     return len(tiles)
 
 
+def _holds(path: Path, tiles: list[TileRef]) -> bool:
+    """Whether a shard that is there already is the one that these tiles make, by its keys and the generator's version."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            keys = [member.name.removesuffix(".json") for member in tar if member.name.endswith(".json")]
+            first = tar.extractfile(f"{tiles[0].key}.json") if keys == [tile.key for tile in tiles] else None
+            return first is not None and bool(json.load(first)["generator_version"] == GENERATOR_VERSION)
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _refuse_others(out: Path, others: list[Path]) -> None:
+    if others:
+        raise InputError(
+            f"{out}: holds other tiles already ({others[0].relative_to(out)}): of another cohort, number, class, first patient or "
+            "version of the generator; name another folder"
+        )
+
+
 def write_shards(out: Path, tiles: list[TileRef], shard_size: int = 500, workers: int = 1) -> Iterator[int]:
     """Writes OUT/000000.tar ... (KEY.png, KEY.json with label, patient and truth); skips shards that are there already.
 
     Yields the number of tiles done, shard by shard. The grid is uint8, value = grid_min + grid_scale x stored, per channel.
+    InputError where the folder holds shards of other tiles.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for left_behind in out.glob(".tmp-*.tar"):  # of an earlier call that was killed
-        left_behind.unlink()
     starts = range(0, len(tiles), shard_size)
     jobs = [(out / f"{number:06d}.tar", tiles[start : start + shard_size]) for number, start in enumerate(starts)]
     missing = [job for job in jobs if not job[0].exists()]
+    done = dict(job for job in jobs if job[0].exists())
+    standing = sorted(path for path in out.glob("*.tar") if not path.name.startswith(".tmp-"))
+    _refuse_others(out, [path for path in standing if path not in done or not _holds(path, done[path])])
+    out.mkdir(parents=True, exist_ok=True)
+    for left_behind in out.glob(".tmp-*.tar"):  # of an earlier call that was killed
+        left_behind.unlink()
     yield len(tiles) - sum(len(job[1]) for job in missing)
     if workers <= 1:
         yield from map(_write_shard, missing)
@@ -120,7 +144,12 @@ def write_shards(out: Path, tiles: list[TileRef], shard_size: int = 500, workers
 
 
 def write_folder(out: Path, tiles: list[TileRef]) -> Iterator[int]:
-    """Writes OUT/CLASS/KEY.png and OUT/tiles.csv (tile, patient_id, slide_id, site, mpp); yields 1 per tile."""
+    """Writes OUT/CLASS/KEY.png and OUT/tiles.csv (tile, patient_id, slide_id, site, mpp); yields 1 per tile.
+
+    InputError where the folder holds other tiles, which tiles.csv would no longer name.
+    """
+    expected = {out / tile.patient.class_name / f"{tile.key}.png" for tile in tiles}
+    _refuse_others(out, sorted(set(out.glob("*/*.png")) - expected))
     rows = []
     for tile in tiles:
         path = out / tile.patient.class_name / f"{tile.key}.png"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from running import run
 
 from synthfactory.embeddings.tiles import scan_tiles
 from synthfactory.phantom import (
@@ -26,12 +27,14 @@ from synthfactory.phantom import (
     write_folder,
     write_shards,
 )
+from synthfactory.phantom import cohort as room
+from synthfactory.spec.errors import InputError
 
 TILES = cohort_tiles("train", dict.fromkeys(CLASSES, 2))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,30 @@ def test_a_folder_is_a_source_of_tiles(tmp_path: Path) -> None:
     classes = sorted({tile.patient.class_name for tile in tiles})
     found = scan_tiles(str(tmp_path), str(tmp_path / "tiles.csv"), "tile", classes)
     assert sorted(x for x in found.patient_ids if x) == sorted(tile.patient.patient_id for tile in tiles)
+
+
+@pytest.mark.parametrize("kind", ["shards", "tiles"])
+def test_a_folder_of_other_tiles_is_refused_and_left_alone(kind: str, tmp_path: Path) -> None:
+    asked = ["phantom", kind, tmp_path / "out", "--cohort", "bank", "--per-class", 2, "--class"]
+    assert run(*asked, "phantom-gland").code == 0
+    before = contents(tmp_path / "out")
+    for other in (("phantom-stroma",), ("phantom-gland", "--first-patient", 100)):
+        ended = run(*asked, *other)
+        assert ended.code == 2
+        assert "holds other tiles already" in ended.err
+        assert contents(tmp_path / "out") == before
+    assert run(*asked, "phantom-gland").code == 0
+
+
+def test_shards_of_another_version_of_the_generator_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(write_shards(tmp_path, TILES, shard_size=5))
+    monkeypatch.setattr(room, "GENERATOR_VERSION", GENERATOR_VERSION + 1)
+    with pytest.raises(InputError, match=r"holds other tiles already \(000000\.tar\)"):
+        list(write_shards(tmp_path, TILES, shard_size=5))
+
+
+def test_shards_beyond_those_asked_for_are_refused(shards: Path) -> None:
+    with pytest.raises(InputError, match=r"holds other tiles already \(000002\.tar\)"):
+        list(write_shards(shards, TILES[:10], shard_size=5))
