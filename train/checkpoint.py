@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
 
+from synthfactory.model.tensors import read_tensors, write_tensors
 from synthfactory.spec.errors import InputError
 from train.ema import Ema
+
+_EARLIER = (
+    "remove the folder that it lies in, and the same command goes on from the checkpoint before, or from the start"
+)
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,12 @@ def _write(
     also: dict[str, Any],
 ) -> None:
     tensors, scalars = _flat(optimisers)
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / "weights.safetensors"
-    )
+    weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    write_tensors(weights, folder / "weights.safetensors")
     for number, ema in enumerate(averages):
         name = average_name(ema.decay, number == 0)
-        save_file({k: v.cpu().contiguous() for k, v in ema.state.items()}, folder / name)
-    save_file(tensors, folder / "optimiser.safetensors")
+        write_tensors({k: v.cpu().contiguous() for k, v in ema.state.items()}, folder / name)
+    write_tensors(tensors, folder / "optimiser.safetensors")
     state = {"step": step, "optimiser": scalars, "also": also}
     (folder / "state.json").write_text(json.dumps(state, sort_keys=True))
     for path in folder.iterdir():
@@ -122,18 +125,24 @@ def steps(run: Path) -> list[int]:
 def restore(
     run: Path, module: nn.Module, averages: Sequence[Ema], optimisers: Mapping[str, optim.Optimizer]
 ) -> tuple[int, dict[str, Any]]:
-    """Loads the last checkpoint into the given objects, in place; returns its step and what the loop gave to keep, or (0, {})."""
+    """Loads the last checkpoint into the given objects, in place; returns its step and what the loop gave to keep, or (0, {}).
+
+    InputError where a file of it is damaged.
+    """
     found = steps(run)
     if not found:
         return 0, {}
     folder = run / "checkpoints" / f"{found[-1]:06d}"
-    module.load_state_dict(load_file(folder / "weights.safetensors"))
+    module.load_state_dict(read_tensors(folder / "weights.safetensors", _EARLIER))
     for number, ema in enumerate(averages):
-        for name, value in load_file(folder / average_name(ema.decay, number == 0)).items():
+        for name, value in read_tensors(folder / average_name(ema.decay, number == 0), _EARLIER).items():
             ema.state[name].copy_(value)
-    state = json.loads((folder / "state.json").read_text())
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except ValueError:
+        raise InputError(f"{folder}/state.json: is damaged; {_EARLIER}") from None
     entries: dict[str, dict[int, dict[str, Any]]] = {phase: {} for phase in optimisers}
-    flat = {**state["optimiser"], **load_file(folder / "optimiser.safetensors")}
+    flat = {**state["optimiser"], **read_tensors(folder / "optimiser.safetensors", _EARLIER)}
     for name, value in flat.items():
         phase, _, rest = name.rpartition("/")
         number_of, _, field = rest.partition(".")

@@ -72,9 +72,6 @@ def run(
     folder = Path(run_folder)
     cache_folder = Path(cache) if cache else folder.parent / "cache"
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     if workers:
         from train.distributed import train_with_ray
 

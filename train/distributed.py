@@ -69,9 +69,8 @@ def train_with_ray(
                 except ray.train.WorkerGroupError as error:
                     _raise_meant(error.worker_failures)
                     if attempt == ATTEMPTS:
-                        first = str(next(iter(error.worker_failures.values()), error)).strip().splitlines()[-1]
                         raise StoppedError(
-                            f"workers ended {ATTEMPTS} times, last with: {first}; {_done(run)} steps are kept, "
+                            f"workers ended {ATTEMPTS} times, last with: {_cause(error)}; {_done(run)} steps are kept, "
                             "and once that is mended, the same command goes on from there"
                         ) from None
                     say(f"a worker ended; going on from step {_done(run)}")
@@ -96,11 +95,23 @@ def _trainer(config: TrainConfig, run: Path, cache: Path, workers: int, gpu: boo
 def _raise_meant(failures: Mapping[int, Exception]) -> None:
     """Raises what a worker said of the data or the loss; the others then only lost their connection to it."""
     for failure in failures.values():
-        inner = getattr(failure, "_base_exc", failure)
+        inner = _inner(failure)
         if isinstance(inner, InputError):
             raise InputError(str(inner)) from None
         if isinstance(inner, DivergedError):
             raise DivergedError(str(inner)) from None
+
+
+def _inner(failure: Exception) -> Exception:
+    """What the worker's own code raised, where Ray wrapped it."""
+    return getattr(failure, "_base_exc", failure)
+
+
+def _cause(error: ray.train.WorkerGroupError) -> str:
+    """The last line of what ended a worker: of a disk or file first, since the others then only lost their connection to it."""
+    found = [_inner(failure) for failure in error.worker_failures.values()]
+    found.sort(key=lambda inner: not isinstance(inner, OSError) or isinstance(inner, ConnectionError))
+    return (str(found[0] if found else error).strip() or type(found[0]).__name__).splitlines()[-1]
 
 
 def _done(run: Path) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from synthfactory.embeddings.bank import MPP
@@ -19,6 +18,7 @@ from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import FIGURES, ModelFolder
 from synthfactory.model.licence import NOT_STATED, known_licence
 from synthfactory.model.sit import SiTConfig
+from synthfactory.model.tensors import read_tensors, write_tensors
 from synthfactory.model.vae import VAEConfig
 from synthfactory.spec.errors import InputError
 from train import checkpoint
@@ -33,7 +33,7 @@ HEADS = ("class_head.", "attribute_head.", "grid_head.")
 
 def _average(run: Path, decay: float | None = None) -> tuple[int, dict[str, Tensor]]:
     step, path = checkpoint.average_file(run, decay)
-    return step, load_file(path)
+    return step, read_tensors(path)
 
 
 def _seconds(run: Path) -> float:
@@ -43,7 +43,7 @@ def _seconds(run: Path) -> float:
 
 def _write(path: Path, state: dict[str, Tensor], dtype: torch.dtype = torch.float16) -> str:
     cast = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in sorted(state.items())}
-    save_file(cast, path)
+    write_tensors(cast, path)
     return sha256_of(path)
 
 

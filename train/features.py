@@ -7,8 +7,7 @@ so they are kept where only the class token is needed, and a run sees its tiles 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from synthfactory.model.vit import ViT, images_to_tensor
+from train.arrays import kept
 from train.config import TrainConfig
 from train.loader import Batch, Loader
 from train.place import Place, wide
@@ -38,8 +38,8 @@ class Tokens:
         if self._worth_it(config):
             known = f"{loader.index.digest[:12]}-{_identity(encoder)[:12]}-{self._ways}.npy"
             names = ("class-tokens", "patch-tokens") if aligned else ("class-tokens",)
-            kept = self._kept([cache / f"{name}-{known}" for name in names])
-            self._class, self._patches = kept[0], kept[1] if aligned else None
+            found = kept([cache / f"{name}-{known}" for name in names], len(loader.index), self._made)
+            self._class, self._patches = found[0], found[1] if aligned else None
 
     @property
     def kept(self) -> bool:
@@ -64,29 +64,20 @@ class Tokens:
             return not self._aligned and seen >= count and count * self._encoder.config.width * 4 <= MOST_BYTES
         return wanted == "cache"
 
-    def _kept(self, paths: Sequence[Path]) -> list[np.ndarray]:
-        """Mapped (N, ways, E) float32, and where a second path is given (N, ways, T, E) float16; made where they are not there yet."""
-        if not all(path.exists() for path in paths):
-            written = [path.with_name(f".tmp-{os.getpid()}-{path.name}") for path in paths]
-            self._write(written)
-            for temporary, path in zip(written, paths, strict=True):
-                temporary.rename(path)
-        return [np.asarray(np.load(path, mmap_mode="r")) for path in paths]
-
     @torch.no_grad()
-    def _write(self, paths: Sequence[Path]) -> None:
-        count, sinks = len(self._loader.index), list[np.ndarray]()
+    def _made(self) -> Iterator[list[np.ndarray]]:
+        """Of consecutive tiles: class tokens (n, ways, E) float32 and, where aligned, patch tokens (n, ways, T, E) float16."""
+        count = len(self._loader.index)
         for start in tqdm(range(0, count, 16), desc="tokens", mininterval=5.0, leave=False):
-            rows = np.arange(start, min(start + 16, count))
-            images = self._loader.images(rows)
+            images = self._loader.images(np.arange(start, min(start + 16, count)))
+            of_class, of_patches = list[np.ndarray](), list[np.ndarray]()
             for way in range(self._ways):
                 turned = np.stack([transformed(image, way) for image in images])
                 tokens = wide(self._encoder(self._place.bring(images_to_tensor(turned))))
-                both = (self._encoder.class_token(tokens), self._encoder.patch_tokens(tokens))
-                for path, found, kind in list(zip(paths, both, (np.float32, np.float16), strict=False))[len(sinks) :]:
-                    sinks.append(np.lib.format.open_memmap(path, "w+", kind, (count, self._ways, *found.shape[1:])))
-                for sink, found in zip(sinks, both, strict=False):
-                    sink[rows, way] = found.float().cpu().numpy()
+                of_class.append(self._encoder.class_token(tokens).float().cpu().numpy())
+                if self._aligned:
+                    of_patches.append(self._encoder.patch_tokens(tokens).half().cpu().numpy())
+            yield [np.stack(found, axis=1) for found in (of_class, of_patches) if found]
 
 
 def _identity(encoder: ViT) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synthfactory.shards.tarfmt import DamagedShardError, decode_image
 from synthfactory.spec.errors import InputError
 from train.sampler import Order
 from train.shardset import Index, Reader
@@ -61,17 +60,20 @@ class Loader:
         stain_jitter: float = 0.0,
         threads: int | None = None,
         ahead: int = 4,
+        end: int | None = None,
+        decodes: bool = True,
     ) -> None:
+        """`end`: the step that is not read any more. `decodes`: see the attribute."""
         self.index = index
         self._order, self._seed, self._batch, self._share = order, seed, batch, share
         self._symmetries, self._stain = symmetries, stain_jitter
         self._reader = Reader(index)
         self._pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 1), thread_name_prefix="loader")
-        self._ahead = ahead
+        self._ahead, self._end = ahead, end
         self._queue: deque[tuple[int, np.ndarray, np.ndarray, np.ndarray, list[Future[np.ndarray]]]] = deque()
-        self.decodes = True  # a step that has kept all it needs of the tiles sets it to False
+        self.decodes = decodes  # a step that has kept all it needs of the tiles sets it to False
         self.waited_sec = 0.0
-        self.size_px = len(self._read(int(order.rows([0])[0])))
+        self.size_px = len(self._reader.image(int(order.rows([0])[0])))
 
     def __enter__(self) -> Loader:
         return self
@@ -85,8 +87,8 @@ class Loader:
         if not self._queue or self._queue[0][0] != step:  # the first, or a jump
             self._drop()
             self._queue.append(self._begin(step))
-        while len(self._queue) <= self._ahead:
-            self._queue.append(self._begin(self._queue[-1][0] + 1))
+        while len(self._queue) <= self._ahead and (following := self._queue[-1][0] + 1) != self._end:
+            self._queue.append(self._begin(following))
         _, positions, rows, symmetries, futures = self._queue.popleft()
         empty = np.zeros((len(rows), 0, 0, 3), np.uint8)
         images = np.stack([future.result() for future in futures]) if futures else empty
@@ -121,19 +123,11 @@ class Loader:
         return np.ascontiguousarray(turned if gains is None else with_stain(turned, np.maximum(gains, 0.0)))
 
     def _decoded(self, row: int) -> np.ndarray:
-        image = self._read(row)
+        image = self._reader.image(row)
         if image.shape[0] != self.size_px or image.shape[1] != self.size_px:
+            where = self.index.tars[int(self.index.tar_of[row])]
             raise InputError(
-                f"{self._where(row)}: a tile of {image.shape[1]} x {image.shape[0]} px among tiles of {self.size_px} px; "
+                f"{where}: a tile of {image.shape[1]} x {image.shape[0]} px among tiles of {self.size_px} px; "
                 "all must have one size"
             )
         return image
-
-    def _read(self, row: int) -> np.ndarray:
-        try:
-            return decode_image(self._reader.read(row))
-        except DamagedShardError as error:
-            raise InputError(f"{self._where(row)}: a tile {error}; replace the tar") from None
-
-    def _where(self, row: int) -> str:
-        return self.index.tars[int(self.index.tar_of[row])]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
@@ -129,6 +128,7 @@ def train(
         share=team.share,
         symmetries=data.symmetries,
         stain_jitter=data.stain_jitter,
+        end=config.optimiser.steps,
     ) as loader:
         return _Run(config, run, cache, divided, loader, team).go()
 
@@ -312,13 +312,16 @@ class _Run:
         rows = self.divided.validation
         order = Order(0, rows, self.divided.index.labels[rows], np.ones(len(rows)))
         each = min(self.config.optimiser.batch, look.tiles)
-        found: list[Figures] = []
+        found, batches = list[Figures](), max(1, look.tiles // each)
+        decodes = self.loader.decodes
         with (
-            Loader(self.divided.index, order, seed=0, batch=each, symmetries=False) as loader,
+            Loader(
+                self.divided.index, order, seed=0, batch=each, symmetries=False, end=batches, decodes=decodes
+            ) as loader,
             self.averages[0].applied(module),
         ):
             module.eval()
-            for number in range(max(1, look.tiles // each)):
+            for number in range(batches):
                 with self._autocast():
                     loss, figures = phase.loss(loader.batch(number))
                 found.append({"loss": loss.item(), **figures})
@@ -335,9 +338,9 @@ class _Run:
         also = {"watch": {name: watch.to_json() for name, watch in self.watches.items()}}
         try:
             checkpoint.save(self.run, step, self.work.module, self.averages, self.optimisers, keep=keep, also=also)
-        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        except OSError as error:
             good = checkpoint.steps(self.run)
-            why = getattr(error, "strerror", None) or error
+            why = error.strerror or error
             raise InputError(
                 f"{self.run}/checkpoints: step {step} cannot be written: {why}; make room and run the same command: "
                 f"it goes on from step {good[-1] if good else 0}"

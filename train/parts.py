@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from synthfactory.model.files import sha256_of
 from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import SiT, sit_from_dict
+from synthfactory.model.tensors import read_tensors
 from synthfactory.model.vae import VAE, vae_from_dict
 from synthfactory.model.vit import ViT, vit_from_dict
 from synthfactory.model.weights import LoadedModel, default_device, load_model
@@ -57,7 +57,7 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
         )
     vae = vae_from_dict(vae_config.network)
     vae_step, path = average_file(config.vae_run)
-    vae.load_state_dict(vae_state(load_file(path)))
+    vae.load_state_dict(vae_state(read_tensors(path)))
     check_fit(config.network, vae.config, encoder.config, loader.size_px)
     network = {
         **config.network,
@@ -97,7 +97,7 @@ def _encoder_of_run(run: str) -> tuple[int, ViT, str]:
     config = _config_of(run, "encoder")
     encoder = vit_from_dict(config.network)
     step, path = average_file(run)
-    state = load_file(path)
+    state = read_tensors(path)
     encoder.load_state_dict(
         {name.removeprefix("vit."): value for name, value in state.items() if name.startswith("vit.")}
     )

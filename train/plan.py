@@ -16,7 +16,6 @@ from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import VAEConfig, vae_from_dict
 from synthfactory.model.vit import ViTConfig, parameter_count, vit_from_dict
-from synthfactory.shards.tarfmt import decode_image
 from synthfactory.spec.errors import InputError
 from train.config import Adversarial, TrainConfig
 from train.discriminator import PatchDiscriminator
@@ -33,7 +32,7 @@ MB = 1e6
 def plan(config: TrainConfig, cache: Path) -> list[str]:
     """Lines of at most 80 columns, but for long names. InputError for whatever `run` would refuse of data, base and sizes."""
     divided = split(config.data, cache)
-    size_px = len(decode_image(Reader(divided.index).read(int(divided.train[0]))))
+    size_px = len(Reader(divided.index).image(int(divided.train[0])))
     return [*_data(divided), "", *_work(config, divided), "", *_networks(config, size_px), *_warnings(divided)]
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from synthfactory.model.tensors import read_tensors
 from synthfactory.spec.errors import InputError
 
 CHECKPOINT = "repa-e.pt"
@@ -45,18 +45,23 @@ def check_form(vae: Mapping[str, Any]) -> None:
 
 
 def write_repa_e(folder: Path, vae: Mapping[str, Any]) -> Path:
-    """Writes FOLDER/repa-e.pt (tensors alone, float32) from the folder's safetensors; `vae` is its config."""
+    """Writes FOLDER/repa-e.pt (tensors alone, float32) from the folder's safetensors; `vae` is its config. OSError where it cannot be."""
     check_form(vae)
     levels = len(vae.get("channels", (128, 256, 512, 512)))
-    networks = {part: load_file(folder / f"{part}.safetensors") for part in ("sit", "vae")}
+    networks = {part: read_tensors(folder / f"{part}.safetensors") for part in ("sit", "vae")}
     found = {
         "ema": {name: _wide(value) for name, value in networks["sit"].items()},
         "vae": dict(_original(name, value, levels) for name, value in networks["vae"].items()),
     }
     path = folder / CHECKPOINT
     temporary = folder / f".tmp-{os.getpid()}-{CHECKPOINT}"
-    torch.save(found, temporary)
-    temporary.replace(path)
+    try:
+        torch.save(found, temporary)
+        temporary.replace(path)
+    except RuntimeError as error:  # torch's own of a full disk
+        raise OSError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

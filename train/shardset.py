@@ -31,6 +31,7 @@ from synthfactory.plan.lock import LOCK, read_lock
 from synthfactory.run.pack import read_patients
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.store import Store, open_source, open_store
+from synthfactory.shards.tarfmt import DamagedShardError, decode_image
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
 from synthfactory.spec.text import shown
@@ -336,6 +337,15 @@ class Reader:
         if len(data) != length:
             raise InputError(f"{place}: is shorter than it was; put the same file back")
         return data
+
+    def image(self, row: int) -> np.ndarray:
+        """uint8 (H, W, 3), decoded. InputError as above, or where it does not decode."""
+        try:
+            return decode_image(self.read(row))
+        except DamagedShardError as error:
+            raise InputError(
+                f"{self._index.tars[int(self._index.tar_of[row])]}: a tile {error}; replace the tar"
+            ) from None
 
     def _local(self, place: str, offset: int, length: int) -> bytes:
         files: OrderedDict[str, BinaryIO] = self._mine.__dict__.setdefault("files", OrderedDict())

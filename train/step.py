@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from synthfactory.model.interpolant import noised, velocity_target
 from synthfactory.model.vae import pixels_from_uint8
 from synthfactory.model.weights import LoadedModel
 from train import losses
+from train.arrays import kept
 from train.config import TrainConfig
 from train.encoder_step import EncoderStep
 from train.features import Tokens
@@ -72,19 +73,16 @@ class DiffusionStep:
 
     def _latents(self, parts: Parts, loader: Loader, cache: Path) -> np.ndarray:
         """float16 (N, 2, C, H, W): means and deviations of every tile, made once and mapped."""
-        path = cache / f"latents-{self.index.digest[:12]}-{parts.vae_sha256[:12]}.npy"
-        if not path.exists():
-            vae = parts.vae.to(self.place.device)
-            found = []
-            with torch.no_grad():
-                for start in tqdm(range(0, len(self.index), 16), desc="latents", mininterval=5.0, leave=False):
-                    images = torch.from_numpy(loader.images(np.arange(start, min(start + 16, len(self.index)))))
-                    mean, log_variance = vae.encode(pixels_from_uint8(images).to(self.place.device))
-                    found.append(torch.stack([mean, (0.5 * log_variance).exp()], dim=1).half().cpu().numpy())
-            temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-            np.save(temporary, np.concatenate(found))
-            temporary.rename(path)
-        return np.asarray(np.load(path, mmap_mode="r"))
+        vae, count = parts.vae.to(self.place.device), len(self.index)
+
+        @torch.no_grad()
+        def made() -> Iterator[list[np.ndarray]]:
+            for start in tqdm(range(0, count, 16), desc="latents", mininterval=5.0, leave=False):
+                images = torch.from_numpy(loader.images(np.arange(start, min(start + 16, count))))
+                mean, log_variance = vae.encode(pixels_from_uint8(images).to(self.place.device))
+                yield [torch.stack([mean, (0.5 * log_variance).exp()], dim=1).half().cpu().numpy()]
+
+        return kept([cache / f"latents-{self.index.digest[:12]}-{parts.vae_sha256[:12]}.npy"], count, made)[0]
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         seed, weights, positions = self.config.seed, self.weights, batch.positions.tolist()

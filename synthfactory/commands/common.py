@@ -46,7 +46,9 @@ def end_with(start: Callable[[], object]) -> NoReturn:
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop.__cause__, EOFError):  # click takes a file that ends early for the end of what is typed
+            raise stop.__cause__ from None
         say("interrupted; the same command goes on where this one stopped")
         sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:

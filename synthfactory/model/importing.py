@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from synthfactory.model.config_check import FORMAT, PARTS, config_problem
 from synthfactory.model.convert import Converted, Options, convert
 from synthfactory.model.files import sha256_of
 from synthfactory.model.folder import CONFIG
 from synthfactory.model.licence import NOT_STATED
 from synthfactory.model.sources import State, read_source
+from synthfactory.model.tensors import write_tensors
 from synthfactory.spec.errors import InputError
 
 OPTIONS = {"id": "id", "revision": "revision", "resolution_mpp": "mpp", "encoder.id": "encoder-id", "licence.name": "licence"}  # fmt: skip
@@ -86,7 +85,7 @@ def _write(out: Path, made: Converted, config: dict[str, Any]) -> None:
         files = {}
         for part, state in (("sit", made.sit), ("vae", made.vae)):
             path = temporary / f"{part}.safetensors"
-            save_file(dict(sorted(state.items())), path)
+            write_tensors(dict(sorted(state.items())), path)
             files[path.name] = sha256_of(path)
         (temporary / CONFIG).write_text(json.dumps({**config, "files": files}, indent=1, sort_keys=True) + "\n")
         temporary.rename(out)

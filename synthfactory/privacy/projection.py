@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from synthfactory.spec.errors import InputError
 
@@ -83,7 +83,7 @@ class Projection:
             "provenance": self.provenance, "encoder": self.encoder,
         }  # fmt: skip
         arrays = {"mean": np.asarray(self.mean, np.float64), "basis": np.ascontiguousarray(self.basis, np.float64)}
-        save_file(arrays, path, metadata={"projection": json.dumps(facts, sort_keys=True)})
+        path.write_bytes(save(arrays, metadata={"projection": json.dumps(facts, sort_keys=True)}))
 
 
 def load_projection(path: str | Path) -> Projection:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def test_validation_is_on_other_patients_and_comes_out_the_same(shards: Path, mo
 def test_a_full_disk_leaves_the_checkpoint_before(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(shards)
     train(load_config(config), shards / "whole", shards / "cache")
-    real = checkpoint.save_file
+    real = checkpoint.write_tensors
 
     def full(tensors: Any, path: Path) -> None:
         if path.name == "optimiser.safetensors" and (shards / "run" / "checkpoints" / "000002").exists():
@@ -107,7 +109,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(shards: Path, monkeypatch: pyt
         else:
             real(tensors, path)
 
-    monkeypatch.setattr("train.checkpoint.save_file", full)
+    monkeypatch.setattr("train.checkpoint.write_tensors", full)
     ended = CliRunner().invoke(cli, ["run", config, "--run", str(shards / "run"), "--cache", str(shards / "cache")])
     assert isinstance(ended.exception, InputError)
     assert "step 4 cannot be written: " in str(ended.exception)
@@ -115,10 +117,27 @@ def test_a_full_disk_leaves_the_checkpoint_before(shards: Path, monkeypatch: pyt
     assert str(ended.exception).endswith("make room and run the same command: it goes on from step 2")
     assert checkpoint.steps(shards / "run") == [2]
     assert [path.name for path in (shards / "run" / "checkpoints").iterdir()] == ["000002"]
-    monkeypatch.setattr("train.checkpoint.save_file", real)
+    monkeypatch.setattr("train.checkpoint.write_tensors", real)
     train(load_config(config), shards / "run", shards / "cache")
     one, other = weights(shards / "whole", "average"), weights(shards / "run", "average")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "average.safetensors", "optimiser.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config = load_config(write_config(shards, optimiser=STEPS))
+    cut_off(monkeypatch, config, shards / "run", shards / "cache", after=2)
+    assert checkpoint.steps(shards / "run") == [2, 4]
+    last = shards / "run" / "checkpoints" / "000004"
+    os.truncate(last / name, 40)
+    with pytest.raises(
+        InputError, match=rf"000004/{name}: is damaged.*; remove the folder that it lies in, and the same"
+    ):
+        train(config, shards / "run", shards / "cache")
+    shutil.rmtree(last)
+    assert train(config, shards / "run", shards / "cache") == 4
 
 
 def test_a_loss_that_is_no_number_stops_the_run_by_name(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,3 +72,11 @@ def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"encoder_run: .*no: is no run folder yet"):
         plan(load_config(str(path)), tmp_path / "cache")
+
+
+def test_a_tile_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    tar = next((tmp_path / "tars").glob("*.tar"))
+    tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"\x89BAD"))
+    with pytest.raises(InputError, match=rf"{tar.name}: a tile does not decode.*; replace the tar"):
+        plan(load_config(str(path)), tmp_path / "cache")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from click.testing import CliRunner
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
@@ -24,6 +26,7 @@ from synthfactory.spec.sampler import Sampler
 from train.cli import cli
 from train.config import load_config
 from train.loop import train
+from train.repa_e_names import write_repa_e
 
 F8 = {"channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": True}
 
@@ -81,3 +84,15 @@ def test_an_autoencoder_of_another_form_is_refused_before_anything_is_written(tm
     told = CliRunner().invoke(cli, ["export", str(run), str(out), "--id", "m"])
     assert told.exit_code == 0
     assert not (out / "repa-e.pt").exists()
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing_half(tmp_path: Path) -> None:
+    folder = with_plain_vae(make_tiny_model(tmp_path / "base"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        with pytest.raises(OSError, match=r"repa-e\.pt: cannot be written"):
+            write_repa_e(folder, F8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(folder.glob("*repa-e*"))

@@ -15,7 +15,7 @@ from training import cut_off, image_of, plain, same_averages, write_tar, write_y
 
 from synthfactory.model.vit import ViT
 from synthfactory.spec.errors import InputError
-from train import checkpoint, loader, step
+from train import checkpoint, shardset, step
 from train.config import load_config
 from train.loader import Batch
 from train.loop import train
@@ -150,13 +150,13 @@ def test_kept_tokens_train_as_fresh_ones_do(place: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ViT, "forward", forward)
     decoded: list[int] = []
-    real_decode = loader.decode_image
+    real_decode = shardset.decode_image
 
     def decode(data: bytes) -> np.ndarray:
         decoded.append(len(data))
         return real_decode(data)
 
-    monkeypatch.setattr(loader, "decode_image", decode)
+    monkeypatch.setattr(shardset, "decode_image", decode)
     for alignment in (0.0, 0.5):
         losses = {"alignment": alignment}
         fresh = weights_after(place, f"fresh-{alignment}", diffusion={**losses, "features": "encode"})
@@ -178,11 +178,30 @@ def test_kept_tokens_train_as_fresh_ones_do(place: Path, monkeypatch: pytest.Mon
         assert len(decoded) == 2  # the first tile at each of the two starts, for its size
 
 
-@pytest.mark.parametrize("features", ["encode", "cache"])
-def test_tiles_of_two_sizes_are_refused_by_name(place: Path, features: str) -> None:
+@pytest.mark.parametrize(
+    "mode", ["finetune", "vae"]
+)  # where latents are made first, and where batches are all that is read
+def test_tiles_of_two_sizes_are_refused_by_name(place: Path, mode: str) -> None:
     write_tar(place / "tars" / "other.tar", range(12, 14), plain, side=lambda n: 2 * SIDE)
+    asked = config(place) if mode == "finetune" else config(place, mode=mode, vae={"crop": SIDE, "perceptual": 0.0})
     with pytest.raises(InputError, match=r"other\.tar: a tile of .* among tiles of .*; all must have one size"):
-        train(config(place, diffusion={"features": features}), place / "run", place / "cache")
+        train(asked, place / "run", place / "cache")
+
+
+def test_no_tile_is_decoded_that_nobody_asks_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    real = shardset.decode_image
+    monkeypatch.setattr(shardset, "decode_image", lambda data: (decoded.append(0), real(data))[1])
+    data = {"shards": str(place / "tars"), "validation": {"share": 0.25, "every": 2, "tiles": 3}}
+    looks = 3  # at steps 0, 2 and 4, of three tiles, each with a first tile for the size
+    for features, expected in (
+        ("encode", 12 + 1 + 4 * 6 + looks * (1 + 3)),
+        ("cache", 12 + 1 + looks),
+    ):  # 12: latents, tokens
+        losses = {"alignment": 0.0, "features": features}
+        decoded.clear()
+        train(config(place, data=data, diffusion=losses), place / features, place / "cache")
+        assert len(decoded) == expected
 
 
 def test_tokens_are_kept_by_themselves_where_it_pays(place: Path) -> None:
