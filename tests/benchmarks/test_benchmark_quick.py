@@ -161,6 +161,14 @@ def test_what_tiles_are_worth_is_printed_resumed_and_not_mixed_up(
     utility.main()
     assert capsys.readouterr().out == said
     assert (tmp_path / "out/rare-0/evaluation.json").stat().st_mtime_ns == began
+    report = tmp_path / "out/rare-0/evaluation.json"
+    figures = json.loads(report.read_text())
+    report.write_text(
+        json.dumps({**figures, "cnn": next(iter(figures["spaces"].values()))["utility"]})
+    )  # as if it had learned
+    monkeypatch.setattr(sys, "argv", [part for part in command if part != "--no-cnn"])
+    utility.main()
+    assert "rare classes, small CNN: real + synthetic gains " in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*command, "--per-class", "7"])
     with pytest.raises(SystemExit, match="was made of another model or with other settings"):
         utility.main()

@@ -115,7 +115,10 @@ def over_seeds(values: list[float]) -> str:
 def learners(found: Json) -> dict[str, Json]:
     """Figures of utility by who learned."""
     spaces = {f"probe in {name}": space["utility"] for name, space in found["spaces"].items()}
-    return {**spaces, "small CNN": found["cnn"]} if found["cnn"] else spaces
+    every = {**spaces, "small CNN": found["cnn"]}
+    return {
+        who: figures for who, figures in every.items() if "arms" in figures
+    }  # else nobody learned, or too few were there to test on
 
 
 def rare(given: argparse.Namespace, test: Path) -> None:
