@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.evaluate.distance import PIECE, ROWS_PER_DIMENSION, cubic_kernel, frechet_distance, mean_of
-from synthfactory.evaluate.intervals import Interval, halves
+from synthfactory.evaluate.intervals import Interval, UnmeasurableError, halves
 from synthfactory.evaluate.neighbours import nearest
 
 BLOCK = 2048  # rows of each set that meet in one estimate of the kernel distance
@@ -186,10 +186,12 @@ def kernel_distance(
     so it may be below 0. Where a class has tiles of one group only, its pairs with itself are left out.
 
     Large sets are dealt, group by group, into blocks of 2,048 rows, and the estimates of the blocks averaged: as unbiased, with more noise
-    than all pairs would have, at n times 2,048 pairs' cost. ValueError where no class has tiles of two groups on both sides.
+    than all pairs would have, at n times 2,048 pairs' cost. There, of a group of more than 1,024 rows so many count, drawn at random: a
+    block of one group alone would have no estimate. UnmeasurableError where no class has tiles of two groups on both sides.
     """
     random = np.random.default_rng(seed)
     count = blocks_of(one, other)
+    one, other = (_capped(side, random) if count > 1 else side for side in (one, other))
     dealt = [_dealt(side, count, random) for side in (one, other)]
     number_of_draws = DRAWS if count == 1 else DRAWS_OF_BLOCKS
     values, draws = np.empty(count), np.empty((count, number_of_draws))
@@ -204,7 +206,7 @@ def kernel_distance(
         draws[block] = sums.distance(weights)
         tick(1)
     if not np.isfinite(values).any():
-        raise ValueError("a kernel distance needs tiles of two groups of some class on both sides")
+        raise UnmeasurableError("a kernel distance needs tiles of two groups of some class on both sides")
     means = _finite_mean(draws)
     low, high = np.quantile(means[np.isfinite(means)], [0.025, 0.975])
     return float(_finite_mean(values[:, None])[0]), (float(low), float(high))
@@ -220,8 +222,22 @@ def _finite_mean(values_KB: np.ndarray) -> np.ndarray:
 
 def blocks_of(one: Tiles, other: Tiles) -> int:
     """How often `kernel_distance` calls its `tick`."""
-    count = max(1, round(max(len(one), len(other)) / BLOCK))
+    most = max(len(_capped(side, np.random.default_rng(0))) for side in (one, other))
+    count = max(1, round(most / BLOCK))
     return max(1, min(count, *(len(np.unique(side.groups)) // 2 for side in (one, other))))
+
+
+def _capped(side: Tiles, random: np.random.Generator) -> Tiles:
+    """At most half a block of each group."""
+    _, group = np.unique(side.groups, return_inverse=True)
+    if np.bincount(group).max() <= BLOCK // 2:
+        return side
+    order = random.permutation(len(side))
+    sizes = np.bincount(group)
+    of_group = np.argsort(group[order], kind="stable")
+    place = np.empty(len(side), np.int64)  # of each row among its group's
+    place[of_group] = np.arange(len(side)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return side.of(np.sort(order[place < BLOCK // 2]))
 
 
 def _dealt(side: Tiles, count: int, random: np.random.Generator) -> list[np.ndarray]:
@@ -305,17 +321,17 @@ def manifolds(
     groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Manifolds:
     """Balls reach to the k-th nearest other tile of the same set (Euclidean); with `groups` (N,) and (M,), to that of another group: else
-    sets whose tiles hang together would have smaller balls. ValueError where a set has too few tiles, or of too few groups.
+    sets whose tiles hang together would have smaller balls. UnmeasurableError where a set has too few tiles, or of too few groups.
     """
     if min(len(real_NE), len(drawn_ME)) <= k:
-        raise ValueError(f"balls of {k} neighbours need more than {k} tiles on both sides")
+        raise UnmeasurableError(f"balls of {k} neighbours need more than {k} tiles on both sides")
     radii = []
     for number, side in enumerate((real_NE, drawn_ME)):
         itself = np.arange(len(side)) if groups is None else np.unique(groups[number], return_inverse=True)[1]
         radii.append(search(side, side, k, by="euclidean", apart=(itself, itself), tick=tick)[1][:, -1])
     reach = [radius.astype(np.float32) ** 2 * (1 + EDGE) for radius in radii]
     if not all(np.isfinite(radius).all() for radius in radii):
-        raise ValueError(f"balls of {k} neighbours need tiles of more patients on both sides")
+        raise UnmeasurableError(f"balls of {k} neighbours need tiles of more patients on both sides")
     inside, count = np.zeros(len(drawn_ME), bool), np.zeros(len(drawn_ME), np.int64)
     recall, coverage = np.zeros(len(real_NE), bool), np.zeros(len(real_NE), bool)
     squares = [(side.astype(np.float64) ** 2).sum(axis=1) for side in (real_NE, drawn_ME)]

@@ -16,6 +16,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 
+from synthfactory.evaluate.intervals import UnmeasurableError
+
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)  # sklearn's C
 PIECE = 8192  # rows that are looked at at once
 ITERATIONS = 200
@@ -127,7 +129,7 @@ def tune(
     parts = [part for part in folds(patients_N, real.classes, seed) if len(part[0]) and len(part[1])]
     parts = parts[:1] if len(patients_N) > LARGE else parts
     if not parts:
-        raise ValueError("validation needs real tiles of two patients of some class")
+        raise UnmeasurableError("validation needs real tiles of two patients of some class")
     best: Choice | None = None
     for option in options:
         losses = np.zeros(len(STRENGTHS))

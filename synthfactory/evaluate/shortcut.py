@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.stats import t
 
 from synthfactory.evaluate.fidelity import Tiles
-from synthfactory.evaluate.intervals import patient_weights
+from synthfactory.evaluate.intervals import patient_weights, student
 from synthfactory.evaluate.probes import Lesson, learn
 
 MOST = 2000  # tiles of each side and class that are looked at
@@ -69,12 +68,17 @@ def _area(real: tuple[np.ndarray, np.ndarray], drawn: tuple[np.ndarray, np.ndarr
     draws = ((weights @ table) * weights).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
     value = float(above.mean())
     groups = min(int((size > 0).sum()) for size in sizes)
-    half = max(float(t.ppf(0.975, groups - 1)) * float(np.nanstd(draws)), 1.0 / groups)
-    return {"value": value, "interval_95": (max(0.0, value - half), min(1.0, value + half)), "patients": groups}
+    return {
+        "value": value,
+        "interval_95": student(value, draws, groups, 1.0 / groups, (0.0, 1.0)),
+        "patients": groups,
+    }
 
 
 def association(classes_N: np.ndarray, sites_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
     """How far a patient's site tells the class: Cramer's V with Bergsma's correction for chance (0 not at all, 1 wholly), over patients.
+
+    A patient counts once in each class that it has tiles of, with the site of the first of these.
 
     The 95 % interval is Student's on the spread of draws of patients: by themselves these lie higher, since a draw adds chance of its own.
     A class of which one site gives most patients is a class that a classifier may tell by its stain.
@@ -84,31 +88,29 @@ def association(classes_N: np.ndarray, sites_N: np.ndarray, groups_N: np.ndarray
     sites, site = np.unique(sites_N[first], return_inverse=True)
     table = np.zeros((len(labels), len(sites)))
     np.add.at(table, (label, site), 1)
-    n, (rows, columns) = table.sum(), table.shape
+    patients, (rows, columns) = len(np.unique(groups_N)), table.shape
     largest = {
         str(name): {"site": str(sites[row.argmax()]), "share_of_patients": float(row.max() / row.sum())}
         for name, row in zip(labels, table, strict=True)
     }
-    if min(rows, columns) < 2 or n < LEAST_BOUND:
+    if min(rows, columns) < 2 or patients < LEAST_BOUND:
         why = "there are not two sites and two classes" if min(rows, columns) < 2 else (
-            f"not measurable with n = {int(n)} patients; {LEAST_BOUND} are needed"
+            f"not measurable with n = {patients} patients; {LEAST_BOUND} are needed"
         )  # fmt: skip
         return {"value": None, "why": why, "largest_site": largest}
     value = float(_cramer(table[None])[0])
     names, random, draws = groups_N[first], np.random.default_rng(0), []
-    step = int(np.clip(LARGEST // n, 1, AREA_DRAWS))  # draws at once
+    step = int(np.clip(LARGEST // len(first), 1, AREA_DRAWS))  # draws at once
     cells = csr_array(
         (np.ones(len(first)), (label * columns + site, np.arange(len(first)))), shape=(table.size, len(first))
     )
     for at in range(0, AREA_DRAWS, step):
         weights = patient_weights(names, random, min(step, AREA_DRAWS - at))
         draws.append(_cramer((cells @ weights.T).T.reshape(-1, rows, columns)))
-    spread = float(np.nanstd(np.concatenate(draws)))
-    half = max(float(t.ppf(0.975, len(np.unique(names)) - 1)) * spread, 1.0 / n)
     return {
         "value": value,
-        "interval_95": (max(0.0, value - half), min(1.0, value + half)),
-        "patients": int(n),
+        "interval_95": student(value, np.concatenate(draws), patients, 1.0 / patients, (0.0, 1.0)),
+        "patients": patients,
         "largest_site": largest,
     }
 

@@ -7,7 +7,7 @@ real training tiles alone, and all are tested once. Intervals are at 95 %, by bo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from synthfactory.evaluate.probes import Choice, Lesson, Teach, learn, tune
 
 MOST = 10_000  # rows that a probe learns from, of each kind
 LEAST_DRAWS = 100  # with a value, for an interval
+FEW = 50  # patients of a class in the test: below, its part of an interval is found by itself
 LARGEST = 20_000_000  # numbers in all draws of the test's patients
 BINS = 15  # of the calibration error
 LEAST_PATIENTS = 5  # of a class in the test, for it to count
@@ -52,13 +53,16 @@ class Trial:
     test: Tiles
     augmented: Augmented | None = None
     sources: tuple[frozenset[str], ...] | None = None
+    barred: frozenset[str] = frozenset()
 
     def drawn_beside(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of drawn tiles that rest on no patient whose real tiles are not all among `rows`: else what is held back would teach."""
-        if self.sources is None or len(rows) == len(self.real):
+        """Rows of drawn tiles that rest on no patient whose real tiles are not all among `rows`, else what is held back would teach, and
+        on none who is `barred`.
+        """
+        if self.sources is None or (len(rows) == len(self.real) and not self.barred):
             return np.arange(len(self.drawn))
         left = np.setdiff1d(np.arange(len(self.real)), rows)
-        held = set(self.real.groups[left].astype(str).tolist())
+        held = self.barred | set(self.real.groups[left].astype(str).tolist())
         return np.flatnonzero([behind.isdisjoint(held) for behind in self.sources])
 
 
@@ -186,7 +190,7 @@ def run_trial(trial: Trial, seeds: int, tick: Tick = lambda done: None) -> dict[
     """Every arm, tuned and tested, `seeds` times: seeds deal the folds, and draw what is drawn at random.
 
     Where it is not known whom drawn tiles rest on, validation would meet near copies of what it judges by: the arms that learn from them
-    then take their first option, and the strength that class weights were tuned to. ValueError as `tune`.
+    then take their first option, and the strength that class weights were tuned to. UnmeasurableError as `tune`.
     """
     real = Lesson(trial.real.embeddings, trial.real.classes, np.ones(len(trial.real)))
     found: dict[str, Outcome] = {}
@@ -216,8 +220,9 @@ def rarest(trial: Trial, count: int = 3) -> tuple[int, ...]:
 class Scores:
     """Figures of arms on one test, all with the same draws of its patients, class by class. P patients, C classes.
 
-    A class with few test patients has no recall, and counts in no mean. Intervals are Student's on the spread of the draws, and never
-    narrower than what so many patients can show where all agree (three in n).
+    A class with few test patients has no recall, and counts in no mean. Intervals are Student's on the spread that each class's patients
+    bring, by their own number, and of no class less than what so many can show where all agree (three in n): those of a class of five
+    are wide, however many patients others have.
     """
 
     def __init__(self, trial: Trial, seed: int = 0) -> None:
@@ -232,13 +237,11 @@ class Scores:
         self._once = np.ones((1, len(names)))
         draws = int(min(DRAWS, max(200, LARGEST // len(names))))
         self._weights = np.empty((draws, len(names)))
-        self._wider = 1.0  # a bootstrap of n sees (n - 1) / n of the variance
+        self._strata: dict[int, np.ndarray] = {}  # patients by the class that they have most tiles of
         main, random = self._tiles.argmax(axis=1), np.random.default_rng(seed)
         for label in np.unique(main):
-            mine = np.flatnonzero(main == label)
+            mine = self._strata[int(label)] = np.flatnonzero(main == label)
             self._weights[:, mine] = random.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), draws)
-            if self._patients[label] >= LEAST_PATIENTS and len(mine) > 1:
-                self._wider = max(self._wider, math.sqrt(len(mine) / (len(mine) - 1)))
 
     def _by_patient(self, values_N: np.ndarray) -> np.ndarray:
         """(P, C): sums over the tiles of a patient in a class. Draws of patients need no more, however many tiles there are."""
@@ -288,13 +291,31 @@ class Scores:
         if not chosen:
             return {"value": None, "why": f"no class has {LEAST_PATIENTS} patients in the test"}
         draws = statistic(self._weights)
-        draws = draws[np.isfinite(draws)]
-        if len(draws) < LEAST_DRAWS:
+        if np.isfinite(draws).sum() < LEAST_DRAWS:
             return {"value": None, "why": "too few draws of the test's patients have tiles of every class"}
-        value, patients = float(statistic(self._once)[0]), int(self._patients[chosen].sum())
-        spread = self._wider * float(draws.std())
-        half = max(float(t.ppf(0.975, max(patients - len(chosen), 1))) * spread, 3.0 / patients)
+        value = float(statistic(self._once)[0])
+        half = math.sqrt(sum(part**2 for part in self._halves(statistic, draws, chosen)))
         return {"value": value, "interval_95": (max(bounds[0], value - half), min(bounds[1], value + half))}
+
+    def _halves(
+        self, statistic: Callable[[np.ndarray], np.ndarray], draws: np.ndarray, chosen: Sequence[int]
+    ) -> Iterator[float]:
+        """Half widths that add up by their squares: one of each class of few patients, by draws of these alone; one of all others."""
+        few = [label for label in self._strata if label in chosen and len(self._strata[label]) < FEW]
+        rest = [label for label in self._strata if label not in few]
+        least = {label: 3.0 / (self._patients[label] * len(chosen)) for label in chosen}
+        for labels in [[label] for label in few] + [rest] * bool(rest):
+            if few:
+                weights = np.ones_like(self._weights)
+                mine = np.concatenate([self._strata[label] for label in labels])
+                weights[:, mine] = self._weights[:, mine]
+                draws = statistic(weights)
+            n = max(min((len(self._strata[label]) for label in labels if label in chosen), default=FEW), 2)
+            spread = math.sqrt(n / (n - 1)) * float(
+                np.nanstd(draws)
+            )  # a bootstrap of n sees (n - 1) / n of the variance
+            floor = math.sqrt(sum(least.get(label, 0.0) ** 2 for label in labels))
+            yield max(float(t.ppf(0.975, n - 1)) * spread, floor)
 
     def share(self, hits_N: np.ndarray, classes: Sequence[int]) -> dict[str, Any]:
         """Balanced accuracy of these classes."""

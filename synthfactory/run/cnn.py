@@ -14,6 +14,7 @@ import torch
 from scipy.special import softmax
 
 from synthfactory.evaluate.density import augmented
+from synthfactory.evaluate.intervals import UnmeasurableError
 from synthfactory.evaluate.probes import Choice, balanced_log_loss, folds
 from synthfactory.evaluate.utility import BOTH, SYNTHETIC, Outcome, Trial, even
 from synthfactory.model.tile_cnn import Batch, fit_cnn, logits_of, pixels_of
@@ -94,7 +95,7 @@ def cnn_arms(
     once: Once = lambda key, make: make(),
 ) -> dict[str, Outcome]:
     """Every arm, `seeds` times. Where an arm has options, one fold of the real training patients chooses; as with probes, not for drawn
-    tiles of which it is not known whom they rest on. ValueError where a fold has nobody to judge by.
+    tiles of which it is not known whom they rest on. UnmeasurableError where a fold has nobody to judge by.
 
     `once(key, make)` may keep what a fit gave: minutes that a stop would lose.
     """
@@ -131,10 +132,10 @@ def cnn_arms(
 
 
 def _fold(trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(real rows to learn from, rows to judge by). ValueError where validation has nobody."""
+    """(real rows to learn from, rows to judge by). UnmeasurableError where validation has nobody."""
     parts = [part for part in folds(trial.real.groups, trial.real.classes, seed) if len(part[0]) and len(part[1])]
     if not parts:
-        raise ValueError("validation needs real tiles of two patients of some class")
+        raise UnmeasurableError("validation needs real tiles of two patients of some class")
     return parts[0]
 
 

@@ -20,6 +20,7 @@ from synthfactory.evaluate.fidelity import (
     same_mix,
     standard_space,
 )
+from synthfactory.evaluate.intervals import UnmeasurableError
 from synthfactory.evaluate.planted import saved_anew
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.evaluating import Sides
@@ -126,7 +127,10 @@ def _some(items: Iterator[Item], rows: np.ndarray) -> Iterator[Item]:
 
 
 def _apart(side: Tiles, reference: Tiles) -> dict[str, Any]:
-    value, interval = kernel_distance(side, reference)
+    try:
+        value, interval = kernel_distance(side, reference)
+    except UnmeasurableError as error:
+        return {"kernel": None, "kernel_95": None, "frechet": None, "why": str(error)}
     return {"kernel": value, "kernel_95": interval, "frechet": frechet(side, reference, spread=False)["value"]}
 
 

@@ -157,6 +157,9 @@ def drawn_side(seen: Sequence[tuple[str, str]], behind: Behind | None) -> DrawnS
         )
     groups = [max(behind[key], key=lambda part: part[1])[0] if behind[key] else f"\0{key}" for key in keys]
     sources = tuple(frozenset(name for name, _ in behind[key]) for key in keys)
+    if all(each == {""} for each in sources):
+        alone = np.array([f"\0{key}" for key in keys], np.str_)
+        return DrawnSide(keys, labels, alone, "each tile by itself: no tile names a patient", None)
     if any("" in each for each in sources):
         return DrawnSide(keys, labels, np.array(groups, np.str_), "the patient, as far as tiles name one", None)
     words = (

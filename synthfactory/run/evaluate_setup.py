@@ -352,10 +352,10 @@ def public_part(found: Mapping[str, Any]) -> dict[str, Any]:
             }
             utility = {"arms": arms, "synthetic_over_real": utility["synthetic_over_real"], "gain": utility["gain"]}
         else:
-            utility = {"why": "not measured"}  # the reason counts patients
+            utility = {"why": utility["why"]}
         for given, section in ((space["fidelity"], fidelity), (space["utility"], utility)):
             section["contaminated"] = given["contaminated"]
-        spaces[name] = {"space": space["space"], "fidelity": fidelity, "utility": utility}
+        spaces[name] = _without_reasons({"space": space["space"], "fidelity": fidelity, "utility": utility})
     return {
         "format": f"{FORMAT}-public",
         "note": "Figures computed from real tiles: functions of real data that no mechanism of the set covers. "
@@ -367,5 +367,12 @@ def public_part(found: Mapping[str, Any]) -> dict[str, Any]:
         },
         "contaminated": found["contaminated"] is not None,
         "spaces": spaces,
-        "codecs": {} if "why" in found["codecs"] else found["codecs"],  # the reason names a place
+        "codecs": {} if "why" in found["codecs"] else _without_reasons(found["codecs"]),
     }
+
+
+def _without_reasons(found: Any) -> Any:
+    """Reasons why there is no figure count patients, or name places."""
+    if not isinstance(found, dict):
+        return found
+    return {key: "not measured" if key == "why" else _without_reasons(value) for key, value in found.items()}

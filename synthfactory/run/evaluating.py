@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from synthfactory.evaluate import fidelity
 from synthfactory.evaluate.fidelity import Tiles, halved, kernel_distance, manifolds, same_mix, standard_space
-from synthfactory.evaluate.intervals import bootstrap, patient_weights
+from synthfactory.evaluate.intervals import UnmeasurableError, patient_weights, student
 from synthfactory.evaluate.neighbours import nearest
 from synthfactory.evaluate.shortcut import association, told_apart
 from synthfactory.evaluate.utility import Augmented
@@ -25,7 +26,10 @@ from synthfactory.run.products import fastest_product
 from synthfactory.run.spaces import Kept, digest_of
 
 MANIFOLD = 20_000  # tiles of each side for precision and recall, whose cost grows with the square; the rest of the figures take all
-LEAST = 10  # tiles of a class on each side for figures of fidelity
+LEAST, FEW = (
+    10,
+    5,
+)  # tiles of a class on each side for figures of fidelity, and patients: draws of fewer do not show a spread
 Json = dict[str, Any]
 
 
@@ -124,7 +128,7 @@ def _kernel(side: Tiles, reference: Tiles, begin: Begin, name: str) -> Json:
     tick = begin(f"kernel distance, {name} tiles", fidelity.blocks_of(side, reference))
     try:
         value, interval = kernel_distance(side, reference, tick=tick)
-    except ValueError as error:
+    except UnmeasurableError as error:
         return {"value": None, "why": str(error), "n": len(side)}
     return {"value": value, "interval_95": interval, "n": len(side)}
 
@@ -145,23 +149,26 @@ def _manifold(side: Tiles, reference: Tiles, begin: Begin, name: str) -> Json:
     search, both = partial(nearest, product=fastest_product()), (reference.groups, side.groups)
     try:
         found = manifolds(reference.embeddings, side.embeddings, search=search, tick=tick, groups=both)
-    except ValueError as error:
+    except UnmeasurableError as error:
         return {"value": None, "why": str(error), "n": len(side)}
     figures: Json = {"k": fidelity.NEAREST, "n": len(side)}
     for what, values, groups in (
         ("precision", found.precision, side.groups), ("density", found.density, side.groups),
         ("recall", found.recall, reference.groups), ("coverage", found.coverage, reference.groups),
     ):  # fmt: skip
-        figures[what] = {"value": float(values.mean()), "interval_95": _mean_interval(values.astype(float), groups)}
+        figures[what] = _mean(values.astype(float), groups, math.inf if what == "density" else 1.0)
     return figures
 
 
-def _mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """By groups: sums and sizes are resampled, so that many tiles cost no more than their groups."""
+def _mean(values: np.ndarray, groups: np.ndarray, most: float) -> Json:
+    """With an interval by groups: sums and sizes are resampled, so that many tiles cost no more than their groups."""
     _, group = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(group, values), np.bincount(group).astype(float)
+    if len(sums) < FEW:
+        return {"value": None, "why": f"not measurable with n = {len(sums)} patients; {FEW} are needed"}
     weights = patient_weights(np.arange(len(sums)), np.random.default_rng(0), 300)
-    return bootstrap(weights, lambda w: (w @ sums) / (w @ sizes))
+    value, draws = float(values.mean()), (weights @ sums) / (weights @ sizes)
+    return {"value": value, "interval_95": student(value, draws, len(sums), 3.0 / len(sums), (0.0, most))}
 
 
 def _by_class(reference: Tiles, drawn: Tiles, other: Tiles) -> Json:
@@ -170,8 +177,9 @@ def _by_class(reference: Tiles, drawn: Tiles, other: Tiles) -> Json:
         a, d, o = (side.of(np.flatnonzero(side.classes == label)) for side in (reference, drawn, other))
         entry: Json = {"n": len(a)}
         for name, side in (("drawn", d), ("real", o)):
-            if len(a) < LEAST or min(len(np.unique(each.groups)) for each in (a, side)) < 2:
-                entry[name] = {"value": None, "why": f"not measurable with n = {len(a):,} tiles"}
+            groups = min(len(np.unique(each.groups)) for each in (a, side))
+            if len(a) < LEAST or groups < FEW:
+                entry[name] = {"value": None, "why": f"not measurable with n = {len(a):,} tiles of {groups} patients"}
                 continue
             value, interval = kernel_distance(side, a)
             entry[name] = {"value": value, "interval_95": interval}

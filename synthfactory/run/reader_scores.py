@@ -137,7 +137,7 @@ def _read_key(path: str) -> dict[str, Any]:
         texts = [key["page"][name] for name in ("name", "sha256", "id")] + [
             key["set"][name] for name in ("name", "place")
         ]
-        whole = all(isinstance(text, str) for text in texts) and bool(key["tiles"])
+        whole = all(isinstance(text, str) and "\0" not in text for text in texts) and bool(key["tiles"])
         for at, each in enumerate(key["tiles"], 1):
             whole &= type(each["tile"]) is int and each["tile"] == at and type(each["real"]) is bool
             whole &= type(each["owner"]) is int and 0 <= each["owner"] < 1 << 31

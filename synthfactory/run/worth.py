@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from synthfactory.evaluate.fidelity import Tiles
+from synthfactory.evaluate.intervals import UnmeasurableError
 from synthfactory.evaluate.probes import learn
 from synthfactory.evaluate.utility import (
     BOTH,
@@ -105,7 +106,7 @@ def utility_figures(sides: Sides, kept: Kept, begin: Begin, seeds: int) -> Json:
         return {"why": why}
     try:
         return kept.once("utility", (sides.digest, str(seeds)), partial(_probed, sides, begin, seeds))
-    except ValueError as error:  # validation has nobody to judge by
+    except UnmeasurableError as error:  # validation has nobody to judge by
         return {"why": str(error)}
 
 
@@ -120,7 +121,8 @@ def _probed(sides: Sides, begin: Begin, seeds: int) -> Json:
         of_real, of_unseen = (
             side[rows] for side, rows in zip(sides.sites, (worth.rows[0], worth.rows[2]), strict=True)
         )
-        result["leave_site_out"] = leave_site_out(worth.trial, found, of_real, of_unseen)
+        everyone = (sides.real.groups, sides.sites[0])
+        result["leave_site_out"] = leave_site_out(worth.trial, found, of_real, of_unseen, everyone)
     return result
 
 
@@ -143,7 +145,7 @@ def cnn_figures(
 
     try:
         return kept.once("cnn", (sides.digest, str(seeds), str(CNN_STEPS)), make)
-    except ValueError as error:
+    except UnmeasurableError as error:
         return {"why": str(error)}
 
 
@@ -179,10 +181,17 @@ def _gains(scores: Scores, found: Mapping[str, Outcome], classes: Sequence[int])
     }
 
 
-def leave_site_out(trial: Trial, found: Mapping[str, Outcome], of_real: np.ndarray, of_test: np.ndarray) -> Json:
+def leave_site_out(
+    trial: Trial,
+    found: Mapping[str, Outcome],
+    of_real: np.ndarray,
+    of_test: np.ndarray,
+    everyone: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Json:
     """Every arm once more for each site of the test, learning from nobody who has a tile of that site; options and strengths stay as
-    validation chose. Drawn tiles that rest on such patients are left out, where that is known. A site of which everybody has a tile is
-    not judged. Tiles of no known site ('') neither teach nor judge: they may be of any.
+    validation chose. Drawn tiles that rest on such patients are left out, where that is known, and so are those that rest on somebody of no
+    known site. A site of which everybody has a tile is not judged. Tiles of no known site ('') neither teach nor judge: they may be of any.
+    `everyone`: patients and sites of all real tiles, of which the trial may have taken some (None: it took all).
     """
     known = of_real != ""
     every = [site for site in np.unique(of_test[of_test != ""]) if (of_real[known] != site).any()]
@@ -196,10 +205,10 @@ def leave_site_out(trial: Trial, found: Mapping[str, Outcome], of_real: np.ndarr
     probabilities = {name: np.zeros((1, len(trial.test), len(trial.names))) for name in found}
     left: list[int] = []
     for site in every:
-        rows = rows_beside[site]
-        left.append(len(trial.drawn_beside(rows)))
+        rows, beside = rows_beside[site], replace(trial, barred=_barred(trial, everyone or (people, of_real), site))
+        left.append(len(beside.drawn_beside(rows)))
         judged = np.flatnonzero(of_test == site)
-        for name, (teach, _) in lessons(trial).items():
+        for name, (teach, _) in lessons(beside).items():
             choice = found[name].chosen[0]
             probe = learn(teach(rows, choice.option, np.random.default_rng(0)), (choice.strength,))[0]
             probabilities[name][0, judged] = probe.probabilities(trial.test.embeddings[judged], len(trial.names))
@@ -210,7 +219,7 @@ def leave_site_out(trial: Trial, found: Mapping[str, Outcome], of_real: np.ndarr
     if min(left) == 0:  # all tiles of a blend may rest on every site
         note = f"for {left.count(0)} of {len(every)} sites no drawn tile is left that does not rest on it"
         return {"why": note, "drawn_left": left}
-    note = "drawn tiles that rest on the site are left out" if trial.sources is not None else (
+    note = "drawn tiles that rest on the site, or on patients of no known site, are left out" if trial.sources is not None else (
         "drawn tiles may rest on patients of the site: it is not known whom they rest on (--lineage)"
     )  # fmt: skip
     return {
@@ -222,3 +231,10 @@ def leave_site_out(trial: Trial, found: Mapping[str, Outcome], of_real: np.ndarr
         "arms": {name: scores.share(hits_of(each, part.test.classes), whole) for name, each in outcomes.items()},
         "gain": _gains(scores, outcomes, whole),
     }
+
+
+def _barred(trial: Trial, everyone: tuple[np.ndarray, np.ndarray], site: str) -> frozenset[str]:
+    """Whom drawn tiles rest on, but for those whose real tiles are all of known sites other than this one."""
+    groups, sites = everyone
+    fine = set(groups.astype(str).tolist()) - set(groups[(sites == site) | (sites == "")].astype(str).tolist())
+    return frozenset().union(*(trial.sources or ())) - fine

@@ -106,6 +106,24 @@ def test_a_class_that_some_block_lacks_is_not_taken_for_another(rare: str, monke
         assert abs(found) < 0.02
 
 
+def test_a_patient_with_most_tiles_is_not_left_out_of_a_large_side() -> None:
+    """His tiles lie elsewhere: a block of his own would have no estimate, and the rest would seem equal."""
+    random = np.random.default_rng(2)
+
+    def side(shift: float) -> Tiles:
+        rows = random.standard_normal((4500, WIDTH)).astype(np.float32)
+        rows[:4000, 0] += shift
+        return Tiles(rows, np.full(4500, "a"), np.concatenate([np.zeros(4000, int), 1 + np.arange(500)]))
+
+    one, other = standardise(side(4.0), side(0.0))
+    found, (low, high) = kernel_distance(one, other)
+    assert high - low > 0
+    assert abs(found) > 0.1
+    used = fidelity._capped(one, random)
+    assert np.bincount(used.groups).max() == fidelity.BLOCK // 2
+    assert np.isin(np.arange(1, 501), used.groups).all()
+
+
 def test_the_frechet_distance_of_gaussians_agrees_with_closed_form() -> None:
     m, F, n, G = pair(6)
     S, T = F @ F.T, G @ G.T

@@ -73,6 +73,10 @@ def test_site_against_class_is_0_by_chance_and_1_where_one_decides_the_other() -
     )
     assert repeated["patients"] == 900, "a patient counts once, however many tiles"
     assert association(classes, np.full(900, "s1"), patients)["value"] is None
+    all_classes = association(np.tile(["x", "y", "z"], 12), np.tile(["s1", "s2"], 18), np.repeat(np.arange(12), 3))
+    assert all_classes["why"].startswith("not measurable with n = 12 patients"), (
+        "36 pairs of patient and class are no 36 patients"
+    )
     few = association(classes[:20], np.char.add("site-", classes[:20]), patients[:20])
     assert few["why"] == "not measurable with n = 20 patients; 30 are needed"
 

@@ -339,6 +339,40 @@ def test_intervals_hold_what_they_say_for_few_patients(people: int, recall: floa
     assert held >= 0.92 * 150
 
 
+@pytest.mark.parametrize("people", [(5, 300), (6, 200, 200), (10, 300), (20, 300)])
+@pytest.mark.parametrize("recall", [0.8, 0.95])
+def test_intervals_hold_what_they_say_where_a_rare_class_has_few_patients(
+    people: tuple[int, ...], recall: float
+) -> None:
+    random, held, names = np.random.default_rng(5), 0, "abc"[: len(people)]
+    classes = np.repeat(np.arange(len(people)), people)
+    test = Tiles(np.zeros((len(classes), 1)), classes, np.arange(len(classes)))
+    scores = Scores(Trial(tuple(names), test, test, test))
+    for _ in range(100):
+        hits = (random.random(len(classes)) < recall).astype(float)
+        low, high = scores.share(hits, range(len(people)))["interval_95"]
+        held += low <= recall <= high
+    assert held >= 90
+    low, high = scores.share(np.ones(len(classes)), range(len(people)))["interval_95"]
+    assert low < 1 - 1.5 / people[0] / len(people), "all right of so few patients is not all right"
+
+
+def test_drawn_tiles_of_patients_that_were_cut_away_do_not_teach_for_their_site(
+    ideal: tuple[Trial, dict[str, Outcome]],
+) -> None:
+    """Of a large cohort some tiles are taken; whose tiles were not may still stand behind drawn ones."""
+    made, found = ideal
+    at_b = REAL.groups % 8 < 4
+    of_test, gone = np.full(len(TEST), "b"), np.array(["gone-a", "gone-b"])
+    sources = tuple(frozenset({str(gone[number % 2])}) for number in range(len(IDEAL)))
+    trial = Trial(NAMES, REAL, IDEAL, TEST, made.augmented, sources)
+    of_real = np.where(at_b, "b", "a")
+    everyone = np.concatenate([REAL.groups.astype(str), gone]), np.concatenate([of_real, ["a", "b"]])
+    assert leave_site_out(trial, found, of_real, of_test, everyone)["drawn_left"] == [(len(IDEAL) + 1) // 2]
+    stranger = np.concatenate([REAL.groups.astype(str), gone[:1]]), np.concatenate([of_real, ["a"]])
+    assert leave_site_out(trial, found, of_real, of_test, stranger)["drawn_left"] == [(len(IDEAL) + 1) // 2]
+
+
 def test_classes_of_few_test_patients_count_in_no_mean() -> None:
     test = Tiles(np.zeros((44, 1)), np.repeat([0, 1, 2], [20, 20, 4]), np.arange(44))
     made = Trial(("a", "b", "c"), test, test, test)

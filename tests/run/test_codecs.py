@@ -35,7 +35,7 @@ def listed(tiles: np.ndarray) -> Iterator[Item]:
     return ((hashlib.sha256(tile.tobytes()).digest(), partial(np.asarray, tile)) for tile in tiles)
 
 
-def study(kept: Path, monkeypatch: pytest.MonkeyPatch, *, drawn_too: bool) -> dict[str, Any]:
+def study(kept: Path, monkeypatch: pytest.MonkeyPatch, *, drawn_too: bool, drawn_of: int = 40) -> dict[str, Any]:
     """JPEG makes real tiles a little brighter, and, where `drawn_too`, drawn ones very much."""
 
     def saved(tile: np.ndarray, codec: str) -> np.ndarray:
@@ -47,7 +47,7 @@ def study(kept: Path, monkeypatch: pytest.MonkeyPatch, *, drawn_too: bool) -> di
     real, drawn = images(80, 1, 0), images(40, 2, DRAWN)
     labels = np.full(80, "a")
     of_real = Tiles(embed(real), labels, np.char.add("R", (np.arange(80) // 2).astype(str)))
-    of_drawn = Tiles(embed(drawn), labels[:40], np.char.add("D", np.arange(40).astype(str)))
+    of_drawn = Tiles(embed(drawn), labels[:40], np.char.add("D", (np.arange(40) % drawn_of).astype(str)))
     space = Space("means", "", "means", embed, True, "")
     pool = Pool({"means": Sides(of_drawn, of_real, of_real)}, [space], lambda: listed(drawn), lambda: listed(real))
     return codec_study(pool, ["jpeg50"], Kept(kept), lambda what, total: lambda count: None)["means"]
@@ -62,3 +62,11 @@ def test_figures_of_real_tiles_do_not_change_with_what_drawn_ones_are_saved_as(
     assert one["jpeg50"]["real"] == other["jpeg50"]["real"]
     assert one["jpeg50"]["drawn"] == one["png"]["drawn"], "nothing was done to them"
     assert other["jpeg50"]["drawn"]["kernel"] > one["jpeg50"]["drawn"]["kernel"] + 1
+
+
+def test_drawn_tiles_of_one_patient_give_a_reason_and_real_ones_their_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = study(tmp_path, monkeypatch, drawn_too=False, drawn_of=1)["png"]
+    assert found["drawn"]["kernel"] is None and "two groups" in found["drawn"]["why"]
+    assert found["real"]["kernel"] is not None

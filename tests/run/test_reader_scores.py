@@ -159,6 +159,7 @@ def test_a_key_goes_with_its_page_only(sheet: dict[str, Any], tmp_path: Path) ->
     changes: list[dict[str, Any]] = [
         {"format": "x"}, {"tiles": []}, {"tiles": None}, {"page": {}}, {"tiles": sheet["tiles"][1:]},
         {"tiles": [{**each, "real": 1} for each in sheet["tiles"]]}, {"set": {"name": 3, "place": ""}},
+        {"set": {**sheet["set"], "place": "out\0"}},
     ]  # fmt: skip
     for change in changes:
         place.write_text(json.dumps({**sheet, **change}))
