@@ -143,7 +143,12 @@ def _measuring(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--cache", default="out/judge", show_default=True, help="Folder that keeps what was drawn."),
         click.option(
-            "--per-class", type=click.IntRange(2), default=100, show_default=True, help="Tiles of each class."
+            # Beyond, those that are drawn from and those that are tested on would share patients (train/measure.py).
+            "--per-class",
+            type=click.IntRange(2, 400),
+            default=100,
+            show_default=True,
+            help="Tiles of each class.",
         ),
         click.option("--solver", type=click.Choice(tuple(METHOD_OF)), default="heun", show_default=True),
         click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps of the solver."),

@@ -124,12 +124,12 @@ class Optimiser(FrozenModel):
 class EncoderLosses(FrozenModel):
     """Class and attributes from the class token, local composition from the patch tokens."""
 
-    classes: float = 1.0
-    attributes: float = 1.0
-    grid: float = 1.0
-    label_smoothing: float = 0.05
+    classes: float = Field(default=1.0, ge=0)
+    attributes: float = Field(default=1.0, ge=0)
+    grid: float = Field(default=1.0, ge=0)
+    label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     photometric: float = Field(
-        default=0.08, description="spread of random gain and offset per channel, in [0, 1] units"
+        default=0.08, ge=0, le=0.5, description="spread of random gain and offset per channel, in [0, 1] units"
     )
 
 

@@ -15,6 +15,11 @@ LECAM_MEMORY = 0.999
 Mean = Callable[[Tensor], Tensor]  # over all workers, of what no gradient flows through
 
 
+def smallest_px(layers: int) -> int:
+    """The side of the smallest picture of which something is left to score."""
+    return int(3 * 2**layers)
+
+
 class PatchDiscriminator(nn.Module):
     """float (B, 3, H, W) in [-1, 1] -> scores (B, 1, h, w), above 0 where a patch looks real."""
 
@@ -32,7 +37,6 @@ class PatchDiscriminator(nn.Module):
             inner = outer
         stages.append(nn.Conv2d(inner, 1, 4, 1, 1))
         self.stages = nn.Sequential(*stages)
-        self.smallest_px = 3 * 2**layers  # below, nothing is left to score
         self.register_buffer("real_level", torch.zeros(()))  # running means of what it scores, for LeCAM
         self.register_buffer("fake_level", torch.zeros(()))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from tqdm import tqdm
 
 from synthfactory.run.ray_pool import start_ray
@@ -31,12 +32,17 @@ from train.watch import DivergedError, StoppedError
 
 ATTEMPTS = 3  # begun anew after workers or nodes have died
 LOOK_SEC = 1.0
+PATIENCE_SEC = 24 * 3600  # while the leading worker makes latents and tokens; of a worker that died Ray itself tells
 
 
 def _work(given: dict[str, Any]) -> None:
     """One worker, from start to end."""
     context = ray.train.get_context()
     device = torch.device(get_device()) if torch.cuda.is_available() else torch.device("cpu")
+    with contextlib.suppress(
+        OSError
+    ):  # Ray gives a worker a folder of its own; paths of the config are meant from here, where it is shared
+        os.chdir(given["here"])
     team = Team(context.get_world_rank(), context.get_world_size(), device)
     train(TrainConfig.model_validate(given["config"]), Path(given["run"]), Path(given["cache"]), team=team)
 
@@ -83,11 +89,12 @@ def _trainer(config: TrainConfig, run: Path, cache: Path, workers: int, gpu: boo
     return TorchTrainer(
         _work,
         train_loop_config={
-            "config": config.model_dump(mode="json"), "run": str(run.resolve()), "cache": str(cache.resolve()),
+            "config": config.model_dump(mode="json"), "run": str(run.resolve()), "cache": str(cache.resolve()), "here": str(Path.cwd()),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": config.threads, **({"GPU": 1} if gpu else {})}
         ),
+        torch_config=TorchConfig(timeout_s=PATIENCE_SEC),
         run_config=ray.train.RunConfig(name="train", storage_path=str(Path(storage).resolve())),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from synthfactory.model.vit import ViTConfig, images_to_tensor, vit_from_dict
 from train.config import TrainConfig
 from train.loader import Batch, Loader
 from train.place import Figures, Phase, Place, single, wide
-from train.sizes import check_tiles
+from train.sizes import check_grid, check_tiles
 from train.streams import normal, torch_generator, uniform
 from train.symmetry import transformed_grid
 
@@ -36,7 +36,9 @@ class EncoderStep:
     def __init__(self, config: TrainConfig, loader: Loader, place: Place) -> None:
         self.config, self.index, self.weights, self.place = config, loader.index, config.encoder, place
         index = loader.index
-        check_tiles("network.image_size", ViTConfig.model_validate(config.network), loader.size_px)
+        sizes = ViTConfig.model_validate(config.network)
+        check_tiles("network.image_size", sizes, loader.size_px)
+        check_grid(sizes, index.grid.shape[1])
         self.module = EncoderModule(
             config.network, len(index.classes), index.attributes.shape[1], len(index.grid_channels)
         )

@@ -37,8 +37,9 @@ def _average(run: Path, decay: float | None = None) -> tuple[int, dict[str, Tens
 
 
 def _seconds(run: Path) -> float:
+    """Of a run that was stopped between a log line and its checkpoint, and went on from there, the log may be empty."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return float(json.loads(lines[-1])["seconds"])
+    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
 
 
 def _write(path: Path, state: dict[str, Tensor], dtype: torch.dtype = torch.float16) -> str:
@@ -78,7 +79,7 @@ def export(
         )
     extra = json.loads((run / "extra.json").read_text())
     step, state = _average(run, None if decay == config.optimiser.ema[0] else decay)
-    terms = _terms(config, licence)
+    terms = _terms(config, licence, extra)
     if repa_e:
         check_form(_vae_sizes(config))
     made = _of_runs if config.base is None else _of_base
@@ -96,6 +97,8 @@ def export(
     }
     if domain:
         description["domain"] = domain
+    elif _saw_real(extra):  # whatever the base drew
+        description.pop("domain", None)
     if repa_e:
         write_repa_e(out, description["vae"])
     (out / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
@@ -105,10 +108,22 @@ def export(
     return out
 
 
-def _terms(config: TrainConfig, licence: dict[str, Any] | None) -> dict[str, Any]:
+def _saw_real(extra: dict[str, Any]) -> bool:
+    """Whether tiles taught that are not flagged synthetic."""
+    return int(extra["tiles"]) > int(extra["synthetic_tiles"])
+
+
+def _terms(config: TrainConfig, licence: dict[str, Any] | None, extra: dict[str, Any]) -> dict[str, Any]:
     """What the export states. InputError, before anything is written, where terms would be changed that are not its maker's to change:
-    those of a base that may not be shared, or that is gated, and of a gated encoder whose embeddings it learnt from.
+    those of a base that may not be shared, or that is gated, of a gated encoder whose embeddings it learnt from, and of built sets that
+    may not be shared.
     """
+    closed = next((each for each in extra.get("sets") or () if each.get("sharing", "allowed") != "allowed"), None)
+    if closed is not None and licence is not None and licence.get("sharing") == "allowed":
+        raise InputError(
+            f"data.shards: set {closed['name']} is under {closed['licence']}, sharing {closed['sharing']}, which binds what learns from "
+            "it; leave the licence out"
+        )
     if config.base is None:
         return {"name": NOT_STATED, "sharing": "local"} if licence is None else licence
     base = find_model(config.base)
@@ -126,6 +141,8 @@ def _terms(config: TrainConfig, licence: dict[str, Any] | None) -> dict[str, Any
         stated["sharing"] = "local"
     if licence is not None and stated.get("sharing") != "allowed" and licence != stated:
         raise InputError(f"base: {config.base.name} is under {_named(stated)}, whose terms stay; leave the licence out")
+    if licence is None and (closed is not None or _saw_real(extra)):
+        stated["sharing"] = "local"  # whoever holds the real tiles may decide otherwise, and says so by a licence
     return stated if licence is None else licence
 
 

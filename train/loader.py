@@ -95,6 +95,10 @@ class Loader:
         self.waited_sec += time.perf_counter() - began
         return Batch(step, positions, rows, symmetries, images)
 
+    def first_rows(self, count: int) -> np.ndarray:
+        """Up to `count` different rows of those that are seen first: a sample of what is trained on, in the order of the index."""
+        return np.unique(self._order.rows(np.arange(count)))
+
     def images(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, 3) of these rows as they are."""
         return np.stack(list(self._pool.map(self._decoded, map(int, rows))))

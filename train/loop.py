@@ -50,6 +50,7 @@ ORIGIN = {
     "vae_step": "vae_run",
     "vae_sha256": "vae_run",
     "data_sha256": "the tiles",
+    "split_sha256": "the tiles' patients, or which of them are held out,",
 }
 
 
@@ -169,7 +170,11 @@ class _Run:
         path, now = self.run / "extra.json", self._extra()
         if self.first and path.exists():
             before = json.loads(path.read_text())
-            of_old = ("encoder_sha256", "vae_sha256")  # runs that were begun before they were noted go on
+            of_old = (
+                "encoder_sha256",
+                "vae_sha256",
+                "split_sha256",
+            )  # runs that were begun before they were noted go on
             noted = {name: what for name, what in ORIGIN.items() if name in before or name not in of_old}
             changed = list(dict.fromkeys(what for name, what in noted.items() if before.get(name) != now.get(name)))
             if changed:
@@ -189,6 +194,7 @@ class _Run:
             "synthetic_tiles": int(index.synthetic[self.divided.train].sum()),
             "classes": index.classes,
             "data_sha256": index.digest,
+            "split_sha256": self.divided.digest,
             "sets": built_sets(self.config.data),
             "skipped": index.skipped,
         }

@@ -6,6 +6,7 @@ Held-out patients of each class, by number: 0-99 teach the judge, 200-299 test j
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from train.utility import Rows, Space, distances, diversity, probe
 
 NAMES = [name.removeprefix("phantom-") for name in CLASSES]
 CHUNK = 48
+MACHINE = f"a {torch.backends.cpu.get_cpu_capability()} CPU"
 ALIKE, EACH = 4, 6  # diversity: conditions of each class, tiles of each
 
 
@@ -89,7 +91,7 @@ def figures_of(
             **_agreement(judge, others, conditions, drawn),
             **_psnr(model, others),
         },
-        "timing": {**draw.timing(), "threads": threads, "machine": f"a {torch.backends.cpu.get_cpu_capability()} CPU"},
+        "timing": {**draw.timing(), "threads": threads, "machine": MACHINE},
         "probes": {space.name: probe(space, rows) for space in spaces},
         "distances": {space.name: distances(space, rows) for space in spaces},
         "structure": compared(real, made, other, rows, NAMES),
@@ -104,7 +106,9 @@ class _Drawing:
 
     def __init__(self, model_sha256: str, engine: Engine, sampler: Sampler, cache: Path) -> None:
         self._engine, self._sampler, self._cache = engine, sampler, cache
-        self._name = hashlib.sha256(f"{model_sha256} {sampler.model_dump_json()}".encode()).hexdigest()[:16]
+        # Of this machine: what was drawn elsewhere, or by other threads, took another time.
+        where = f"{model_sha256} {sampler.model_dump_json()} {torch.get_num_threads()} {os.cpu_count()} {MACHINE}"
+        self._name = hashlib.sha256(where.encode()).hexdigest()[:16]
         self._tiles, self._seconds = 0, 0.0
 
     def tiles(self, name: str, conditions_NE: np.ndarray) -> np.ndarray:

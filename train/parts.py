@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +49,7 @@ def parts_of(config: TrainConfig, loader: Loader) -> Parts:
 def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     assert config.encoder_run and config.vae_run
     encoder_step, encoder, encoder_sha256 = _encoder_of_run(config.encoder_run)
-    vae_config = _config_of(config.vae_run, "vae")
+    vae_config = config_of(config.vae_run, "vae")
     if vae_config.base is not None:
         raise InputError(
             f"vae_run: {config.vae_run}: goes on from a model; export it, and name the export as base with mode finetune or repa-e"
@@ -76,15 +75,15 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
 
 
 def condition_statistics(encoder: ViT, loader: Loader) -> dict[str, float]:
-    """Mean and deviation of the embeddings' entries over the first tiles: what a SiT standardises its condition by."""
-    embeddings = encoder.embed(loader.images(np.arange(min(512, len(loader.index)))))
+    """Mean and deviation of the embeddings' entries over tiles that are trained on: what a SiT standardises its condition by."""
+    embeddings = encoder.embed(loader.images(loader.first_rows(512)))
     return {
         "condition_mean": round(float(embeddings.mean()), 4),
         "condition_std": round(float(embeddings.std()), 4),
     }
 
 
-def _config_of(run: str, mode: str) -> TrainConfig:
+def config_of(run: str, mode: str) -> TrainConfig:
     """The config of a run that another builds on. InputError where it is none, or of another mode."""
     config = load_config(f"{run}/config.yaml")
     if config.mode != mode:
@@ -94,7 +93,7 @@ def _config_of(run: str, mode: str) -> TrainConfig:
 
 def _encoder_of_run(run: str) -> tuple[int, ViT, str]:
     """(step, averaged encoder, sha256 of its file) of a run; the heads that taught it are left behind."""
-    config = _config_of(run, "encoder")
+    config = config_of(run, "encoder")
     encoder = vit_from_dict(config.network)
     step, path = average_file(run)
     state = read_tensors(path)
@@ -126,14 +125,22 @@ def vae_parts(config: TrainConfig, loader: Loader) -> VAEParts:
         vae = model.vae.cpu().train()
         chosen, names = chosen_weights(vae, config.finetune.parts)
         extra = {"base": _named(folder), "learns": f"{chosen} of {names} tensors of the autoencoder"}
-        return VAEParts(vae, None if model.encoder is None else model.encoder.cpu(), extra)
+        encoder, origin = _compared_by(config)
+        if encoder is None and model.encoder is not None:
+            encoder = model.encoder.cpu()
+        return VAEParts(vae, encoder, {**extra, **origin})
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         vae = vae_from_dict(config.network)
-    encoder = None
-    if config.encoder_run and config.vae.features == "encoder" and config.vae.perceptual != 0:
-        encoder = _encoder_of_run(config.encoder_run)[1]
-    return VAEParts(vae, encoder, {})
+    return VAEParts(vae, *_compared_by(config))
+
+
+def _compared_by(config: TrainConfig) -> tuple[ViT | None, dict[str, Any]]:
+    """The encoder of `encoder_run`, where features are compared, and what a run notes of it."""
+    if not config.encoder_run or config.vae.features != "encoder" or config.vae.perceptual == 0:
+        return None, {}
+    step, encoder, sha256 = _encoder_of_run(config.encoder_run)
+    return encoder, {"encoder_step": step, "encoder_sha256": sha256}
 
 
 def _base(config: TrainConfig, loader: Loader) -> tuple[ModelFolder, LoadedModel]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from synthfactory.model.find import find_model
@@ -20,10 +19,18 @@ from synthfactory.spec.errors import InputError
 from train.config import Adversarial, TrainConfig
 from train.discriminator import PatchDiscriminator
 from train.lora import adapt
-from train.parts import chosen_weights
+from train.parts import chosen_weights, config_of
 from train.sampler import Order
 from train.shardset import Reader
-from train.sizes import check_crop, check_factor, check_fit, check_projector, check_tiles
+from train.sizes import (
+    check_crop,
+    check_discriminator,
+    check_factor,
+    check_fit,
+    check_grid,
+    check_projector,
+    check_tiles,
+)
 from train.split import Split, split
 
 MB = 1e6
@@ -33,7 +40,14 @@ def plan(config: TrainConfig, cache: Path) -> list[str]:
     """Lines of at most 80 columns, but for long names. InputError for whatever `run` would refuse of data, base and sizes."""
     divided = split(config.data, cache)
     size_px = len(Reader(divided.index).image(int(divided.train[0])))
-    return [*_data(divided), "", *_work(config, divided), "", *_networks(config, size_px), *_warnings(divided)]
+    return [
+        *_data(divided),
+        "",
+        *_work(config, divided),
+        "",
+        *_networks(config, size_px, divided.index.grid.shape[1]),
+        *_warnings(divided),
+    ]
 
 
 def _data(divided: Split) -> Iterator[str]:
@@ -65,9 +79,9 @@ def _work(config: TrainConfig, divided: Split) -> Iterator[str]:
     )
 
 
-def _networks(config: TrainConfig, size_px: int) -> Iterator[str]:
+def _networks(config: TrainConfig, size_px: int, cells: int) -> Iterator[str]:
     """Parameters, and what weights, gradients, optimiser and averages take: activations come on top, and grow with the batch."""
-    parts = dict(_parts(config, size_px))
+    parts = dict(_parts(config, size_px, cells))
     size = 8 if config.precision == "float64" else 4
     total = 0
     for name, (module, learns) in parts.items():
@@ -80,10 +94,11 @@ def _networks(config: TrainConfig, size_px: int) -> Iterator[str]:
     yield f"memory      {total / MB:,.0f} MB: weights, gradients, optimiser, averages; no activations"
 
 
-def _parts(config: TrainConfig, size_px: int) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
+def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
     with torch.device("meta"):
         if config.mode == "encoder":
             check_tiles("network.image_size", ViTConfig.model_validate(config.network), size_px)
+            check_grid(ViTConfig.model_validate(config.network), cells)
             yield "encoder", (vit_from_dict(config.network), True)
             return
         if config.mode == "vae":
@@ -94,6 +109,7 @@ def _parts(config: TrainConfig, size_px: int) -> Iterator[tuple[str, tuple[nn.Mo
                 chosen_weights(vae, config.finetune.parts)
             yield "vae", (vae, True)
             if config.vae.gan:
+                check_discriminator("vae", config.vae.discriminator_layers, config.vae.crop, "a vae.crop")
                 yield from _discriminator(config.vae)
             return
         sizes = _of_base(config) if config.base is not None else _of_runs(config)
@@ -110,6 +126,7 @@ def _parts(config: TrainConfig, size_px: int) -> Iterator[tuple[str, tuple[nn.Mo
         yield "sit", (sit, True)
         yield "vae", (vae_from_dict(sizes["vae"]), config.mode == "repa-e")
         if config.mode == "repa-e":
+            check_discriminator("repa_e", config.repa_e.discriminator_layers, size_px, "a tile of data.shards")
             yield from _discriminator(config.repa_e)
         if sizes["encoder"]:
             yield "encoder", (vit_from_dict(sizes["encoder"]), False)
@@ -133,10 +150,9 @@ def _of_base(config: TrainConfig) -> dict[str, dict[str, Any]]:
 def _of_runs(config: TrainConfig) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for part, run in (("encoder", config.encoder_run), ("vae", config.vae_run)):
-        path = Path(str(run)) / "config.yaml"
-        if not path.exists():
+        if not (Path(str(run)) / "config.yaml").exists():
             raise InputError(f"{part}_run: {run}: is no run folder yet; train it first, or name another")
-        found[part] = yaml.safe_load(path.read_text())["network"]
+        found[part] = config_of(str(run), part).network
     width = found["encoder"]["width"]
     sit = {**config.network, "condition_width": width, "projection_width": width}
     return {**found, "sit": sit}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from train.discriminator import PatchDiscriminator, adaptive_weight, generator_l
 from train.loader import Batch, Loader
 from train.parts import drawing_model, parts_of
 from train.place import Figures, Phase, wide
+from train.sizes import check_discriminator
 from train.streams import normal, torch_generator, uniform
 from train.team import Team
 
@@ -60,6 +60,7 @@ class RepaEStep:
         parts = parts_of(config, loader)
         self.encoder = parts.encoder.to(self.place.device, self.place.dtype)
         discriminator = PatchDiscriminator(config.repa_e.discriminator_width, config.repa_e.discriminator_layers)
+        check_discriminator("repa_e", config.repa_e.discriminator_layers, loader.size_px, "a tile of data.shards")
         discriminator.initialise(torch_generator(config.seed, "discriminator"))
         parts.vae.requires_grad_(True)
         self.module = RepaEModule(parts.sit, parts.vae, discriminator).to(self.place.device, self.place.dtype)
@@ -91,9 +92,9 @@ class RepaEStep:
     @torch.no_grad()
     def _measure(self, loader: Loader) -> None:
         """First statistics of latents, into the SiT's BatchNorm."""
-        found = []
-        for start in range(0, min(MEASURED, len(loader.index)), 16):
-            images = loader.images(np.arange(start, min(start + 16, len(loader.index))))
+        found, rows = [], loader.first_rows(MEASURED)
+        for start in range(0, len(rows), 16):
+            images = loader.images(rows[start : start + 16])
             mean, log_variance = self.vae.encode(self.place.bring(pixels_from_uint8(torch.from_numpy(images))))
             found.append(torch.stack([mean, (0.5 * log_variance).exp()]))
         mean, spread = torch.cat(found, dim=1)

@@ -38,7 +38,7 @@ from synthfactory.spec.text import shown
 from train.config import Data, ShardSet
 
 END_BYTES = 1024  # two blocks of zeros end a tar
-FORMAT = "1"  # of a cached piece
+FORMAT = "2"  # of a cached piece
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Index:
     patient_names: tuple[str, ...] = field(repr=False)
     attribute_names: tuple[str, ...]
     grid_channels: tuple[str, ...]
+    tar_sha256: tuple[str, ...] = field(repr=False)
     digest: str  # sha256 over the tars' sha256
     skipped: tuple[str, ...]  # what is wrong with each tar that was left out
 
@@ -69,13 +70,14 @@ class Index:
 @dataclass(frozen=True)
 class _Tar:
     """A tar to read. `patients` gives those of its tiles by key, where they stand beside it; `size` is what lies there in a store
-    that was listed, None where nothing does.
+    that was listed, None where nothing does; `listing` is the sha256 of what a packed set says of its patients.
     """
 
     place: str
     sha256: str | None = None
     size: int | None = None
     patients: Callable[[], dict[str, str | None]] | None = None
+    listing: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
     commits = list_commits(store)
     if commits:
         packed = store.size("pack.json") is not None
+        listing = hashlib.sha256(store.read("pack.json")).hexdigest() if packed else ""
         lying = dict(store.entries()) if is_url(place) else {}  # one listing, not a request for each tar
         found = []
         for commit in commits.values():
@@ -136,7 +139,7 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
 
             where = f"{place.rstrip('/')}/{commit.objects[0]}"
             sha256, size = str(commit.body["tar"]["sha256"]), lying.get(commit.objects[0])
-            found.append(_Tar(where, sha256, size, patients if packed else None))
+            found.append(_Tar(where, sha256, size, patients if packed else None, listing))
         return found
     # Hidden files are what somebody is still writing, or left behind: tars have their names when they are whole.
     names = sorted(
@@ -151,8 +154,8 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
     return [_Tar(f"{place.rstrip('/')}/{name}") for name in names]
 
 
-def built_sets(data: Data) -> list[dict[str, str]]:
-    """Name and recipe of each set of ours among the data: by them a model is known that was trained on a set."""
+def built_sets(data: Data) -> list[dict[str, Any]]:
+    """Name, recipe and terms of each set of ours among the data: by them a model is known that was trained on a set, and they bind it."""
     found = []
     for entry in data.shards:
         if entry.shards.endswith(".tar") or is_pattern(entry.shards):
@@ -161,7 +164,8 @@ def built_sets(data: Data) -> list[dict[str, str]]:
             lock = read_lock(open_store(entry.shards, reading=True).read(LOCK))
         except (OSError, InputError):
             continue
-        found.append({"name": str(lock["name"]), "recipe_sha256": str(lock["recipe_sha256"])})
+        terms = {"licence": str(lock["model"]["licence"].get("name")), "sharing": str(lock["terms"]["sharing"])}
+        found.append({"name": str(lock["name"]), "recipe_sha256": str(lock["recipe_sha256"]), **terms})
     return found
 
 
@@ -176,7 +180,11 @@ def _piece(tar: _Tar, cache: Path) -> _Piece:
             known_by = f"{tar.sha256}:{identity([tar.place])[0]}"
     except OSError as error:
         raise BadShardError(f"{tar.place}: is missing or cannot be read ({error.strerror or error})") from None
-    kept = cache / "index" / f"{hashlib.sha256(f'{FORMAT}:{tar.place}:{known_by}'.encode()).hexdigest()[:32]}.npz"
+    kept = (
+        cache
+        / "index"
+        / f"{hashlib.sha256(f'{FORMAT}:{tar.place}:{known_by}:{tar.listing}'.encode()).hexdigest()[:32]}.npz"
+    )
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: read again
         return _unpacked(kept.read_bytes())
     found = _read(tar)
@@ -311,6 +319,7 @@ def _joined(pieces: Sequence[tuple[int, str, _Piece]], skipped: Sequence[str], w
         patient_names=tuple(names),
         attribute_names=tuple(parts[0].attribute_names) if same else (),
         grid_channels=tuple(parts[0].grid_channels) if same else (),
+        tar_sha256=tuple(piece.sha256 for piece in parts),
         digest=hashlib.sha256("".join(piece.sha256 for piece in parts).encode()).hexdigest(),
         skipped=tuple(skipped),
     )

@@ -16,6 +16,7 @@ from synthfactory.model.vae import VAEConfig, vae_from_dict
 from synthfactory.model.vit import ViTConfig, vit_from_dict
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.faults import faults_of
+from train.discriminator import smallest_px
 
 FORMS: dict[str, tuple[type[BaseModel], Callable[[dict[str, Any]], nn.Module]]] = {
     "encoder": (ViTConfig, vit_from_dict), "vae": (VAEConfig, vae_from_dict), "diffusion": (SiTConfig, sit_from_dict),
@@ -31,6 +32,15 @@ def faults_of_network(mode: str, sizes: Mapping[str, Any]) -> list[tuple[str, st
         width, heads = getattr(given, "width", 0), getattr(given, "heads", 1)
         if heads < 1 or width % heads:
             return [("network.heads", f"must divide width ({width})")]
+        depth, read_after = getattr(given, "depth", 0), getattr(given, "projection_depth", None)
+        if read_after is not None and not 1 <= read_after <= depth:
+            right = f"must be 1 to depth ({depth}), or null for no alignment"
+            return [
+                (
+                    "network.projection_depth",
+                    right + ("" if "projection_depth" in sizes else f"; left out, it is {read_after}"),
+                )
+            ]
         with torch.device("meta"):
             build(dict(sizes))
     except ValidationError as error:
@@ -76,6 +86,24 @@ def check_factor(crop: int, factor: int) -> None:
     """InputError for crops that the autoencoder cannot take."""
     if crop % factor:
         raise InputError(f"vae.crop: {crop} px is no multiple of {factor}, the autoencoder's factor")
+
+
+def check_discriminator(where: str, layers: int, side_px: int, of: str) -> None:
+    """InputError for a discriminator that has nothing left to score on so few pixels."""
+    if side_px < (least := smallest_px(layers)):
+        raise InputError(
+            f"{where}.discriminator_layers: {layers} need {of} of {least} px or more; it is {side_px} px; write fewer layers"
+        )
+
+
+def check_grid(encoder: ViTConfig, cells: int) -> None:
+    """InputError where the tiles' maps of local composition have not one cell for each patch of the encoder (0: there are none)."""
+    patches = encoder.image_size // encoder.patch_size
+    if cells and cells != patches:
+        raise InputError(
+            f"network.patch_size: makes {patches} x {patches} patches, and the tiles' maps have {cells} x {cells} cells; choose "
+            f"{encoder.image_size // cells}, or leave the maps out of the tars"
+        )
 
 
 def check_projector(mode: str, projection_depth: int | None, name: str) -> None:

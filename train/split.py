@@ -32,6 +32,16 @@ class Split:
     validation: np.ndarray
     warnings: tuple[str, ...]
 
+    @property
+    def digest(self) -> str | None:
+        """sha256 of whose tiles are on which side, '' for nobody knows whose; None where nothing is held out."""
+        if not len(self.validation):
+            return None
+        names = (*self.index.patient_names, "")
+        held = np.isin(np.arange(len(self.index)), self.validation)
+        sides = [[names[patient], bool(side)] for patient, side in zip(self.index.patients, held, strict=True)]
+        return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+
     def weights(self, data: Data) -> np.ndarray:
         """float64 (n,): the weight of each training row's set."""
         weights = np.asarray([entry.weight for entry in data.shards], np.float64)
@@ -45,7 +55,8 @@ def split(data: Data, cache: Path) -> Split:
     warnings = [f"left out: {text}" for text in index.skipped]
     if data.validation is None:
         everything = np.arange(len(index))
-        return Split(index, everything, everything[:0], (*warnings, *_mixed(index, everything)))
+        warnings += [*_untaught(index, everything), *_mixed(index, everything)]
+        return Split(index, everything, everything[:0], tuple(warnings))
     unknown = (index.patients < 0) & ~index.synthetic
     if unknown.any() and data.unknown_patients == "refuse":
         label = index.classes[int(index.labels[unknown][0])]
@@ -54,6 +65,8 @@ def split(data: Data, cache: Path) -> Split:
             "both sides may share patients; name them, or write unknown_patients: train under data"
         )
     share = data.validation.share
+    if share is None:
+        _check_tars(index, len(data.shards))
     held = index.sets >= len(data.shards) if share is None else _held_out(index, share)
     _check_sides(index, held)
     _check_synthetic(index, held, data)
@@ -73,7 +86,7 @@ def split(data: Data, cache: Path) -> Split:
             "synthetic validation tiles may rest on patients that are trained on; name the set's lineage under data.validation.shards"
         )
     kept = np.flatnonzero(~held)
-    return Split(index, kept, np.flatnonzero(held), (*warnings, *_mixed(index, kept)))
+    return Split(index, kept, np.flatnonzero(held), (*warnings, *_untaught(index, kept), *_mixed(index, kept)))
 
 
 def _held_out(index: Index, share: float) -> np.ndarray:
@@ -84,6 +97,31 @@ def _held_out(index: Index, share: float) -> np.ndarray:
         ordered = sorted(patients.tolist(), key=lambda at: hashlib.sha256(index.patient_names[at].encode()).digest())
         chosen.update(ordered[: max(1, round(share * len(ordered))) if len(ordered) > 1 else 0])
     return np.isin(index.patients, np.asarray(sorted(chosen), np.int64))
+
+
+def _check_tars(index: Index, sets: int) -> None:
+    """InputError where validation sets hold a tar of the training sets, whatever is known of patients."""
+    of_set = index.sets[np.unique(index.tar_of, return_index=True)[1]]
+    trained = {index.tar_sha256[at]: index.tars[at] for at in np.flatnonzero(of_set < sets)}
+    for at in np.flatnonzero(of_set >= sets):
+        if index.tar_sha256[at] in trained:
+            raise InputError(
+                f"data.validation.shards: {index.tars[at]} is the very same tar as {trained[index.tar_sha256[at]]} in data.shards, so "
+                "what is measured there would flatter; leave it out on one side"
+            )
+
+
+def _untaught(index: Index, rows: np.ndarray) -> Iterator[str]:
+    """Classes that no tile teaches: all of their patients are held out, or they were only named."""
+    taught = np.bincount(index.labels[rows], minlength=len(index.classes))
+    for name, count, all_of_it in zip(
+        index.classes, taught, np.bincount(index.labels, minlength=len(taught)), strict=True
+    ):
+        if not count:
+            why = (
+                f"all {counted(int(all_of_it), 'tile')} of it are validation tiles" if all_of_it else "no set holds one"
+            )
+            yield f"class '{shown(name)}' has no training tile ({why}), so nothing is learnt of it"
 
 
 def _check_sides(index: Index, held: np.ndarray) -> None:

@@ -42,7 +42,7 @@ class DiffusionStep:
         self.latents = self._latents(parts, loader, cache)
         self.sit = parts.sit
         if parts.fresh:
-            self._measure()
+            self._measure(loader.first_rows(2048))
         self.sit.to(place.device, place.dtype)
         self.aligned = self.weights.alignment > 0 and self.sit.config.projection_depth is not None
         self.tokens = Tokens(config, self.encoder, loader, cache, place, aligned=self.aligned)
@@ -62,9 +62,9 @@ class DiffusionStep:
         sit.load_state_dict(state)
         return drawing_model(sit, copy.deepcopy(self.vae), self.encoder, self.size_px, self.place)
 
-    def _measure(self) -> None:
-        """Mean and variance of each latent channel, of the first tiles' posteriors, into the SiT's BatchNorm."""
-        sample = torch.from_numpy(np.asarray(self.latents[:2048], np.float32))
+    def _measure(self, rows: np.ndarray) -> None:
+        """Mean and variance of each latent channel, of these tiles' posteriors, into the SiT's BatchNorm."""
+        sample = torch.from_numpy(np.asarray(self.latents[rows], np.float32))
         mean, spread = sample[:, 0], sample[:, 1]
         bn = self.sit.bn
         assert bn.running_mean is not None and bn.running_var is not None

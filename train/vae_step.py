@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from synthfactory.model.vae import VAE, pixels_from_uint8
-from synthfactory.spec.errors import InputError
 from train import losses
 from train.config import TrainConfig
 from train.discriminator import PatchDiscriminator, adaptive_weight, generator_loss
@@ -20,7 +19,7 @@ from train.loader import Batch, Loader
 from train.parts import vae_parts
 from train.perceptual import Features, features_of
 from train.place import Figures, Phase, Place, single, wide
-from train.sizes import check_crop, check_factor
+from train.sizes import check_crop, check_discriminator, check_factor
 from train.streams import normal, stream, torch_generator, uniform
 from train.symmetry import turned
 from train.team import Team
@@ -49,11 +48,7 @@ class VAEStep:
         self.discriminator: PatchDiscriminator | None = None
         if config.vae.gan:
             self.discriminator = PatchDiscriminator(config.vae.discriminator_width, config.vae.discriminator_layers)
-            if config.vae.crop < self.discriminator.smallest_px:
-                raise InputError(
-                    f"vae.discriminator_layers: {config.vae.discriminator_layers} need a vae.crop of {self.discriminator.smallest_px} px "
-                    f"or more; it is {config.vae.crop} px"
-                )
+            check_discriminator("vae", config.vae.discriminator_layers, config.vae.crop, "a vae.crop")
             self.discriminator.initialise(torch_generator(config.seed, "discriminator"))
             self.module = VAEModule(self.vae, self.discriminator).to(self.place.device, self.place.dtype)
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # crops and reconstructions, by the first position of a part

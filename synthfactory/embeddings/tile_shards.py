@@ -10,7 +10,7 @@ import math
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from synthfactory.embeddings.bank import LEVELS
 from synthfactory.embeddings.checks import check_fraction, check_mpp_known
@@ -140,6 +140,7 @@ def tar_samples(path: str) -> Iterator[tuple[str, _Sample]]:
                     if sample.record is not None:
                         raise _twice(path, f"{key}.json", member.name)
                     sample.record = _record(tar, member, path)
+            _check_end(raw, tar.offset, path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; name WebDataset tars of tiles") from None
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError) as error:
@@ -149,6 +150,16 @@ def tar_samples(path: str) -> Iterator[tuple[str, _Sample]]:
     if not found:
         raise InputError(f"{path}: holds no tiles; a tile is KEY.png and KEY.json")
     yield from found.items()
+
+
+def _check_end(raw: BinaryIO, at: int, path: str) -> None:
+    """InputError where what follows the last member is no end of a tar: its reader takes a damaged header for one, and says nothing."""
+    raw.seek(at)
+    if raw.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise InputError(f"{path}: is damaged at byte {at:,}, where neither a header nor an end stands; write it again")
+    while block := raw.read(1 << 16):
+        if block.strip(b"\0"):
+            raise InputError(f"{path}: goes on after its end mark, as tars do that were joined; write one tar for each")
 
 
 def _twice(path: str, first: str, second: str) -> InputError:

@@ -13,7 +13,7 @@ from synthfactory.spec.errors import InputError
 from train.cli import cli
 from train.config import load_config
 
-SIT = {"width": 16, "depth": 1, "heads": 2}
+SIT = {"width": 16, "depth": 1, "heads": 2, "projection_depth": 1}
 RUNS = {"encoder_run": "encoder", "vae_run": "vae"}
 PLAN = {"steps": 2, "batch": 4, "rate": 1e-3}
 
@@ -25,6 +25,11 @@ PLAN = {"steps": 2, "batch": 4, "rate": 1e-3}
         ({"mode": "vae", "network": {"channels": [10, 10], "norm_groups": 4}}, r"network: num_channels .* divisible by num_groups"),
         ({"mode": "encoder", "network": {"width": "wide"}}, r"network\.width: 'wide'"),
         ({"mode": "diffusion", "network": {**SIT, "heads": 3}, **RUNS}, r"network\.heads: must divide width \(16\)"),
+        (
+            {"mode": "diffusion", "network": {"width": 16, "depth": 2, "heads": 2}, **RUNS},
+            r"network\.projection_depth: must be 1 to depth \(2\), or null for no alignment; left out, it is 8",
+        ),
+        ({"mode": "encoder", "network": {"width": 24, "heads": 2}, "encoder": {"label_smoothing": 1.5}}, r"encoder\.label_smoothing: 1\.5"),
         (
             {"mode": "diffusion", "network": SIT, **RUNS, "diffusion": {"time": "uniform", "time_mean": 0.5}},
             r"diffusion\.time_mean: goes with time: logit_normal",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,20 @@ def _unlabelled(path: Path) -> None:
     write_tar(path, range(3), lambda n: {"patient_id": "p"})
 
 
-@pytest.mark.parametrize("fault", [_cut, _cut_hard, _garbage, _unlabelled])
+def _flipped(path: Path) -> None:
+    """One bit in the header of the second tile: to a reader of tars that is the end."""
+    with tarfile.open(path) as tar:
+        at = tar.getmembers()[2].offset + 150
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def _joined(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + write_tar(path.with_name("more"), range(9, 12), plain).read_bytes())
+
+
+@pytest.mark.parametrize("fault", [_cut, _cut_hard, _garbage, _unlabelled, _flipped, _joined])
 def test_a_bad_tar_is_named_and_skipped_only_where_asked(tmp_path: Path, fault: Any) -> None:
     write_tar(tmp_path / "a" / "0.tar", range(6), plain)
     fault(write_tar(tmp_path / "a" / "1.tar", range(6, 9), plain))
@@ -312,3 +326,37 @@ def test_tars_are_read_from_a_bucket(s3: Bucket, tmp_path: Path) -> None:
     with Loader(index, order_of(5), seed=1, batch=5, symmetries=False, threads=3) as loader:
         batch = loader.batch(0)
     assert all(np.array_equal(image, image_of(int(row))) for row, image in zip(batch.rows, batch.images, strict=True))
+
+
+def test_the_very_same_tar_on_both_sides_is_refused_whatever_is_known_of_patients(tmp_path: Path) -> None:
+    nobody = {"label": "a"}
+    write_tar(tmp_path / "a" / "0.tar", range(6), lambda n: nobody)
+    write_tar(tmp_path / "b" / "other.tar", range(6), lambda n: nobody)
+    apart = {"shards": [{"shards": str(tmp_path / "b")}]}
+    with pytest.raises(InputError, match=r"other\.tar is the very same tar as .*0\.tar in data\.shards"):
+        split(data_of(tmp_path / "a", validation=apart, unknown_patients="train"), tmp_path / "cache")
+
+
+def test_a_class_that_nothing_teaches_is_named(tmp_path: Path) -> None:
+    """Class b's patient is held out for class a's sake; nobody has tiles of c."""
+    people = {**{n: ("a", f"p{n % 4}") for n in range(12)}, 12: ("b", "p0"), 13: ("b", "p0")}
+    write_tar(tmp_path / "a" / "0.tar", range(14), lambda n: {"label": people[n][0], "patient_id": people[n][1]})
+    names = split(data_of(tmp_path / "a", validation={"share": 0.25}), tmp_path / "cache")
+    held = {names.index.patient_names[at] for at in np.unique(names.index.patients[names.validation])}
+    other = {**people, 12: ("b", held.copy().pop()), 13: ("b", held.copy().pop())}
+    write_tar(tmp_path / "a" / "0.tar", range(14), lambda n: {"label": other[n][0], "patient_id": other[n][1]})
+    found = split(data_of(tmp_path / "a", validation={"share": 0.25}, classes=["a", "b", "c"]), tmp_path / "cache")
+    assert (
+        "class 'b' has no training tile (all 2 tiles of it are validation tiles), so nothing is learnt of it"
+        in found.warnings
+    )
+    assert "class 'c' has no training tile (no set holds one), so nothing is learnt of it" in found.warnings
+
+
+def test_first_statistics_are_of_all_classes_where_tars_are_sorted_by_class(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a" / "0.tar", range(60), lambda n: {"label": "abc"[n // 20]})
+    index = open_index(data_of(tmp_path / "a"), tmp_path / "cache")
+    with Loader(index, order_of(60), seed=0, batch=4, threads=2) as loader:
+        rows = loader.first_rows(15)
+    assert len(set(rows)) == 15
+    assert set(index.labels[rows]) == {0, 1, 2}

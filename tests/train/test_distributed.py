@@ -26,10 +26,18 @@ VAE = {"unshuffle": 4, "channels": [8, 16], "layers_per_block": 1, "norm_groups"
 SIT = {"width": 16, "depth": 1, "heads": 2, "projection_depth": 1, "projection_hidden": 8, "latent_size": 28}
 
 
-def by_ray(config: str, run: Path, cache: Path, workers: int = 2) -> subprocess.CompletedProcess[str]:
+def by_ray(
+    config: str, run: Path, cache: Path, workers: int = 2, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "train.cli", "run", config, "--run", run, "--cache", cache, "--workers", workers]
-    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # loopback alone
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }  # loopback alone
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, env=environment, cwd=cwd
+    )
 
 
 @pytest.mark.slow
@@ -55,17 +63,19 @@ def test_two_workers_follow_one_end_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_workers_train_without_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The base's projector then has no gradient."""
+    """The base's projector then has no gradient. Paths are as a user writes them: from where he stands."""
     monkeypatch.setitem(SIZES["sit"], "projection_depth", 1)
     write_tar(tmp_path / "tars" / "0.tar", range(12), plain, side=lambda n: 32)
     values = {
-        "mode": "finetune", "base": str(make_tiny_model(tmp_path / "base")), "data": {"shards": str(tmp_path / "tars")},
+        "mode": "finetune", "base": "base", "data": {"shards": "tars"},
         "threads": 1, "samples": None, "precision": "float64", "diffusion": {"alignment": 0.0},
         "optimiser": {"steps": 3, "batch": 4, "rate": 1e-3},
     }  # fmt: skip
+    make_tiny_model(tmp_path / "base")
     config = str(write_yaml(tmp_path / "config.yaml", values))
+    monkeypatch.chdir(tmp_path)
     train(load_config(config), tmp_path / "one", tmp_path / "cache")
-    ended = by_ray(config, tmp_path / "two", tmp_path / "cache")
+    ended = by_ray("config.yaml", Path("two"), Path("cache"), cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     one, two = (
         load_file(tmp_path / name / "checkpoints" / "000003" / "weights.safetensors") for name in ("one", "two")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from train.config import load_config
 from train.export import export
 from train.loop import train
 from train.lora import LoRALinear, adapt, merged
+from train.split import split
 
 SIDE = 32
 
@@ -110,7 +112,9 @@ def test_the_export_is_the_next_specs_model_and_says_where_it_comes_from(tmp_pat
     out = export(tmp_path / "run", tmp_path / "tuned", model_id="tuned", revision="2")
     folder = open_model(str(out))
     assert folder.config["training"]["base"]["sha256"] == open_model(str(base)).sha256
-    assert folder.licence == open_model(str(base)).licence
+    assert folder.licence == {**open_model(str(base)).licence, "sharing": "local"}, (
+        "it learnt from tiles not known to be synthetic"
+    )
     card = (out / "README.md").read_text()
     assert "Goes on from" in card
     bank = make_bank_file(tmp_path / "bank.parquet", out, classes={"one": 3})
@@ -129,7 +133,8 @@ def test_the_export_is_the_next_specs_model_and_says_where_it_comes_from(tmp_pat
     later = export(tmp_path / "again", tmp_path / "models" / "later", model_id="later", revision="3")
     lock = yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())
     (known,) = open_model(str(later)).config["training"]["sets"]
-    assert known == {"name": "next", "recipe_sha256": lock["recipe_sha256"]}
+    terms = {"licence": lock["model"]["licence"]["name"], "sharing": lock["terms"]["sharing"]}
+    assert known == {"name": "next", "recipe_sha256": lock["recipe_sha256"], **terms}
     told = run("revoke", tmp_path / "spec.yaml", "--patient", "nobody", "--models", tmp_path / "models")
     assert "later: trained on it" in " ".join(told.out.split())
 
@@ -203,6 +208,98 @@ def test_terms_that_allow_no_sharing_stay(tmp_path: Path, base: Path) -> None:
     (base / "config.json").write_text(json.dumps({**values, "id": "other"}))
     with pytest.raises(InputError, match="is another model than the run went on from"):
         export(tmp_path / "run", tmp_path / "y", model_id="m", revision="1")
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_terms_and_domain_follow_what_taught(tmp_path: Path, base: Path, synthetic: bool) -> None:
+    """Real tiles make what was open local, and no longer what the base drew, unless their holder says otherwise."""
+    values = json.loads((base / "config.json").read_text())
+    values |= {"licence": {"name": "Apache-2.0", "sharing": "allowed"}, "domain": "invented tissue"}
+    (base / "config.json").write_text(json.dumps(values))
+    write_tar(tmp_path / "tars" / "0.tar", range(12), lambda n: {**plain(n), "synthetic": synthetic}, lambda n: SIDE)
+    train(load_config(config(tmp_path, base)), tmp_path / "run", tmp_path / "cache")
+    out = open_model(str(export(tmp_path / "run", tmp_path / "one", model_id="m", revision="1")))
+    assert (out.licence["sharing"], out.config.get("domain")) == (
+        ("allowed", "invented tissue") if synthetic else ("local", None)
+    )
+    mine = {"name": "MIT", "sharing": "allowed"}
+    out = open_model(
+        str(export(tmp_path / "run", tmp_path / "two", model_id="m", revision="1", licence=mine, domain="skin"))
+    )
+    assert (out.licence, out.config["domain"]) == (mine, "skin")
+
+
+def test_a_set_that_may_not_be_shared_binds_the_model_that_learns_from_it(tmp_path: Path, base: Path) -> None:
+    bank = make_bank_file(tmp_path / "bank.parquet", base, classes={"one": 3})
+    values = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(
+        json.dumps({**values, "licence": {"name": "CC-BY-NC-ND-4.0", "sharing": "local"}})
+    )
+    spec = {
+        "name": "closed", "model": str(base), "classes": {"one": 8}, "embeddings": {"bank": str(bank)}, "seed": 1,
+        "sampler": {"steps": 1}, "output": {"path": str(tmp_path / "out")}, "lineage": str(tmp_path / "lineage"),
+    }  # fmt: skip
+    assert run("build", write_yaml(tmp_path / "spec.yaml", spec), "--local").code == 0
+    (base / "config.json").write_text(json.dumps({**values, "licence": {"name": "Apache-2.0", "sharing": "allowed"}}))
+    train(
+        load_config(config(tmp_path, base, data={"shards": str(tmp_path / "out")})),
+        tmp_path / "run",
+        tmp_path / "cache",
+    )
+    with pytest.raises(InputError, match=r"set closed is under CC-BY-NC-ND-4\.0, sharing local, which binds"):
+        export(
+            tmp_path / "run", tmp_path / "x", model_id="m", revision="1", licence={"name": "MIT", "sharing": "allowed"}
+        )
+    assert not (tmp_path / "x").exists()
+    assert open_model(str(export(tmp_path / "run", tmp_path / "y", model_id="m", revision="1"))).licence == {
+        "name": "Apache-2.0", "sharing": "local",
+    }  # fmt: skip
+
+
+def test_patients_that_were_corrected_are_no_resume(tmp_path: Path, base: Path) -> None:
+    """The tars are the same; who is held out is not."""
+    folders = tmp_path / "folders"
+    for number in range(16):
+        path = folders / "abc"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image_of(number, SIDE)).save(path)
+
+    def packed(people: int) -> None:
+        rows = [f"{'abc'[n % 2]}/{n}.png,{'abc'[n % 2]},p{n % people},0.5" for n in range(16)]
+        (tmp_path / "tiles.csv").write_text("\n".join(["tile,label,patient_id,mpp", *rows]))
+        shutil.rmtree(tmp_path / "packed", ignore_errors=True)
+        ended = run("pack", folders, tmp_path / "packed", "--metadata", tmp_path / "tiles.csv", "--label-level", "tile")
+        assert ended.code == 0, ended.err
+
+    packed(8)
+    data = {"shards": str(tmp_path / "packed"), "validation": {"share": 0.25, "tiles": 2}}
+    checked = load_config(config(tmp_path, base, data=data))
+    train(checked, tmp_path / "run", tmp_path / "cache")
+    before = split(checked.data, tmp_path / "cache")
+    packed(4)
+    assert split(checked.data, tmp_path / "cache").index.digest == before.index.digest
+    with pytest.raises(
+        InputError, match="the tiles' patients, or which of them are held out, changed since it was begun"
+    ):
+        train(checked, tmp_path / "run", tmp_path / "cache")
+
+
+def test_an_autoencoder_is_compared_by_the_encoder_that_its_config_names(tmp_path: Path, base: Path) -> None:
+    one, other = encoder_run(tmp_path), tmp_path / "nowhere"
+    changes = {"mode": "vae", "vae": {"crop": 16}, "samples": None}
+    checked = load_config(config(tmp_path, base, **changes, encoder_run=str(one)))
+    train(checked, tmp_path / "run", tmp_path / "cache")
+    train(load_config(config(tmp_path, base, **changes)), tmp_path / "by-base", tmp_path / "cache")
+    assert not same_averages(tmp_path / "run", tmp_path / "by-base")
+    with pytest.raises(InputError, match="nowhere"):
+        train(
+            load_config(config(tmp_path, base, **changes, encoder_run=str(other))), tmp_path / "x", tmp_path / "cache"
+        )
+    taught = checkpoint.average_file(one)[1]
+    state = load_file(taught)
+    save_file({name: value + 1 for name, value in state.items()}, taught)
+    with pytest.raises(InputError, match="encoder_run changed since it was begun"):
+        train(checked, tmp_path / "run", tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

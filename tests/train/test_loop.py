@@ -51,7 +51,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(shards: Path) -> None:
     assert lines(shards / "parts")[-1]["loss"] == pytest.approx(lines(shards / "whole")[-1]["loss"], rel=1e-4)
 
 
-def test_several_averages_are_kept_and_resumed(shards: Path) -> None:
+def test_several_averages_are_kept_and_resumed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(shards, optimiser={**STEPS, "ema": [0.05, 0.2, 0.99]})
     train(load_config(config), shards / "run", shards / "cache")
     found = {name: weights(shards / "run", name) for name in ("weights", "average", "average-0.2", "average-0.99")}
@@ -60,6 +60,11 @@ def test_several_averages_are_kept_and_resumed(shards: Path) -> None:
     assert 0 < off[0] < off[1] < off[2]
     step, path = checkpoint.average_file(shards / "run", 0.2)
     assert (step, path.name) == (6, "average-0.2.safetensors")
+    cut_off(monkeypatch, load_config(config), shards / "cut", shards / "cache")
+    train(load_config(config), shards / "cut", shards / "cache")
+    for name, whole in found.items():
+        again = weights(shards / "cut", name)
+        assert all(torch.equal(again[key], value) for key, value in whole.items()), name
 
 
 def test_the_last_checkpoints_and_the_multiples_stay(shards: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tinymodel import make_tiny_model
@@ -14,6 +16,7 @@ from synthfactory.model.vit import vit_from_dict
 from synthfactory.spec.errors import InputError
 from train.cli import cli
 from train.config import load_config
+from train.loop import train
 from train.plan import plan
 
 VIT = {
@@ -21,7 +24,7 @@ VIT = {
 }  # fmt: skip
 
 
-SIT = {"width": 16, "depth": 1, "heads": 2}
+SIT = {"width": 16, "depth": 1, "heads": 2, "projection_depth": 1}
 
 
 def config(tmp_path: Path, **changes: Any) -> Path:
@@ -80,3 +83,29 @@ def test_a_tile_that_does_not_decode_is_named(tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"\x89BAD"))
     with pytest.raises(InputError, match=rf"{tar.name}: a tile does not decode.*; replace the tar"):
         plan(load_config(str(path)), tmp_path / "cache")
+
+
+def test_what_run_would_refuse_of_sizes_plan_refuses(tmp_path: Path) -> None:
+    sizes = {"unshuffle": 4, "channels": [16, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}
+    small = {"mode": "vae", "network": sizes, "vae": {"gan": 0.5, "crop": 16, "discriminator_layers": 3}}
+    with pytest.raises(
+        InputError, match=r"vae\.discriminator_layers: 3 need a vae\.crop of 24 px or more; it is 16 px"
+    ):
+        plan(load_config(str(config(tmp_path, **small))), tmp_path / "cache")
+    other = tmp_path / "encoder"
+    other.mkdir()
+    (other / "config.yaml").write_text(config(tmp_path).read_text())
+    path = config(tmp_path, mode="diffusion", network=SIT, encoder_run=str(other), vae_run=str(other))
+    with pytest.raises(InputError, match=r"vae_run: .*encoder: is a run of mode encoder; name one of mode vae"):
+        plan(load_config(str(path)), tmp_path / "cache")
+    grid = np.zeros((8, 8, 1), np.uint8)
+    maps = {
+        "grid": base64.b64encode(grid.tobytes()).decode(), "grid_channels": ["nuclei"], "grid_min": [0.0], "grid_scale": [1.0],
+    }  # fmt: skip
+    path = config(tmp_path)
+    write_tar(tmp_path / "tars" / "0.tar", range(24), lambda n: {**plain(n), **maps}, side=lambda n: 32)
+    message = r"network\.patch_size: makes 4 x 4 patches, and the tiles' maps have 8 x 8 cells; choose 4, or"
+    with pytest.raises(InputError, match=message):
+        plan(load_config(str(path)), tmp_path / "cache")
+    with pytest.raises(InputError, match=message):
+        train(load_config(str(path)), tmp_path / "run", tmp_path / "cache")

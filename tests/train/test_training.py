@@ -156,7 +156,13 @@ def test_losses_at_known_points():
     tokens = torch.randn(2, 16, 6)
     assert alignment(tokens, tokens).item() == pytest.approx(-1.0, abs=1e-5)
     assert alignment(-tokens, tokens).item() == pytest.approx(1.0, abs=1e-5)
-    assert alignment(torch.randn(2, 4, 6), torch.randn(2, 16, 6)).abs().item() < 1.0
+    down, across = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    ramps = torch.stack([down, across], dim=-1).reshape(
+        1, 16, 2
+    )  # of a 4 x 4 grid; halved, its cells lie at 0.5 and 2.5
+    halved = torch.tensor([[[0.5, 0.5], [0.5, 2.5], [2.5, 0.5], [2.5, 2.5]]])
+    assert alignment(halved, ramps).item() == pytest.approx(-1.0, abs=1e-6)
+    assert alignment(halved.flip(-1), ramps).item() > -0.9
 
 
 def test_times_are_keyed_by_position_and_lie_where_the_recipe_says() -> None:
