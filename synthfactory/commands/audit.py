@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import click
 
 from synthfactory.commands.common import EXIT_INCOMPLETE, fit, out_argument, say
+from synthfactory.spec.errors import InputError
 
 
 @click.command(short_help="Does a set tell who it was made from? (internal)")
@@ -57,6 +59,9 @@ def audit(
     from synthfactory.run.audit_setup import Asked, audited
     from synthfactory.run.auditing import UnfitError
 
+    for option, value in (("--epsilon", epsilon), ("--delta", delta)):
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{option} {value}: is no finite number; write what the mechanism promises")
     asked = Asked(out, members, holdout, encoder, encoder_id, model_name, mechanism, epsilon, delta, report)
     try:
         found = audited(asked, say)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import lzma
 import math
 import struct
 import zipfile
@@ -163,6 +164,7 @@ def _stream(path: str) -> Iterator[tuple[_Array, BinaryIO]]:
         OSError,
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
         EOFError,
         NotImplementedError,
         RuntimeError,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE
 from synthfactory.embeddings.rows import known
@@ -136,14 +136,25 @@ def check_fraction(value: float, name: str, where: str) -> None:
         raise InputError(f"{where}: {name} is {value:g}; a share from 0 to 1 is needed (40 % is 0.4)")
 
 
-def training_cohort(ids: Iterable[str | None]) -> str:
-    """'some' where a patient or slide id is a TCGA barcode (CytoSyn was trained on TCGA), 'none', or 'unknown' without any id."""
-    stated = False
-    for text in filter(None, ids):
-        stated = True
-        if member_of_cohort(text):
+def training_cohort(*columns: Sequence[str | None]) -> str:
+    """'some' where a patient or slide id is a TCGA barcode (CytoSyn was trained on TCGA), 'none' where every row (of these columns) states
+    an id and none of them is, else 'unknown'.
+    """
+    rows, stated = 0, 0
+    for ids in zip(*columns, strict=True):
+        if member_of_cohort(*ids):
             return "some"
-    return "none" if stated else "unknown"
+        rows, stated = rows + 1, stated + any(ids)
+    return "none" if rows and stated == rows else "unknown"
+
+
+def slide_with_barcode(slide: str | None, patient: str | None, file: str | None) -> str | None:
+    """The slide's name; with the TCGA barcode in the name of the tile's file, where neither slide nor patient says it: else nobody would
+    know whose the tile is, once it lies in a bank or a tar under another name.
+    """
+    if member_of_cohort(slide, patient) or not (code := member_of_cohort(file)):
+        return slide
+    return f"{slide} {code}" if slide else code
 
 
 def member_of_cohort(*ids: str | None) -> str | None:

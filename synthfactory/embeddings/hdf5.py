@@ -27,6 +27,7 @@ from synthfactory.spec.text import shown
 SUFFIXES = (".h5", ".hdf5")
 MPP_NAMES = ("mpp", "target_mpp", "patch_mpp")
 MAX_CHUNK_BYTES = 1 << 28
+MOST_UNPACKED = 2000  # bytes from one: more than any of HDF5's own compressions gives
 WHAT = "embeddings.labels names a CSV with slide_id, label and, where known, patient_id and site of each slide"
 
 
@@ -229,6 +230,11 @@ def _looked_at(handle: Any, path: str) -> tuple[Any, Any, dict[str, Any]]:
         raise InputError(f"{path}: 'features' is {features.dtype} {features.shape}; float (n, width) is needed")
     if shape[0] == 0:
         raise InputError(f"{path}: 'features' has no row; remove the file, or embed the slide again")
+    kept = max(int(features.id.get_storage_size()), 4096)
+    if features.size * features.dtype.itemsize > MOST_UNPACKED * kept:
+        raise InputError(
+            f"{path}: 'features' claims {features.shape} numbers, and the file holds {kept:,} bytes of them at most; embed the slide again"
+        )
     coords = _dataset(handle, "coords", path)
     if coords is not None and (coords.shape != (shape[0], 2) or coords.dtype.kind not in "iuf"):
         raise InputError(f"{path}: 'coords' is {coords.dtype} {coords.shape}; numbers ({shape[0]}, 2) are needed")

@@ -21,7 +21,7 @@ from synthfactory.embeddings.rows import RowSource
 from synthfactory.embeddings.screening import Limits
 from synthfactory.spec.errors import InputError
 
-FORMAT = "synthfactory-index/3"
+FORMAT = "synthfactory-index/4"
 STALE_SEC = 7 * 86_400
 META = "bank.json"
 

@@ -79,7 +79,7 @@ def _count(source: RowSource, classes: Sequence[str] | None, limits: Limits) -> 
     for rows in source.rows(False):
         present = np.unique(rows.labels.codes)
         seen.update(name for code in present.tolist() if (name := rows.labels.names[code]) is not None)
-        chosen = _chosen(rows, classes)
+        chosen = _chosen(rows, classes, source)
         _check_levels(chosen, source)
         for name, count in _by_label(chosen).items():
             before[name] += count
@@ -120,8 +120,15 @@ def left_empty(name: str, rows: int, dropped: Mapping[str, int]) -> InputError:
     )
 
 
-def _chosen(rows: Rows, classes: Sequence[str] | None) -> Rows:
-    """The rows of the classes asked for; of all labels where none are named."""
+def _chosen(rows: Rows, classes: Sequence[str] | None, source: RowSource) -> Rows:
+    """The rows of the classes asked for; of all labels where none are named: then InputError for a row without one."""
+    if classes is None:
+        bare = np.array([not name for name in rows.labels.names], bool)
+        if len(bare) and (nameless := np.flatnonzero(bare[rows.labels.codes])).size:
+            row = source.name_of(int(rows.numbers[nameless[0]]))
+            raise InputError(
+                f"{source.where}: {row} has no label, and all rows are asked for; label it, or take it out"
+            )
     wanted = np.array([name is not None and (classes is None or name in classes) for name in rows.labels.names], bool)
     mask = wanted[rows.labels.codes] if len(wanted) else np.zeros(0, bool)
     return rows if mask.all() else rows.take(np.flatnonzero(mask))
@@ -216,7 +223,7 @@ def _scatter(
     filled, bad, first_bad = starts[:-1].copy(), 0, -1
     code_of = {level: code for code, level in enumerate(LEVELS)}
     for whole in source.rows(True):
-        rows, _ = _screened(_chosen(whole, list(classes)), limits)
+        rows, _ = _screened(_chosen(whole, list(classes), source), limits)
         if not len(rows):
             continue
         assert rows.vectors is not None

@@ -20,7 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank
-from synthfactory.embeddings.checks import agreed_encoder, check_fraction, check_mpp, check_mpp_known
+from synthfactory.embeddings.checks import (
+    agreed_encoder,
+    check_fraction,
+    check_mpp,
+    check_mpp_known,
+    slide_with_barcode,
+)
 from synthfactory.embeddings.indexing import build_bank
 from synthfactory.embeddings.places import expand, identity, whole_file
 from synthfactory.embeddings.rows import Coded, Rows, RowSource
@@ -158,6 +164,7 @@ class _Files:
                 wanted = {
                     *(TEXT[:4] if with_vectors else TEXT[:5]),  # sites are of the first pass
                     "mpp",
+                    "tile",
                     "tumour_fraction",
                     *self._scores,
                     *(("embedding", "x", "y") if with_vectors else ()),
@@ -182,7 +189,7 @@ class _Files:
             labels,
             coded(batch, "label_level"),
             coded(batch, "patient_id"),
-            coded(batch, "slide_id"),
+            _slides(batch),
             _vectors(batch.column("embedding"), self._width, path) if with_vectors else None,
             _places(batch) if with_vectors else None,
             {name: _numbers(batch, name) for name in self._scores},
@@ -218,6 +225,26 @@ def coded(batch: pa.RecordBatch, name: str) -> Coded:
     names = column.dictionary.cast(pa.string()).to_pylist()
     codes = column.indices.cast(pa.int64()).fill_null(len(names)).to_numpy(zero_copy_only=False)
     return Coded(codes, (*names, None))
+
+
+def _slides(batch: pa.RecordBatch) -> Coded:
+    """Slides, by `slide_with_barcode` where the batch has names of files (as `synthfactory embed` writes them)."""
+    slides = coded(batch, "slide_id")
+    if "tile" not in batch.schema.names:
+        return slides
+    files = batch.column("tile").cast(pa.string())
+    hinted = pc.fill_null(pc.match_substring(files, "tcga-", ignore_case=True), False)
+    rows = np.flatnonzero(hinted.to_numpy(zero_copy_only=False))
+    patients = coded(batch, "patient_id")
+    marked = {row: slide_with_barcode(slides.at(row), patients.at(row), files[row].as_py()) for row in map(int, rows)}
+    if all(slides.at(row) == name for row, name in marked.items()):
+        return slides
+    names = [marked.get(row, slides.at(row)) for row in range(len(slides.codes))]
+    found = pa.array(names, pa.string()).dictionary_encode()
+    return Coded(
+        found.indices.cast(pa.int64()).fill_null(len(found.dictionary)).to_numpy(zero_copy_only=False),
+        (*found.dictionary.to_pylist(), None),
+    )
 
 
 def _numbers(batch: pa.RecordBatch, name: str) -> np.ndarray:

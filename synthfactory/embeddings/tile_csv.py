@@ -26,6 +26,8 @@ def scan_csv(path: str, label_level: str | None, mpp: float | None) -> TileFolde
             raise InputError(f"{path}:{line[0]}: '{shown(tile)}' is no image ({', '.join(SUFFIXES)})")
         if tile.startswith("/") or "\\" in tile or any(part in ("", ".", "..") for part in tile.split("/")):
             raise InputError(f"{path}:{line[0]}: '{shown(tile)}' leads out of the CSV's folder; write a path below it")
+        if "\0" in tile:
+            raise InputError(f"{path}:{line[0]}: '{shown(tile)}' holds a NUL, which no name of a file does; correct it")
         if tile in seen:
             raise InputError(f"{path}:{line[0]}: {shown(tile)} stands there twice; keep one line per tile")
         seen.add(tile)

@@ -179,4 +179,8 @@ def _record(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> dict[st
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{path}: {shown(member.name)} is no JSON object; write the tar again")
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: {shown(member.name)} holds half a character; write the tar again") from None
     return values

@@ -128,10 +128,21 @@ def _listing(folder: str, classes: Sequence[str] | None) -> tuple[list[str], dic
             for name in (present if classes is None else classes)
             if name in present
         }
+    for name in (*present, *(file for files in found.values() for file in files)):
+        if not _is_text(name):
+            raise InputError(f"{folder}: the name '{ascii(name)[1:-1]}' is no UTF-8; rename the file or folder")
     return present, {
         name: sorted(file for file in files if file.lower().endswith(SUFFIXES) and not file.startswith("."))
         for name, files in found.items()
     }
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of another encoding
+        return False
+    return True
 
 
 @dataclass(frozen=True)

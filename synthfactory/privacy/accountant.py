@@ -18,6 +18,7 @@ from synthfactory.privacy.moments import SENSITIVITY
 from synthfactory.spec.errors import InputError
 
 MAX_EPSILON, MIN_EPSILON = 100.0, 1e-3
+MIN_DELTA = 1e-18  # below about 2e-22 the accountant's own rounding would confirm no noise at all
 STEP = 1.0005  # by which noise is raised until the accountant agrees
 
 
@@ -35,8 +36,10 @@ def mu_for(epsilon: float, delta: float) -> float:
 @lru_cache(maxsize=64)
 def sigma_for(epsilon: float, delta: float) -> float:
     """Standard deviation of the noise on every entry of the sum. ValueError outside the ranges that mean anything."""
-    if not (MIN_EPSILON <= epsilon <= MAX_EPSILON and 0 < delta < 1):
-        raise ValueError(f"epsilon must be {MIN_EPSILON:g} to {MAX_EPSILON:g} and delta between 0 and 1")
+    if not (MIN_EPSILON <= epsilon <= MAX_EPSILON and MIN_DELTA <= delta < 1):
+        raise ValueError(
+            f"epsilon must be {MIN_EPSILON:g} to {MAX_EPSILON:g} and delta {MIN_DELTA:g} or more, and below 1"
+        )
     sigma = SENSITIVITY / mu_for(epsilon, delta)
     while not _confirmed(sigma, epsilon, delta):
         sigma *= STEP

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from synthfactory.privacy.accountant import epsilon_together, over
@@ -34,10 +34,17 @@ class Request:
     delta: float
     projection_sha256: str
     bank_sha256: str
+    rows_sha256: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # of each class's rows; entries of earlier versions have none
 
     def to_json(self) -> dict[str, Any]:
         """As an entry holds it."""
-        return {**vars(self), "classes": list(self.classes)}
+        return {**vars(self), "classes": list(self.classes), "rows_sha256": list(self.rows_sha256)}
+
+    def shares_rows(self, other: Request) -> bool:
+        """Whether the very rows of some class stand in both."""
+        return self.bank_sha256 == other.bank_sha256 or not set(self.rows_sha256).isdisjoint(other.rows_sha256)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ class Ledger:
         try:
             values = unsealed(json.loads(self._store.read(self._path(number))))
             asked = dict(values["request"])
-            request = Request(**{**asked, "classes": tuple(asked["classes"])})
+            texts = {name: tuple(asked.get(name, ())) for name in ("classes", "rows_sha256")}
+            request = Request(**{**asked, **texts})
             release, cap = Release.from_json(values["release"]), float(values["cap"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from synthfactory.embeddings.bank import Bank
+from synthfactory.embeddings.checks import slide_with_barcode
 from synthfactory.embeddings.parquet import load_bank
 from synthfactory.embeddings.places import is_pattern, local
+from synthfactory.embeddings.rows import spelled
 from synthfactory.embeddings.tile_shards import scan_shards
 from synthfactory.embeddings.tiles import TileFolder, read_tile
 from synthfactory.evaluate.audit import Drawn, Real
@@ -135,7 +137,8 @@ def _packed(place: str, store: Store) -> TileFolder:
     beside = {row["key"]: row for commit in commits.values() for row in read_patients(store, commit)}
     tiles = scan_shards([f"{place.rstrip('/')}/{commit.objects[0]}" for commit in commits.values()], None, None, None)
     known = [beside.get(name.rpartition("/")[2], {}) for name in tiles.files]
-    patients, slides, sites = (tuple(row.get(name) for row in known) for name in ("patient_id", "slide_id", "site"))
+    patients, sites = (tuple(row.get(name) for row in known) for name in ("patient_id", "site"))
+    slides = tuple(slide_with_barcode(row.get("slide_id"), row.get("patient_id"), row.get("source")) for row in known)
     return replace(tiles, patient_ids=patients, slide_ids=slides, sites=sites if any(sites) else None)
 
 
@@ -230,7 +233,8 @@ def open_drawn(out: str, store: Store, encoder: EncoderFolder, embed: Embed, tic
 
 def check_apart(members: Source, holdout: Source) -> None:
     """InputError where members and holdout share a patient, or the very same tile: nothing could tell them apart then."""
-    shared = sorted(set(members.real.patients.tolist()) & set(holdout.real.patients.tolist()))
+    of_members = {spelled(name) for name in members.real.patients.tolist()}
+    shared = sorted(name for name in set(holdout.real.patients.tolist()) if spelled(name) in of_members)
     if shared:
         raise InputError(
             f"--holdout: {holdout.place}: {len(shared):,} of its patients stand in {members.place} too, such as '{shown(shared[0])}'; "

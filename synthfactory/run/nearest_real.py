@@ -9,6 +9,7 @@ import numpy as np
 from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.columns import pieces
 from synthfactory.embeddings.parquet import load_bank
+from synthfactory.embeddings.rows import spelled
 from synthfactory.embeddings.vectors import unit
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.run.source import scratch_cache
@@ -50,7 +51,8 @@ def check_apart(spec: Spec, holdout: Bank | None, bank: Bank | None) -> None:
     """InputError where bank and holdout share patients, or the bank is more than workers can hold."""
     if holdout is None or bank is None:
         return
-    both = set(holdout.groups.patients) & set(bank.groups.patients)
+    of_bank = {spelled(name) for name in bank.groups.patients if name is not None}
+    both = {name for name in map(spelled, filter(None, holdout.groups.patients)) if name in of_bank}
     if both:
         raise spec.error(
             "screen.nearest_real.holdout",

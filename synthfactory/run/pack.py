@@ -201,6 +201,7 @@ def _read(data: bytes, where: str, size_px: int) -> _Tile:
     pixels = decode_tile(data, where, size_px)
     with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         kind, plain = str(picture.format), picture.mode == "RGB"
+        picture.load()  # of a PNG, what stands behind the pixels is known only now
         described = bool({str(name).lower() for name in picture.info} - PLAIN_INFO)
     tissue = float(tissue_fraction(pixels[None])[0])
     if plain and kind in KEPT_AS_THEY_ARE:

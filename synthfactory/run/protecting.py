@@ -211,10 +211,17 @@ def request_of(spec: Spec, projection: Projection, bank: Bank) -> Request:
     from synthfactory.privacy.ledger import Request
 
     classes, asked = tuple(sorted(spec.classes)), spec.privacy
-    digest = hashlib.sha256(json.dumps([bank.classes[name].sha256 for name in classes]).encode()).hexdigest()
+    rows = tuple(bank.classes[name].sha256 for name in classes)
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     assert asked.cohort is not None
     return Request(
-        asked.cohort, classes, float(asked.value("epsilon")), float(asked.value("delta")), projection.sha256, digest
+        asked.cohort,
+        classes,
+        float(asked.value("epsilon")),
+        float(asked.value("delta")),
+        projection.sha256,
+        digest,
+        rows,
     )
 
 
@@ -230,7 +237,7 @@ def _budget(spec: Spec, sigma: float, projection: Projection, bank: Bank | None)
     if bank is None:
         return f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g} in {asked.ledger}; more is known once the tiles are embedded"
     request = request_of(spec, projection, bank)
-    _check_name(spec, request)
+    check_name(spec, request)
     try:
         found = ledger.check(request, sigma, cap)
     except InputError as error:
@@ -244,14 +251,16 @@ def _budget(spec: Spec, sigma: float, projection: Projection, bank: Bank | None)
     return f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g}; this build's release makes it {total:.3g}{new}"
 
 
-def _check_name(spec: Spec, request: Request) -> None:
-    """InputError where another cohort of the ledger has released these very rows: the same patients by another name."""
+def check_name(spec: Spec, request: Request) -> None:
+    """InputError where another cohort of the ledger has released the very rows of one of these classes: the same patients by another
+    name. Rows that were changed are not known again: whose patients a cohort holds is for its keeper to know.
+    """
     from synthfactory.privacy.ledger import Ledger, cohorts
 
     assert spec.privacy.ledger is not None
     store = open_store(spec.privacy.ledger)
     for name in cohorts(store):
         others = () if name == request.cohort else Ledger(store, name).entries()
-        if any(entry.request.bank_sha256 == request.bank_sha256 for entry in others):
-            what = f"these very rows were released before, as cohort {name}; one cohort has one name"
+        if any(request.shares_rows(entry.request) for entry in others):
+            what = f"these very rows, or those of some class, were released before, as cohort {name}; one cohort has one name"
             raise spec.error("privacy.cohort", what)

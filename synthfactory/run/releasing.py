@@ -15,7 +15,7 @@ from synthfactory.privacy.projection import Projection
 from synthfactory.privacy.release import Release, release
 from synthfactory.run.keys import guard
 from synthfactory.run.prepare import Prepared
-from synthfactory.run.protecting import ledger_of, open_projection, request_of
+from synthfactory.run.protecting import check_name, ledger_of, open_projection, request_of
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 
@@ -46,6 +46,7 @@ def charged(prepared: Prepared) -> tuple[Release, Projection, bool]:
         return release(total, projection, request.cohort, classes, request.epsilon, request.delta)
 
     guard(open_store(spec.privacy.ledger))
+    check_name(spec, request)  # again: the plan may be old
     try:
         cap = float(spec.privacy.value("cap"))
         entry, new = ledger_of(spec).charge(request, sigma_for(request.epsilon, request.delta), cap, make)

@@ -126,7 +126,7 @@ def _bank(
 
 
 def _of_bank(spec: Spec, bank: Bank, warnings: tuple[str, ...]) -> Conditions:
-    cohort = training_cohort((*bank.groups.patients, *bank.groups.slides))
+    cohort = training_cohort(bank.groups.patients, bank.groups.slides)
     return Conditions(bank, None, bank_summaries(bank, spec.classes), cohort, warnings)
 
 
@@ -167,7 +167,7 @@ def _of_tiles(spec: Spec, source: Embeddings, facts: ModelFacts) -> Conditions:
 
 def tile_cohort(tiles: TileFolder) -> str:
     """As `training_cohort`; names of files are looked at too, where they are barcodes."""
-    return "some" if any(tiles.members()) else training_cohort((*tiles.patient_ids, *tiles.slide_ids))
+    return "some" if any(tiles.members()) else training_cohort(tiles.patient_ids, tiles.slide_ids)
 
 
 def screened(tiles: TileFolder, limits: Limits, size_px: int) -> tuple[TileFolder, dict[str, Counter[str]]]:

@@ -36,7 +36,7 @@ class Privacy(FrozenModel):
         default=None, ge=1e-3, le=100, description="dp: for adding or removing one patient.", examples=[1.0]
     )
     delta: float | None = Field(
-        default=None, gt=0, lt=1, description="dp: at most 1 / (10 patients). Default 1e-6.", examples=[1e-6]
+        default=None, ge=1e-18, lt=1, description="dp: at most 1 / (10 patients). Default 1e-6.", examples=[1e-6]
     )
     population: dict[str, Annotated[int, Field(ge=1, le=10**9)]] | None = Field(
         default=None,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthfactory.embeddings.checks import agreed_encoder, training_cohort
+from synthfactory.embeddings.checks import agreed_encoder, slide_with_barcode, training_cohort
 from synthfactory.embeddings.overlap import count_overlapping
 from synthfactory.embeddings.screening import failing, limits_of
 from synthfactory.spec.embeddings import ConditionScreen
@@ -49,8 +49,10 @@ def test_tiles_without_a_place_are_left_out() -> None:
         (["TCGA"], "none"),
         (["XTCGA-A1-A0SB"], "none"),
         (["TCGA-A1-A0SBX"], "none"),
-        (["P1", None], "none"),
+        (["P1", "P2"], "none"),
+        (["P1", None], "unknown"),
         ([None, ""], "unknown"),
+        ([None, "", "TCGA-A1-A0SB"], "some"),
         ([], "unknown"),
     ],
 )
@@ -127,3 +129,18 @@ def test_a_row_goes_to_the_first_screen_that_it_fails() -> None:
     found = {name: np.flatnonzero(fails).tolist() for name, fails in failing(scores, limits_of(screen))}
     assert found == {"blank": [0, 3], "pen": [1], "tumour_fraction": [4]}
     assert limits_of(ConditionScreen()) == {}
+
+
+def test_a_row_is_known_by_any_of_its_ids() -> None:
+    assert training_cohort(["P1", None], [None, "S2"]) == "none"
+    assert training_cohort(["P1", None], [None, None]) == "unknown"
+    assert training_cohort(["P1", None], [None, "TCGA-A1-A0SB-01Z"]) == "some"
+
+
+def test_a_barcode_in_a_files_name_stays_with_the_slide() -> None:
+    file = "x/TCGA-A1-A0SB-01Z-00.png"
+    assert slide_with_barcode(None, "P1", file) == "TCGA-A1-A0SB"
+    assert slide_with_barcode("S1", None, file) == "S1 TCGA-A1-A0SB"
+    assert slide_with_barcode("S1", "tcga-a1-a0sb", file) == "S1"
+    assert slide_with_barcode("S1", None, "x/1.png") == "S1"
+    assert slide_with_barcode(None, None, None) is None

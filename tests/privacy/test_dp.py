@@ -232,3 +232,9 @@ def test_a_projection_is_read_back_and_a_hostile_one_refused(tmp_path: Path) -> 
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match="is no projection file"):
         load_projection(tmp_path / "bad.safetensors")
+
+
+def test_a_delta_that_no_accountant_can_confirm_is_refused_and_not_looked_for() -> None:
+    assert sigma_for(1.0, 1e-18) > sigma_for(1.0, 1e-12)
+    with pytest.raises(ValueError, match="delta 1e-18 or more"):
+        sigma_for(1.0, 1e-25)

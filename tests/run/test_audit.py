@@ -135,6 +135,15 @@ def test_members_and_holdout_must_be_other_patients_and_tiles(members: Any, hold
     drawn = a_set(*innocents())
     with pytest.raises(InputError, match="52 of its patients stand in m too, such as 'm0'"):
         Audit(drawn, members[0], members[0], embed, SIDE)
+    spelt = np.array([f" {str(name).upper()}" for name in members[0].real.patients])
+    with pytest.raises(InputError, match="52 of its patients stand in m too"):
+        Audit(
+            drawn,
+            members[0],
+            Source("h", Real(members[0].real.embeddings[::-1], spelt, members[0].real.classes)),
+            embed,
+            SIDE,
+        )
     renamed = Source("other", Real(members[0].real.embeddings, holdout[0].real.patients, holdout[0].real.classes))
     with pytest.raises(InputError, match="416 of its tiles have the embedding of one in m"):
         Audit(drawn, members[0], renamed, embed, SIDE)

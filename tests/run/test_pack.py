@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,11 @@ def test_what_a_user_should_know_of_the_tiles_is_said(source: Path, tmp_path: Pa
     notes = PngInfo()
     notes.add_text("Patient", "PAT-9")
     picture(6).save(source / "gland/MRN4711-6.png", pnginfo=notes)
+    chunk = b"\0\0\0\x0dtEXtPatient\0PAT-8"
+    chunk += zlib.crc32(chunk[4:]).to_bytes(4, "big")
+    picture(8).save(source / "gland/MRN4711-8.png")
+    plain = (source / "gland/MRN4711-8.png").read_bytes()
+    (source / "gland/MRN4711-8.png").write_bytes(plain[:-12] + chunk + plain[-12:])  # before the end, behind the pixels
     out = tmp_path / "packed"
     ended = pack(source, out)
     assert ended.code == 0, ended.err
@@ -126,10 +133,18 @@ def test_what_a_user_should_know_of_the_tiles_is_said(source: Path, tmp_path: Pa
     assert "nearly blank (tissue below 5%): 1 tile" in text
     assert "JPEG: 1 tile" in text
     assert "no plain RGB PNG, WebP or JPEG: 1 tile, packed as PNG of the same pixels" in text
-    assert "text or EXIF inside the image file: 1 tile" in text
+    assert "text or EXIF inside the image file: 2 tiles" in text
     (row,) = [row for row in sides(out) if row["converted"]]
     wanted = np.asarray(Image.open(source / row["source"]).convert("RGB"))
     assert np.array_equal(decode_image(members(out)[f"{row['key']}.png"]), wanted)
+
+
+def test_a_name_of_another_encoding_is_named(source: Path, tmp_path: Path) -> None:
+    (source / "gland/MRN4711-0.png").rename(os.fsdecode(os.fsencode(source) + b"/gland/M\xfcller.png"))
+    ended = pack(source, tmp_path / "packed")
+    assert ended.code == 2
+    assert "the name 'M\\udcfcller.png' is no UTF-8; rename the file or folder" in ended.err
+    assert not (tmp_path / "packed").exists()
 
 
 def test_tars_and_csvs_are_packed_too(source: Path, tmp_path: Path) -> None:

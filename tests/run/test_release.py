@@ -95,11 +95,14 @@ def test_a_cap_holds_over_sets(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> N
 def test_neither_a_larger_delta_nor_another_name_buys_more(spec_file: MakeSpec, dp: Dp, tmp_path: Path) -> None:
     assert run("build", spec_file(**dp(cap=2.0)), "--local").code == 0
     elsewhere = {"output": {"path": str(tmp_path / "second")}, "lineage": str(tmp_path / "l2")}
-    cheap = dp(epsilon=1.0, delta=0.01, cap=2.0, population={"alpha": 4, "beta": 4})
+    cheap = dp(epsilon=1.0, delta=1e-4, cap=2.0)
+    part = dp(cohort="other")
+    part["classes"], part["privacy"]["population"] = {"beta": 4}, {"beta": 300}
     for given, message in (
-        (cheap, "privacy."),
+        (cheap, "1 releases have spent epsilon 2 at delta 1e-06"),
+        (part, "those of some class, were released before, as cohort tests"),
         (dp(epsilon=1.0, cap=9.0), "a cap is not raised later"),
-        (dp(cohort="other"), "these very rows were released before, as cohort tests"),
+        (dp(cohort="other"), "these very rows, or those of some class, were released before, as cohort tests"),
     ):
         refused = run("build", spec_file(**given, **elsewhere), "--local")
         assert refused.code == 2 and message in refused.err, refused.err

@@ -74,6 +74,11 @@ def outside(file: h5py.File) -> None:
     file["features"] = file["far"]
 
 
+def unwritten(file: h5py.File) -> None:
+    del file["features"]
+    file.create_dataset("features", (1 << 42, 16), "f4", chunks=(1024, 16))
+
+
 def virtual(file: h5py.File) -> None:
     layout = h5py.VirtualLayout((4, 16), "f4")
     layout[:] = h5py.VirtualSource("SLIDE-beta-0.h5", "features", (4, 16))
@@ -192,6 +197,7 @@ CASES = {
                                  "embeddings.hdf5", "'features' is a group"),
     "external link": Case(hdf5(instead("features", h5py.ExternalLink("/etc/passwd", "/x"))), "embeddings.hdf5", "is a link to elsewhere"),
     "soft link": Case(hdf5(instead("features", h5py.SoftLink("/coords"))), "embeddings.hdf5", "is a link to elsewhere"),
+    "rows never written": Case(hdf5(one_file(unwritten)), "embeddings.hdf5", "and the file holds 4,096 bytes of them at most"),
     "external data": Case(hdf5(one_file(outside)), "embeddings.hdf5", "lies in other files"),
     "virtual data": Case(hdf5(one_file(virtual)), "embeddings.hdf5", "lies in other files"),
     "integers": Case(hdf5(instead("features", np.zeros((4, 16), int))), "embeddings.hdf5", "float (n, width) is needed"),
