@@ -102,7 +102,8 @@ def pool_maker(local: bool, workers: int | None, address: str | None) -> Any:
             return LocalPool(setup, tick)
         from synthfactory.run.ray_pool import RayPool
 
-        return RayPool(setup, tick, workers=workers, threads=int(setup.lock["execution"]["threads"]), address=address)
+        threads = int(setup.lock["execution"]["threads"])
+        return RayPool(setup, tick, workers=workers, threads=threads, address=address, say=say)
 
     return make
 

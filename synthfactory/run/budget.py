@@ -17,10 +17,12 @@ class BudgetSpentError(Exception):
 
 
 def spent_before(lineage: Store) -> tuple[int, float]:
-    """(network calls, seconds of devices) of all earlier runs into this lineage, as far as their units ended and were recorded."""
+    """(network calls, seconds of devices) of all earlier runs into this lineage, as far as their units ended, well or not, and
+    were recorded.
+    """
     calls, seconds = 0, 0.0
     for path, _ in lineage.entries("runs"):
-        if not path.rpartition("/")[2].startswith("unit-"):
+        if not path.rpartition("/")[2].startswith(("unit-", "failed-")):
             continue
         try:
             unit = json.loads(lineage.read(path))

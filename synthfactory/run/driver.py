@@ -30,7 +30,7 @@ from synthfactory.run.keys import guard
 from synthfactory.run.nearest_real import laid_out
 from synthfactory.run.prepare import Prepared, Standing, expected_of, read_standing
 from synthfactory.run.progress import Progress, duration
-from synthfactory.run.task import OUT_OF_BUDGET, Done, Failed, Pool, Setup, Task, Tick, UnitResult
+from synthfactory.run.task import FINGERPRINT, OUT_OF_BUDGET, Done, Failed, Pool, Setup, Task, Tick, UnitResult
 from synthfactory.run.tasks import Tasks
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.lease import Heartbeat, Lease
@@ -169,6 +169,8 @@ def _build_leased(
         nearest = None
         if prepared.bank is not None and prepared.holdout is not None:
             nearest = laid_out(spec, prepared.bank, prepared.holdout, keys.conditions, lineage)
+        if not commits and clean:
+            lineage.delete(FINGERPRINT)  # of a set that is begun anew
         setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock), nearest)
         opened = time.perf_counter()
         tasks = Tasks(spec, rounds, conditioning(prepared, found, keys.conditions, lineage, version_of(lock)))
@@ -201,6 +203,12 @@ def _laid_out(plan: Plan, standing: Standing, lock: dict[str, Any], out: Store, 
                 f"{where}: another build has just added round {stands.index} of another size; run the command again"
             )
         rounds = (*rounds, stands)
+    if standing.lock is not None:
+        before, now = standing.lock["recipe"]["class_banks"], read_lock(out.read(LOCK))["recipe"]["class_banks"]
+        if any(now.get(name, mac) != mac for name, mac in before.items()):
+            raise InputError(
+                f"{where}: its bank was changed meanwhile (synthfactory revoke does so); run the command again"
+            )
     put_if_changed(out, LOCK, lock_yaml(lock))
     return rounds
 
@@ -299,7 +307,8 @@ def _run_units(
                         result.out_of_budget = budget.short
                 else:
                     _raise_if_full(event.error)
-                    budget.settle(event.shard, 0, 0.0)
+                    tries = strikes[event.shard] + deaths[event.shard]
+                    budget.settle(event.shard, *_spent(event, tries, budget, setup, lineage))
                     in_a_row += _strike(event, strikes, deaths, queue, result, progress.say)
                     result.gave_up = in_a_row >= MAX_SET_ASIDE and bool(queue or ready)
     finally:
@@ -320,6 +329,14 @@ def _record(unit: UnitResult, setup: Setup, lineage: Store, result: BuildResult,
         say(
             f"shard {unit.shard:06d}: memory was short, so it was drawn in batches of {unit.batch_size} instead of {asked}"
         )
+
+
+def _spent(event: Failed, tries: int, budget: RunBudget, setup: Setup, lineage: Store) -> tuple[int, float]:
+    """(network calls, seconds) of a unit that failed, noted in LINEAGE. Of a process that is gone nobody knows: then all it was allowed."""
+    calls, seconds = getattr(event.error, "spent", (budget.allowance(event.shard) or 0, 0.0))
+    body = json.dumps({"shard": event.shard, "network_calls": calls, "seconds": {"sample": seconds}}, sort_keys=True)
+    lineage.put(f"runs/{setup.run_id}/failed-{event.shard:06d}-{tries}.json", body.encode() + b"\n")
+    return int(calls), float(seconds)
 
 
 def _raise_if_full(error: BaseException | None) -> None:

@@ -26,6 +26,7 @@ from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import Prepared, check_writable, read_standing
 from synthfactory.run.progress import duration
 from synthfactory.shards.store import Store, open_store
+from synthfactory.spec.errors import InputError
 
 SHEET, FIGURES = "pilot/contact-sheet.png", "pilot/pilot.json"
 
@@ -78,6 +79,10 @@ def pilot(prepared: Prepared, *, per_class: int, workers: int, say: Callable[[st
             }
         )
         result = build(replace(prepared, spec=small), LocalPool, say=say, use_lease=False)
+        if result.set_aside:  # nothing that was drawn would say anything of the set
+            raise InputError(
+                f"the pilot's tiles could not be drawn: {next(iter(result.set_aside.values()))}; nothing was written"
+            )
         found = _by_class(Path(scratch) / "lineage" / "units", list(spec.classes))
         sheet = contact_sheet(
             first_tiles(open_store(f"{scratch}/out"), list(spec.classes), per_class),

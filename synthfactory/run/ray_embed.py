@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from synthfactory.run.ray_pool import start_ray
 from synthfactory.spec.errors import InputError
 
 MAX_DEATHS = 5  # of the process that worked on one unit
+WAKE_SEC = 1.0  # between questions to workers that are being restarted
+AWAY_SEC = 600.0  # without any worker
 
 
 class _Actor:
@@ -27,6 +30,9 @@ class _Actor:
     def __init__(self, setup: EmbedSetup) -> None:
         self._setup = setup
         self._worker: UnitEmbedder | None = None
+
+    def ready(self) -> None:
+        """Answers where the process is there."""
 
     def run(self, tiles: TileFolder) -> str:
         """Embeds one unit."""
@@ -59,29 +65,52 @@ class RayEmbedPool:
         return f"{self._where}, {len(self._actors)} worker{'s' * (len(self._actors) > 1)}"
 
     def run(self, units: Sequence[TileFolder]) -> Iterator[tuple[int, str]]:
-        """Yields (unit, name of its result) as they end; ends Ray afterwards, whatever happens."""
+        """Yields (unit, name of its result) as they end; ends Ray afterwards, whatever happens. A worker whose process has ended gets no
+        unit until it answers again. OSError where a unit's workers end again and again, or none comes back.
+        """
         waiting, idle = list(reversed(range(len(units)))), list(self._actors)
         busy: dict[Any, tuple[int, Any]] = {}
-        deaths = Counter[int]()
+        asked: dict[Any, Any] = {}  # call of `ready` -> actor
+        away: list[Any] = []
+        deaths, alone = Counter[int](), time.monotonic()
         try:
             while waiting or busy:
                 while waiting and idle:
                     number, actor = waiting.pop(), idle.pop()
                     busy[actor.run.remote(units[number])] = (number, actor)
-                for call in ray.wait(list(busy), num_returns=1)[0]:
+                asked.update({actor.ready.remote(): actor for actor in away})
+                away.clear()
+                done = ray.wait([*busy, *asked], num_returns=1, timeout=WAKE_SEC)[0]
+                alone = time.monotonic() if busy else alone
+                if time.monotonic() - alone > AWAY_SEC:
+                    raise OSError("no worker has come back for ten minutes; memory may be short, or the nodes are gone")
+                for call in done:
+                    if call in asked:
+                        actor = asked.pop(call)
+                        try:
+                            ray.get(call)
+                            idle.append(actor)
+                        except ray.exceptions.RayError:
+                            away.append(actor)
+                            time.sleep(WAKE_SEC if not busy else 0)
+                        continue
                     number, actor = busy.pop(call)
-                    idle.append(actor)
                     try:
                         yield number, str(ray.get(call))
+                        idle.append(actor)
                     except ray.exceptions.RayTaskError as error:
                         if isinstance(error.cause, InputError):
                             raise InputError(str(error.cause)) from None
                         raise
-                    except ray.exceptions.RayActorError:
+                    except ray.exceptions.RayError as error:  # its process, its node, or the memory of it
                         deaths[number] += 1
                         if deaths[number] >= MAX_DEATHS:
-                            raise
+                            raise OSError(
+                                f"the workers of {units[number].where(0)} and its neighbours ended {MAX_DEATHS} times, last with "
+                                f"{type(error).__name__}; memory may be short: name fewer --workers"
+                            ) from None
                         waiting.append(number)
+                        away.append(actor)
         finally:
             for actor in self._actors:
                 with contextlib.suppress(ray.exceptions.RayError):

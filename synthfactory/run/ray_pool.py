@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray 2.60 warns at every start
@@ -29,6 +30,7 @@ from synthfactory.spec.schema import Spec
 
 POLL_SEC = 0.5
 FAULT_SEC = 60.0  # before a worker that could not load what others could is asked again
+LOAD_SEC = 600.0  # in which one worker must have loaded the model, where others ended while they did
 WAKE_SEC = 1.0  # between questions to a worker that is being restarted
 REPORT_SEC = 2.0
 
@@ -89,7 +91,12 @@ def probe_on_ray(spec: Spec, address: str) -> int:
     """probe_batch on a worker's kind of device: the machine that drives a build may have no GPU."""
     start_ray(address, 0)
     gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
-    return int(ray.get(ray.remote(num_gpus=gpus)(probe_batch).remote(spec)))
+    try:
+        return int(ray.get(ray.remote(num_gpus=gpus)(probe_batch).remote(spec)))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise
 
 
 def try_ray() -> str:
@@ -102,8 +109,17 @@ def try_ray() -> str:
 class RayPool:
     """One actor per GPU where the cluster has GPUs, else per `threads` CPU cores."""
 
-    def __init__(self, setup: Setup, tick: Tick, *, workers: int | None, threads: int, address: str | None) -> None:
-        self._tick = tick
+    def __init__(
+        self,
+        setup: Setup,
+        tick: Tick,
+        *,
+        workers: int | None,
+        threads: int,
+        address: str | None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._tick, self._say = tick, say
         local_workers = workers or max(1, (os.cpu_count() or 1) // threads)
         start_ray(address, local_workers if address is None else 0)
         resources = ray.cluster_resources()
@@ -132,9 +148,22 @@ class RayPool:
     def _check_first(self) -> None:
         """One worker loads the model before any unit goes out, so that bad input ends the build with one message."""
         self._device: str | None = None  # of the workers that have been ready
+        self._lost = ""  # how a worker ended last before any was ready
+        began, told = time.monotonic(), False
         try:
             while not self._idle and (self._waking or self._absent):
                 self._wake(POLL_SEC)
+                waited = time.monotonic() - began
+                if self._lost and waited > LOAD_SEC:
+                    raise InputError(
+                        f"workers end while they load the model ({self._lost}); memory may be short for so many: name fewer --workers"
+                    )
+                if waited > FAULT_SEC and not told:
+                    told = True
+                    why = f" ({self._lost}: memory may be short)" if self._lost else ""
+                    self._say(
+                        f"no worker is ready yet{why}; waiting for one (Ctrl-C leaves a state that the same command goes on from)"
+                    )
         except BaseException:
             self.close()
             raise
@@ -162,7 +191,8 @@ class RayPool:
             if self._device is None:
                 raise
             self._absent.append((time.monotonic() + FAULT_SEC, number))  # others work: this machine's own fault
-        except ray.exceptions.RayError:  # its process or node is away
+        except ray.exceptions.RayError as error:  # its process or node is away
+            self._lost = type(error).__name__
             self._absent.append((time.monotonic() + WAKE_SEC, number))
 
     def describe(self) -> str:

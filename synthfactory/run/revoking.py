@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from synthfactory.plan.lock import LOCK, check_same_recipe, lock_yaml
+from synthfactory.plan.lock import LOCK, check_same_recipe, lock_yaml, read_lock
 from synthfactory.run.belonging import recipe_of
 from synthfactory.run.driver import check_affordable
 from synthfactory.run.keys import read_keys
@@ -110,7 +110,7 @@ def check_gone(patient: str, prepared: Prepared) -> None:
         )
 
 
-def withdraw(patient: str, prepared: Prepared) -> Iterator[str]:
+def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None) -> Iterator[str]:
     """Takes back every shard that rests on the patient, and what LINEAGE holds of them; yields what was done, a line each.
 
     The build that follows draws the shards anew. InputError, and nothing is touched, where another build is at work, where nothing rests on
@@ -118,9 +118,11 @@ def withdraw(patient: str, prepared: Prepared) -> Iterator[str]:
     """
     spec = prepared.spec
     lineage = open_store(spec.lineage)
-    lease = Lease(lineage)
+    lease = Lease(lineage) if lease is None else lease
     if not lease.acquire():
-        raise InputError(f"a build of {spec.output.path} seems to be at work; wait for its end, then run this again")
+        yield f"a build of {spec.output.path} seems to be at work; waiting up to {2 * lease.ttl_sec:.0f} s for it to show itself"
+        if not lease.wait(2 * lease.ttl_sec):
+            raise InputError(f"a build of {spec.output.path} is at work; wait for its end, then run this again")
     with Heartbeat(lease):  # only now: what was committed until the lease was taken is seen
         standing = read_standing(spec.output.path)
         found = resting_on(patient, standing, lineage)
@@ -134,6 +136,12 @@ def withdraw(patient: str, prepared: Prepared) -> Iterator[str]:
             _note(mac, found, lineage)
         # The lock comes first: a build that still has the old bank is refused from here on.
         standing.store.put(LOCK, lock_yaml(lock))
+        # Builds without the lease look at the lock after each commit; what they committed before it changed is seen here.
+        late = read_standing(spec.output.path)
+        before, found = found, resting_on(patient, late, lineage)
+        standing = replace(standing, commits=late.commits)
+        if found.shards != before.shards:
+            _note(mac, found, lineage)
         if changed:
             yield f"the rows of {', '.join(changed)} are others than the set was begun with; its lock says so now"
         for shard in found.shards:
@@ -144,6 +152,10 @@ def withdraw(patient: str, prepared: Prepared) -> Iterator[str]:
         for path in found.stale:
             lineage.delete(path)
         yield f"took back {len(found.shards)} shards with {found.count} tiles that rest on the patient"
+        if read_lock(standing.store.read(LOCK))["recipe"]["class_banks"] != lock["recipe"]["class_banks"]:
+            raise InputError(
+                f"{spec.output.path}: a build without the lease wrote its lock meanwhile; end it, then run this again"
+            )
         yield from _cleared(spec, lineage)
 
 
@@ -195,7 +207,11 @@ def _note(mac: str, found: Resting, lineage: Store) -> None:
 
 def _cleared(spec: Spec, lineage: Store) -> Iterator[str]:
     """What LINEAGE and the cache hold of real tiles beside the units; what is not ours to delete is named."""
-    why = {"pilot/": "may show tiles that rest on the patient", "privacy/nearest-": "held the patient's embeddings"}
+    why = {
+        "pilot/": "may show tiles that rest on the patient",
+        "calibration/": "may hold embeddings of such tiles",
+        "privacy/nearest-": "held the patient's embeddings",
+    }
     for begin, reason in why.items():
         for path, _ in list(lineage.entries(begin.partition("/")[0])):
             if path.startswith(begin):

@@ -13,6 +13,7 @@ from synthfactory.shards.record import Part
 from synthfactory.spec.schema import Spec
 
 OUT_OF_BUDGET = "out of budget"
+FINGERPRINT = "fingerprint.json"  # in LINEAGE, under execution.strict: of the first worker
 Tick = Callable[[int, int], None]  # (candidates drawn, of them rejected) since the last tick
 
 

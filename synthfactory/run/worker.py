@@ -5,6 +5,7 @@ Where a batch does not fit the device's memory, the whole unit is drawn again at
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections import Counter
@@ -14,16 +15,16 @@ from typing import Any
 import torch
 
 from synthfactory.plan.bags import bag_id
-from synthfactory.plan.lock import tile_terms
+from synthfactory.plan.lock import LOCK, read_lock, tile_terms
 from synthfactory.run.budget import BudgetSpentError
 from synthfactory.run.drawing import Drawing, Unit
 from synthfactory.run.engines import make_engine
 from synthfactory.run.fingerprint import fingerprint
 from synthfactory.run.keys import read_keys
 from synthfactory.run.models import choose_model
-from synthfactory.run.task import OUT_OF_BUDGET, Setup, Task, Tick, UnitResult
+from synthfactory.run.task import FINGERPRINT, OUT_OF_BUDGET, Setup, Task, Tick, UnitResult
 from synthfactory.screen import Nearest
-from synthfactory.shards.commit import commit_shard, unit_path
+from synthfactory.shards.commit import commit_path, commit_shard, standing_commit, unit_path
 from synthfactory.shards.record import TileRecord, lineage_parquet, public_parquet
 from synthfactory.shards.store import open_store
 from synthfactory.shards.tarfmt import write_shard
@@ -54,8 +55,13 @@ class Worker:
 
     def _check_fingerprint(self) -> None:
         self.fingerprint = fingerprint(self._engine, self._batch_size)
-        other = self.setup.other_fingerprint
-        if other is not None and other != self.fingerprint:
+        if not self.setup.lock["execution"]["strict"]:
+            return
+        # The first worker of a set says what all others must be: none is compared with a commit that is not there yet.
+        first = self.setup.other_fingerprint or self.fingerprint
+        self._lineage.create(FINGERPRINT, json.dumps(first, sort_keys=True).encode())
+        other = json.loads(self._lineage.read(FINGERPRINT))
+        if other != json.loads(json.dumps(self.fingerprint)):
             differs = sorted(k for k in self.fingerprint if other.get(k) != self.fingerprint[k])
             raise InputError(
                 f"execution.strict: this machine differs from the one that began the build in {', '.join(differs)}; "
@@ -74,11 +80,14 @@ class Worker:
         with tempfile.TemporaryDirectory(prefix="synthfactory-") as scratch:
             try:
                 unit = self._drawn(task, Path(scratch), tick)
+                outcome = self._commit(unit, Path(scratch))
             except BudgetSpentError:
                 calls = self._engine.spent.network_calls - calls_before
                 spent = {"sample": time.perf_counter() - began}
                 return UnitResult(task.shard, OUT_OF_BUDGET, 0, 0, 0, calls, self._batch_size, seconds=spent)
-            outcome = self._commit(unit, Path(scratch))
+            except Exception as error:
+                self._note_spent(error, calls_before, began)
+                raise
         filled = len(unit.attempts)
         return UnitResult(
             shard=task.shard,
@@ -91,6 +100,10 @@ class Worker:
             seconds={stage: round(value, 4) for stage, value in unit.seconds.items()},
             batch_size=self._batch_size,
         )
+
+    def _note_spent(self, error: Exception, calls_before: int, began: float) -> None:
+        """What a unit that fails has cost counts against the budget as well; the error takes it to the driver."""
+        error.spent = (self._engine.spent.network_calls - calls_before, time.perf_counter() - began)  # type: ignore[attr-defined]
 
     def _drawn(self, task: Task, scratch: Path, tick: Tick) -> Unit:
         calls_end = None if task.calls_allowed is None else self._engine.spent.network_calls + task.calls_allowed
@@ -143,6 +156,7 @@ class Worker:
         for position, slot in enumerate(task.slots):
             if position not in unit.attempts:
                 missing.setdefault(slot.class_name, []).append(slot.index)
+        self._check_banks()
         # Lineage first: a published tile must never be without the record of where it came from.
         self._lineage.put(unit_path(task.shard, shard.sha256), lineage_parquet(unit.rows))
         body = {
@@ -152,5 +166,28 @@ class Worker:
             "fingerprint": self.fingerprint,
         }
         outcome = commit_shard(self._out, task.shard, shard, public, body)
+        try:
+            self._check_banks()  # again: what was committed before the lock changed, `revoke` has seen; what came after is seen here
+        except InputError:
+            self._take_back(task.shard, shard.sha256)
+            raise
         unit.seconds["commit"] += time.perf_counter() - began
         return outcome.value
+
+    def _check_banks(self) -> None:
+        """InputError where the set's lock names other rows than these conditions come from: `revoke` took a patient out meanwhile."""
+        mine = self.setup.lock["recipe"]["class_banks"]
+        now = read_lock(self._out.read(LOCK))["recipe"]["class_banks"]
+        if any(now.get(name, mac) != mac for name, mac in mine.items()):
+            raise InputError(
+                f"{self.setup.spec.output.path}: its bank was changed while this build was at work (synthfactory revoke does so); nothing "
+                "more is drawn from the old one, so run the command again"
+            )
+
+    def _take_back(self, shard: int, sha256: str) -> None:
+        standing = standing_commit(self._out, shard)
+        if standing is not None and standing.unit == unit_path(shard, sha256):
+            self._out.delete(commit_path(shard))
+            for path in standing.objects:
+                self._out.delete(path)
+        self._lineage.delete(unit_path(shard, sha256))

@@ -99,6 +99,8 @@ class Sampler(FrozenModel):
         problem = _solver_problem(self.method, self.solver)
         if problem:
             raise Problems([("solver", problem)])
+        if self.method == "sde" and self.steps == 1:
+            raise Problems([("steps", "method sde needs 2 or more: one to draw, and the noise-free last one")])
         return self
 
     @property

@@ -8,6 +8,7 @@ import pytest
 
 from synthfactory.run import ray_pool
 from synthfactory.run.ray_pool import RayPool
+from synthfactory.spec.errors import InputError
 
 
 def test_one_machines_own_fault_does_not_end_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +23,54 @@ def test_one_machines_own_fault_does_not_end_the_build(monkeypatch: pytest.Monke
     pool._device = "CPU"
     pool._met("call", 1)
     assert ([number for _, number in pool._absent], pool.free()) == ([1], 0)
+
+
+def test_workers_that_end_while_they_load_are_told_of_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = [0.0], list[str]()
+    monkeypatch.setattr(ray_pool.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ray_pool.time, "sleep", lambda sec: clock.__setitem__(0, clock[0] + sec))
+    monkeypatch.setattr(ray_pool.ray, "wait", lambda calls, **how: (list(calls), []))
+    monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: None)
+
+    def dies(call: Any) -> str:
+        raise ray_pool.ray.exceptions.ActorDiedError()
+
+    class Ready:
+        def remote(self) -> object:
+            return object()
+
+    class Actor:
+        ready = Ready()
+
+    monkeypatch.setattr(ray_pool.ray, "get", dies)
+    monkeypatch.setattr(RayPool, "close", lambda self: None)
+    pool = RayPool.__new__(RayPool)
+    pool._actors, pool._idle, pool._absent, pool._busy = {0: Actor()}, [], [], {}  # type: ignore[dict-item]
+    pool._waking, pool._say = {object(): 0}, said.append
+    with pytest.raises(
+        InputError, match=r"workers end while they load the model \(ActorDiedError\); memory may be short"
+    ):
+        pool._check_first()
+    assert len(said) == 1 and "no worker is ready yet (ActorDiedError: memory may be short)" in said[0]
+    assert ray_pool.LOAD_SEC <= clock[0] < ray_pool.LOAD_SEC + 60
+
+
+def test_bad_input_that_the_probe_meets_on_a_node_is_the_message_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = ray_pool.ray.exceptions.RayTaskError("probe", "trace", InputError("model: nowhere: no such folder"))
+
+    class Remote:
+        def remote(self, spec: Any) -> None:
+            return None
+
+    def fails(call: Any) -> int:
+        raise problem.as_instanceof_cause()
+
+    monkeypatch.setattr(ray_pool, "start_ray", lambda *given: None)
+    monkeypatch.setattr(ray_pool.ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray_pool.ray, "remote", lambda **how: lambda call: Remote())
+    monkeypatch.setattr(ray_pool.ray, "get", fails)
+    with pytest.raises(InputError) as told:
+        ray_pool.probe_on_ray(None, "auto")  # type: ignore[arg-type]
+    assert str(told.value) == "model: nowhere: no such folder"

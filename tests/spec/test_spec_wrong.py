@@ -174,6 +174,14 @@ WRONG: dict[str, tuple[str, str, int, int, str, str]] = {
         "sampler.solver",
         "does not go with method sde; it would be euler_maruyama",
     ),
+    "one step of an SDE": (
+        "method: ode\n  steps: 10",
+        "method: sde\n  steps: 1",
+        10,
+        10,
+        "sampler.steps",
+        "method sde needs 2 or more",
+    ),
     "override that does not fit": (
         "{steps: 20}",
         "{solver: euler_maruyama}",
