@@ -35,7 +35,7 @@ def test_the_published_setting_takes_435_calls() -> None:
         (Sampler(solver="heun", steps=4, guidance=Guidance(scale=2.0, high=0.5)), 11),  # of 1, .75 x2, .5 x2, .25 x2
         (Sampler(solver="euler", steps=4, guidance=Guidance(scale=2.0, low=0.9, high=0.95)), 4),
         (Sampler(method="sde", solver="euler_maruyama", steps=250, guidance=PLAIN), 250),
-        (Sampler(method="sde", solver="euler_maruyama", steps=1, guidance=Guidance(scale=2.0)), 2),
+        (Sampler(method="sde", solver="euler_maruyama", steps=2, guidance=Guidance(scale=2.0)), 4),
     ],
 )
 def test_calls_per_tile(sampler: Sampler, calls: int) -> None:
