@@ -314,7 +314,8 @@ class TrainConfig(FrozenModel):
         if missing:
             raise Problems([(name, f"is missing; mode {self.mode} builds on a run of that mode") for name in missing])
         if self.network:
-            faults = faults_of_network(self.mode, self.network)
+            aligned = self.mode == "repa-e" or (self.mode == "diffusion" and self.diffusion.alignment > 0)
+            faults = faults_of_network(self.mode, self.network, aligned=aligned)
             if faults:
                 raise Problems(faults)
         return self

@@ -140,7 +140,7 @@ class _Run:
     def __init__(self, config: TrainConfig, run: Path, cache: Path, divided: Split, loader: Loader, team: Team) -> None:
         self.config, self.run, self.divided, self.loader, self.team = config, run, divided, loader, team
         with team.first():
-            self.work: Step = step_for(config, loader, cache, team)
+            self.work: Step = step_for(config, loader, cache, team, _begun(run))
         prepare(config, self.work.module)
         plan = config.optimiser
         self.phases = self.work.phases
@@ -170,11 +170,13 @@ class _Run:
         path, now = self.run / "extra.json", self._extra()
         if self.first and path.exists():
             before = json.loads(path.read_text())
-            of_old = (
+            of_old = {
                 "encoder_sha256",
                 "vae_sha256",
                 "split_sha256",
-            )  # runs that were begun before they were noted go on
+            }  # runs that were begun before they were noted go on
+            if self.config.mode == "vae" and self.config.base is None:
+                of_old.add("encoder_step")
             noted = {name: what for name, what in ORIGIN.items() if name in before or name not in of_old}
             changed = list(dict.fromkeys(what for name, what in noted.items() if before.get(name) != now.get(name)))
             if changed:
@@ -351,6 +353,12 @@ class _Run:
                 f"{self.run}/checkpoints: step {step} cannot be written: {why}; make room and run the same command: "
                 f"it goes on from step {good[-1] if good else 0}"
             ) from None
+
+
+def _begun(run: Path) -> dict[str, Any]:
+    """What RUN/extra.json says, of a run that has a checkpoint; {} where none is begun."""
+    path = run / "extra.json"
+    return dict(json.loads(path.read_text())) if checkpoint.steps(run) and path.exists() else {}
 
 
 def _optimiser(plan: Optimiser, module: nn.Module, phase: Phase) -> torch.optim.Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -41,12 +41,14 @@ class Parts:
     extra: dict[str, Any]
 
 
-def parts_of(config: TrainConfig, loader: Loader) -> Parts:
-    """As the config's mode says. InputError where runs or model are not there, or do not fit the tiles."""
-    return _of_runs(config, loader) if config.base is None else _of_base(config, loader)
+def parts_of(config: TrainConfig, loader: Loader, begun: Mapping[str, Any] = {}) -> Parts:
+    """As the config's mode says; statistics of conditions as the run was `begun` with (its notes), where it was. InputError where runs or
+    model are not there, or do not fit the tiles.
+    """
+    return _of_runs(config, loader, begun) if config.base is None else _of_base(config, loader, begun)
 
 
-def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
+def _of_runs(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> Parts:
     assert config.encoder_run and config.vae_run
     encoder_step, encoder, encoder_sha256 = _encoder_of_run(config.encoder_run)
     vae_config = config_of(config.vae_run, "vae")
@@ -61,7 +63,7 @@ def _of_runs(config: TrainConfig, loader: Loader) -> Parts:
     network = {
         **config.network,
         "condition_width": encoder.config.width,
-        **condition_statistics(encoder, loader),
+        **(_noted(begun.get("network")) or condition_statistics(encoder, loader)),
         "projection_width": encoder.config.width,
     }
     sit = sit_from_dict(network)
@@ -81,6 +83,12 @@ def condition_statistics(encoder: ViT, loader: Loader) -> dict[str, float]:
         "condition_mean": round(float(embeddings.mean()), 4),
         "condition_std": round(float(embeddings.std()), 4),
     }
+
+
+def _noted(found: Mapping[str, Any] | None) -> dict[str, float]:
+    """A run keeps the statistics that it was begun with: a later version, or another machine, may measure others."""
+    names = ("condition_mean", "condition_std")
+    return {name: found[name] for name in names} if found and all(name in found for name in names) else {}
 
 
 def config_of(run: str, mode: str) -> TrainConfig:
@@ -167,7 +175,7 @@ def _named(folder: ModelFolder) -> dict[str, str]:
     return {"id": folder.id, "revision": folder.revision, "sha256": folder.sha256}
 
 
-def _of_base(config: TrainConfig, loader: Loader) -> Parts:
+def _of_base(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> Parts:
     folder, model = _base(config, loader)
     assert model.encoder is not None
     sit, plan = model.sit.cpu(), config.finetune
@@ -181,7 +189,8 @@ def _of_base(config: TrainConfig, loader: Loader) -> Parts:
             raise InputError(
                 f"encoder_run: {config.encoder_run}: its embeddings are {encoder.config.width} wide; {folder.id} takes {wanted}"
             )
-        extra |= {"encoder_step": step, "encoder_sha256": digest, "condition": condition_statistics(encoder, loader)}
+        condition = _noted(begun.get("condition")) or condition_statistics(encoder, loader)
+        extra |= {"encoder_step": step, "encoder_sha256": digest, "condition": condition}
         state, sit = sit.state_dict(), sit_from_dict(sit.config.model_dump() | extra["condition"])
         sit.load_state_dict(state)
     if plan.lora is not None:

@@ -12,6 +12,7 @@ The perceptual loss compares the encoder's patch tokens (cosine) of a tile and o
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,10 +55,10 @@ class _Seen:
 class RepaEStep:
     """Autoencoder, discriminator and SiT."""
 
-    def __init__(self, config: TrainConfig, loader: Loader, team: Team) -> None:
+    def __init__(self, config: TrainConfig, loader: Loader, team: Team, begun: Mapping[str, Any] = {}) -> None:
         self.config, self.team, self.place = config, team, team.place(config.precision)
         self.size_px = loader.size_px
-        parts = parts_of(config, loader)
+        parts = parts_of(config, loader, begun)
         self.encoder = parts.encoder.to(self.place.device, self.place.dtype)
         discriminator = PatchDiscriminator(config.repa_e.discriminator_width, config.repa_e.discriminator_layers)
         check_discriminator("repa_e", config.repa_e.discriminator_layers, loader.size_px, "a tile of data.shards")

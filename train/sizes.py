@@ -24,8 +24,8 @@ FORMS: dict[str, tuple[type[BaseModel], Callable[[dict[str, Any]], nn.Module]]] 
 }  # fmt: skip
 
 
-def faults_of_network(mode: str, sizes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(path, what is wrong) of every fault; nothing is allocated."""
+def faults_of_network(mode: str, sizes: Mapping[str, Any], *, aligned: bool) -> list[tuple[str, str]]:
+    """(path, what is wrong) of every fault; nothing is allocated. `aligned`: a SiT's projector will be read."""
     form, build = FORMS[mode]
     try:
         given = form.model_validate(sizes)
@@ -33,7 +33,7 @@ def faults_of_network(mode: str, sizes: Mapping[str, Any]) -> list[tuple[str, st
         if heads < 1 or width % heads:
             return [("network.heads", f"must divide width ({width})")]
         depth, read_after = getattr(given, "depth", 0), getattr(given, "projection_depth", None)
-        if read_after is not None and not 1 <= read_after <= depth:
+        if aligned and read_after is not None and not 1 <= read_after <= depth:
             right = f"must be 1 to depth ({depth}), or null for no alignment"
             return [
                 (

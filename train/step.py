@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ from train.vae_step import VAEStep
 class DiffusionStep:
     """Flow matching on cached latents, conditioned on the encoder's class token, aligned to its patch tokens."""
 
-    def __init__(self, config: TrainConfig, loader: Loader, cache: Path, place: Place) -> None:
+    def __init__(
+        self, config: TrainConfig, loader: Loader, cache: Path, place: Place, begun: Mapping[str, Any] = {}
+    ) -> None:
         self.config, self.index, self.weights, self.place = config, loader.index, config.diffusion, place
-        parts = parts_of(config, loader)
+        parts = parts_of(config, loader, begun)
         self.encoder = parts.encoder.to(place.device, place.dtype)
         self.vae, self.size_px = parts.vae, loader.size_px
         self.latents = self._latents(parts, loader, cache)
@@ -110,13 +112,13 @@ class DiffusionStep:
         return flow + weights.alignment * against, figures
 
 
-def step_for(config: TrainConfig, loader: Loader, cache: Path, team: Team) -> Step:
-    """The step object of the config's mode, on the team's device."""
+def step_for(config: TrainConfig, loader: Loader, cache: Path, team: Team, begun: Mapping[str, Any] = {}) -> Step:
+    """The step object of the config's mode, on the team's device. `begun`: what a run that goes on noted when it was begun."""
     place = team.place(config.precision)
     if config.mode == "encoder":
         return EncoderStep(config, loader, place)
     if config.mode == "vae":
         return VAEStep(config, loader, team)
     if config.mode == "repa-e":
-        return RepaEStep(config, loader, team)
-    return DiffusionStep(config, loader, cache, place)
+        return RepaEStep(config, loader, team, begun)
+    return DiffusionStep(config, loader, cache, place, begun)

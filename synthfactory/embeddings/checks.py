@@ -136,6 +136,9 @@ def check_fraction(value: float, name: str, where: str) -> None:
         raise InputError(f"{where}: {name} is {value:g}; a share from 0 to 1 is needed (40 % is 0.4)")
 
 
+_WHOLE_TCGA = re.compile(_TCGA.pattern + r"[0-9A-Z-]*", re.IGNORECASE)  # of the slide, not of the patient alone
+
+
 def training_cohort(*columns: Sequence[str | None]) -> str:
     """'some' where a patient or slide id is a TCGA barcode (CytoSyn was trained on TCGA), 'none' where every row (of these columns) states
     an id and none of them is, else 'unknown'.
@@ -152,8 +155,10 @@ def slide_with_barcode(slide: str | None, patient: str | None, file: str | None)
     """The slide's name; with the TCGA barcode in the name of the tile's file, where neither slide nor patient says it: else nobody would
     know whose the tile is, once it lies in a bank or a tar under another name.
     """
-    if member_of_cohort(slide, patient) or not (code := member_of_cohort(file)):
+    if member_of_cohort(slide, patient) or not member_of_cohort(file):
         return slide
+    match = _WHOLE_TCGA.search(str(file))
+    code = str(file) if match is None else match[0].upper()
     return f"{slide} {code}" if slide else code
 
 

@@ -25,6 +25,7 @@ from synthfactory.embeddings.checks import (
     check_fraction,
     check_mpp,
     check_mpp_known,
+    member_of_cohort,
     slide_with_barcode,
 )
 from synthfactory.embeddings.indexing import build_bank
@@ -234,8 +235,12 @@ def _slides(batch: pa.RecordBatch) -> Coded:
         return slides
     files = batch.column("tile").cast(pa.string())
     hinted = pc.fill_null(pc.match_substring(files, "tcga-", ignore_case=True), False)
-    rows = np.flatnonzero(hinted.to_numpy(zero_copy_only=False))
     patients = coded(batch, "patient_id")
+    said = [
+        np.array([member_of_cohort(name) is not None for name in ids.names], bool)[ids.codes]
+        for ids in (slides, patients)
+    ]
+    rows = np.flatnonzero(hinted.to_numpy(zero_copy_only=False) & ~said[0] & ~said[1])
     marked = {row: slide_with_barcode(slides.at(row), patients.at(row), files[row].as_py()) for row in map(int, rows)}
     if all(slides.at(row) == name for row, name in marked.items()):
         return slides

@@ -237,8 +237,11 @@ class Scores:
         self._once = np.ones((1, len(names)))
         draws = int(min(DRAWS, max(200, LARGEST // len(names))))
         self._weights = np.empty((draws, len(names)))
-        self._strata: dict[int, np.ndarray] = {}  # patients by the class that they have most tiles of
-        main, random = self._tiles.argmax(axis=1), np.random.default_rng(seed)
+        # Patients by the rarest class that they have tiles of: a rare class keeps its number of patients in every draw.
+        self._strata: dict[int, np.ndarray] = {}
+        rarest_first = np.argsort(self._patients, kind="stable")
+        main = rarest_first[(self._tiles[:, rarest_first] > 0).argmax(axis=1)]
+        random = np.random.default_rng(seed)
         for label in np.unique(main):
             mine = self._strata[int(label)] = np.flatnonzero(main == label)
             self._weights[:, mine] = random.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), draws)
@@ -301,7 +304,7 @@ class Scores:
         self, statistic: Callable[[np.ndarray], np.ndarray], draws: np.ndarray, chosen: Sequence[int]
     ) -> Iterator[float]:
         """Half widths that add up by their squares: one of each class of few patients, by draws of these alone; one of all others."""
-        few = [label for label in self._strata if label in chosen and len(self._strata[label]) < FEW]
+        few = [label for label in self._strata if len(self._strata[label]) < FEW]
         rest = [label for label in self._strata if label not in few]
         least = {label: 3.0 / (self._patients[label] * len(chosen)) for label in chosen}
         for labels in [[label] for label in few] + [rest] * bool(rest):
@@ -310,12 +313,13 @@ class Scores:
                 mine = np.concatenate([self._strata[label] for label in labels])
                 weights[:, mine] = self._weights[:, mine]
                 draws = statistic(weights)
-            n = max(min((len(self._strata[label]) for label in labels if label in chosen), default=FEW), 2)
+            n = max(min(len(self._strata[label]) for label in labels), 2)
             spread = math.sqrt(n / (n - 1)) * float(
                 np.nanstd(draws)
             )  # a bootstrap of n sees (n - 1) / n of the variance
-            floor = math.sqrt(sum(least.get(label, 0.0) ** 2 for label in labels))
+            floor = math.sqrt(sum(least.pop(label, 0.0) ** 2 for label in labels))
             yield max(float(t.ppf(0.975, n - 1)) * spread, floor)
+        yield from least.values()  # of classes all of whose patients have tiles of a rarer one
 
     def share(self, hits_N: np.ndarray, classes: Sequence[int]) -> dict[str, Any]:
         """Balanced accuracy of these classes."""

@@ -71,16 +71,20 @@ class RayEmbedPool:
         waiting, idle = list(reversed(range(len(units)))), list(self._actors)
         busy: dict[Any, tuple[int, Any]] = {}
         asked: dict[Any, Any] = {}  # call of `ready` -> actor
-        away: list[Any] = []
+        away: list[tuple[float, Any]] = []  # (when to ask again, actor)
         deaths, alone = Counter[int](), time.monotonic()
         try:
             while waiting or busy:
                 while waiting and idle:
                     number, actor = waiting.pop(), idle.pop()
                     busy[actor.run.remote(units[number])] = (number, actor)
-                asked.update({actor.ready.remote(): actor for actor in away})
-                away.clear()
-                done = ray.wait([*busy, *asked], num_returns=1, timeout=WAKE_SEC)[0]
+                for due, actor in [*away]:
+                    if time.monotonic() >= due:
+                        away.remove((due, actor))
+                        asked[actor.ready.remote()] = actor
+                if not busy and not asked:
+                    time.sleep(WAKE_SEC)
+                done = ray.wait([*busy, *asked], num_returns=1, timeout=WAKE_SEC)[0] if busy or asked else []
                 alone = time.monotonic() if busy else alone
                 if time.monotonic() - alone > AWAY_SEC:
                     raise OSError("no worker has come back for ten minutes; memory may be short, or the nodes are gone")
@@ -91,8 +95,7 @@ class RayEmbedPool:
                             ray.get(call)
                             idle.append(actor)
                         except ray.exceptions.RayError:
-                            away.append(actor)
-                            time.sleep(WAKE_SEC if not busy else 0)
+                            away.append((time.monotonic() + WAKE_SEC, actor))
                         continue
                     number, actor = busy.pop(call)
                     try:
@@ -110,7 +113,7 @@ class RayEmbedPool:
                                 f"{type(error).__name__}; memory may be short: name fewer --workers"
                             ) from None
                         waiting.append(number)
-                        away.append(actor)
+                        away.append((time.monotonic() + WAKE_SEC, actor))
         finally:
             for actor in self._actors:
                 with contextlib.suppress(ray.exceptions.RayError):

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,10 @@ from synthfactory.spec.schema import Spec
 
 POLL_SEC = 0.5
 FAULT_SEC = 60.0  # before a worker that could not load what others could is asked again
-LOAD_SEC = 600.0  # in which one worker must have loaded the model, where others ended while they did
+LOAD_SEC, MOST_ENDED = (
+    600.0,
+    3,
+)  # in which one worker must have loaded the model, where every one ended so often while it did
 WAKE_SEC = 1.0  # between questions to a worker that is being restarted
 REPORT_SEC = 2.0
 
@@ -148,13 +152,13 @@ class RayPool:
     def _check_first(self) -> None:
         """One worker loads the model before any unit goes out, so that bad input ends the build with one message."""
         self._device: str | None = None  # of the workers that have been ready
-        self._lost = ""  # how a worker ended last before any was ready
+        self._lost, self._ended = "", Counter[int]()  # how a worker ended last before any was ready; how often each did
         began, told = time.monotonic(), False
         try:
             while not self._idle and (self._waking or self._absent):
                 self._wake(POLL_SEC)
                 waited = time.monotonic() - began
-                if self._lost and waited > LOAD_SEC:
+                if waited > LOAD_SEC and min(self._ended[number] for number in self._actors) >= MOST_ENDED:
                     raise InputError(
                         f"workers end while they load the model ({self._lost}); memory may be short for so many: name fewer --workers"
                     )
@@ -193,6 +197,7 @@ class RayPool:
             self._absent.append((time.monotonic() + FAULT_SEC, number))  # others work: this machine's own fault
         except ray.exceptions.RayError as error:  # its process or node is away
             self._lost = type(error).__name__
+            self._ended[number] += 1
             self._absent.append((time.monotonic() + WAKE_SEC, number))
 
     def describe(self) -> str:

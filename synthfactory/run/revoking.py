@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,9 @@ UNDER_DP = (
 )
 
 
+LOOK_SEC = 0.5
+
+
 @dataclass
 class Resting:
     """What of a set rests on a patient: keys of published tiles by class, the shards that hold them, and dropped candidates.
@@ -50,16 +54,24 @@ class Resting:
     dropped: int = 0
     stale: list[str] = field(default_factory=list)
 
+    def add(self, other: Resting) -> None:
+        """What another look has found besides."""
+        for name, keys in other.tiles.items():
+            self.tiles.setdefault(name, []).extend(keys)
+        self.shards += other.shards
+        self.dropped += other.dropped
+        self.stale += other.stale
+
     @property
     def count(self) -> int:
         """Published tiles."""
         return sum(map(len, self.tiles.values()))
 
 
-def resting_on(patient: str, standing: Standing, lineage: Store) -> Resting:
-    """Reads LINEAGE. InputError where it lacks what a standing shard came from: then nobody can tell."""
+def resting_on(patient: str, standing: Standing, lineage: Store, seen: frozenset[str] = frozenset()) -> Resting:
+    """Reads LINEAGE, but for the files already `seen`. InputError where it lacks what a standing shard came from: then nobody can tell."""
     found = Resting()
-    files = {path for path, _ in lineage.entries("units") if path.endswith(".parquet")}
+    files = unit_files(lineage) - seen
     current = {commit.unit: shard for shard, commit in standing.commits.items()}
     lost = sorted(current.keys() - files)
     if lost:
@@ -81,6 +93,25 @@ def resting_on(patient: str, standing: Standing, lineage: Store) -> Resting:
             else:
                 found.dropped += 1
     return found
+
+
+def unit_files(lineage: Store) -> frozenset[str]:
+    """What LINEAGE holds of units."""
+    return frozenset(path for path, _ in lineage.entries("units") if path.endswith(".parquet"))
+
+
+def _late(patient: str, place: str, lineage: Store, seen: frozenset[str]) -> tuple[Standing, Resting]:
+    """What was committed or laid down since `seen`. A build without the lease may be taking its own back at this moment."""
+    for last in (False, False, True):
+        standing = read_standing(place)
+        new = {shard: commit for shard, commit in standing.commits.items() if commit.unit not in seen}
+        try:
+            return standing, resting_on(patient, replace(standing, commits=new), lineage, seen)
+        except InputError:
+            if last:
+                raise
+        time.sleep(LOOK_SEC)
+    raise AssertionError("the last look returns or raises")
 
 
 def _rows(lineage: Store, path: str) -> list[dict[str, Any]]:
@@ -125,6 +156,7 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None) -> It
             raise InputError(f"a build of {spec.output.path} is at work; wait for its end, then run this again")
     with Heartbeat(lease):  # only now: what was committed until the lease was taken is seen
         standing = read_standing(spec.output.path)
+        seen = unit_files(lineage)
         found = resting_on(patient, standing, lineage)
         key = read_keys(spec, lineage).conditions
         mac = hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()
@@ -137,11 +169,11 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None) -> It
         # The lock comes first: a build that still has the old bank is refused from here on.
         standing.store.put(LOCK, lock_yaml(lock))
         # Builds without the lease look at the lock after each commit; what they committed before it changed is seen here.
-        late = read_standing(spec.output.path)
-        before, found = found, resting_on(patient, late, lineage)
-        standing = replace(standing, commits=late.commits)
-        if found.shards != before.shards:
-            _note(mac, found, lineage)
+        latest, late = _late(patient, spec.output.path, lineage, seen)
+        if late.shards:
+            _note(mac, late, lineage)
+        standing = replace(standing, commits={**standing.commits, **latest.commits})
+        found.add(late)
         if changed:
             yield f"the rows of {', '.join(changed)} are others than the set was begun with; its lock says so now"
         for shard in found.shards:

@@ -139,8 +139,8 @@ def test_a_row_is_known_by_any_of_its_ids() -> None:
 
 def test_a_barcode_in_a_files_name_stays_with_the_slide() -> None:
     file = "x/TCGA-A1-A0SB-01Z-00.png"
-    assert slide_with_barcode(None, "P1", file) == "TCGA-A1-A0SB"
-    assert slide_with_barcode("S1", None, file) == "S1 TCGA-A1-A0SB"
+    assert slide_with_barcode(None, "P1", file) == "TCGA-A1-A0SB-01Z-00", "two slides of a patient stay two"
+    assert slide_with_barcode("S1", None, file) == "S1 TCGA-A1-A0SB-01Z-00"
     assert slide_with_barcode("S1", "tcga-a1-a0sb", file) == "S1"
     assert slide_with_barcode("S1", None, "x/1.png") == "S1"
     assert slide_with_barcode(None, None, None) is None

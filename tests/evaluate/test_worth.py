@@ -357,6 +357,22 @@ def test_intervals_hold_what_they_say_where_a_rare_class_has_few_patients(
     assert low < 1 - 1.5 / people[0] / len(people), "all right of so few patients is not all right"
 
 
+@pytest.mark.parametrize("recall", [0.8, 0.95])
+def test_intervals_hold_where_a_rare_classs_patients_have_more_tiles_of_another(recall: float) -> None:
+    """A hundred patients with three tiles of a; six of them have one of b as well."""
+    classes = np.concatenate([np.zeros(300, int), np.ones(6, int)])
+    test = Tiles(np.zeros((306, 1)), classes, np.concatenate([np.repeat(np.arange(100), 3), np.arange(6)]))
+    scores, random, held = Scores(Trial(("a", "b"), test, test, test)), np.random.default_rng(7), 0
+    for _ in range(100):
+        low, high = scores.share((random.random(306) < recall).astype(float), [1])["interval_95"]
+        held += low <= recall <= high
+    assert held >= 90
+    low, high = scores.share(np.ones(306), [1])["interval_95"]
+    assert low == pytest.approx(0.5)
+    of_all = scores.share(np.ones(306), range(2))["interval_95"]
+    assert of_all[0] < 0.76
+
+
 def test_drawn_tiles_of_patients_that_were_cut_away_do_not_teach_for_their_site(
     ideal: tuple[Trial, dict[str, Outcome]],
 ) -> None:

@@ -22,7 +22,7 @@ class Actor:
     """Dies at its first `deaths` units, and is away for some questions after each."""
 
     def __init__(self, deaths: int, away: int) -> None:
-        self.deaths, self.away, self.silent = deaths, away, 0
+        self.deaths, self.away, self.silent, self.asked = deaths, away, 0, 0
         self.run, self.ready = Method(self._run), Method(self._ready)
         self.done: list[Any] = []
 
@@ -36,6 +36,7 @@ class Actor:
         return f"of {len(self.done)}"
 
     def _ready(self) -> None:
+        self.asked += 1
         if self.silent:
             self.silent -= 1
             raise ray_embed.ray.exceptions.ActorUnavailableError("restarting", None)
@@ -73,6 +74,7 @@ def test_a_worker_that_died_gets_no_unit_until_it_answers(pool: Callable[..., Ra
     broken, fine = Actor(deaths=1, away=20), Actor(0, 0)
     done = dict(pool(fine, broken).run([Unit() for _ in range(8)]))  # type: ignore[misc]
     assert sorted(done) == list(range(8))
+    assert broken.asked <= 1, "a second has not passed for those who work"
     alone = Actor(deaths=2, away=20)
     assert sorted(dict(pool(alone).run([Unit() for _ in range(3)]))) == [0, 1, 2]  # type: ignore[misc]
 

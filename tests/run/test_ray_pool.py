@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ def test_one_machines_own_fault_does_not_end_the_build(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ray_pool.ray, "get", fault)
     pool = RayPool.__new__(RayPool)
-    pool._device, pool._absent, pool._idle = None, [], []
+    pool._device, pool._absent, pool._idle, pool._ended = None, [], [], Counter()
     with pytest.raises(ray_pool.ray.exceptions.RayTaskError):
         pool._met("call", 0)  # nobody was ready yet: most likely it would fail everywhere
     pool._device = "CPU"
@@ -47,6 +48,8 @@ def test_workers_that_end_while_they_load_are_told_of_and_given_up(monkeypatch: 
     pool = RayPool.__new__(RayPool)
     pool._actors, pool._idle, pool._absent, pool._busy = {0: Actor()}, [], [], {}  # type: ignore[dict-item]
     pool._waking, pool._say = {object(): 0}, said.append
+    pool._actors[1] = Actor()  # type: ignore[assignment]
+    pool._waking[object()] = 1
     with pytest.raises(
         InputError, match=r"workers end while they load the model \(ActorDiedError\); memory may be short"
     ):

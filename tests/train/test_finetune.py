@@ -284,6 +284,21 @@ def test_patients_that_were_corrected_are_no_resume(tmp_path: Path, base: Path) 
         train(checked, tmp_path / "run", tmp_path / "cache")
 
 
+def test_a_run_keeps_the_statistics_of_conditions_that_it_was_begun_with(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = load_config(config(tmp_path, base, encoder_run=str(encoder_run(tmp_path))))
+    cut_off(monkeypatch, checked, tmp_path / "run", tmp_path / "cache")
+    noted = tmp_path / "run/extra.json"
+    values = json.loads(noted.read_text())
+    values["condition"] = {"condition_mean": 0.25, "condition_std": 2.0}
+    noted.write_text(json.dumps(values))
+    train(checked, tmp_path / "run", tmp_path / "cache")
+    assert json.loads(noted.read_text())["condition"] == values["condition"]
+    out = open_model(str(export(tmp_path / "run", tmp_path / "tuned", model_id="m", revision="1")))
+    assert out.config["sit"]["condition_std"] == 2.0
+
+
 def test_an_autoencoder_is_compared_by_the_encoder_that_its_config_names(tmp_path: Path, base: Path) -> None:
     one, other = encoder_run(tmp_path), tmp_path / "nowhere"
     changes = {"mode": "vae", "vae": {"crop": 16}, "samples": None}
