@@ -152,13 +152,13 @@ class RayPool:
     def _check_first(self) -> None:
         """One worker loads the model before any unit goes out, so that bad input ends the build with one message."""
         self._device: str | None = None  # of the workers that have been ready
-        self._lost, self._ended = "", Counter[int]()  # how a worker ended last before any was ready; how often each did
+        self._lost, self._deaths = "", Counter[int]()  # how a worker ended last before any was ready; how often each did
         began, told = time.monotonic(), False
         try:
             while not self._idle and (self._waking or self._absent):
                 self._wake(POLL_SEC)
                 waited = time.monotonic() - began
-                if waited > LOAD_SEC and min(self._ended[number] for number in self._actors) >= MOST_ENDED:
+                if waited > LOAD_SEC and min(self._deaths[number] for number in self._actors) >= MOST_ENDED:
                     raise InputError(
                         f"workers end while they load the model ({self._lost}); memory may be short for so many: name fewer --workers"
                     )
@@ -197,7 +197,7 @@ class RayPool:
             self._absent.append((time.monotonic() + FAULT_SEC, number))  # others work: this machine's own fault
         except ray.exceptions.RayError as error:  # its process or node is away
             self._lost = type(error).__name__
-            self._ended[number] += 1
+            self._deaths[number] += 1
             self._absent.append((time.monotonic() + WAKE_SEC, number))
 
     def describe(self) -> str:

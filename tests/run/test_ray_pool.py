@@ -18,7 +18,7 @@ def test_one_machines_own_fault_does_not_end_the_build(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ray_pool.ray, "get", fault)
     pool = RayPool.__new__(RayPool)
-    pool._device, pool._absent, pool._idle, pool._ended = None, [], [], Counter()
+    pool._device, pool._absent, pool._idle, pool._deaths = None, [], [], Counter()
     with pytest.raises(ray_pool.ray.exceptions.RayTaskError):
         pool._met("call", 0)  # nobody was ready yet: most likely it would fail everywhere
     pool._device = "CPU"
