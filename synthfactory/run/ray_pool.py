@@ -152,7 +152,10 @@ class RayPool:
     def _check_first(self) -> None:
         """One worker loads the model before any unit goes out, so that bad input ends the build with one message."""
         self._device: str | None = None  # of the workers that have been ready
-        self._lost, self._deaths = "", Counter[int]()  # how a worker ended last before any was ready; how often each did
+        self._lost, self._deaths = (
+            "",
+            Counter[int](),
+        )  # how a worker ended last before any was ready; how often each did
         began, told = time.monotonic(), False
         try:
             while not self._idle and (self._waking or self._absent):
