@@ -155,11 +155,10 @@ def slide_with_barcode(slide: str | None, patient: str | None, file: str | None)
     """The slide's name; with the TCGA barcode in the name of the tile's file, where neither slide nor patient says it: else nobody would
     know whose the tile is, once it lies in a bank or a tar under another name.
     """
-    if member_of_cohort(slide, patient) or not member_of_cohort(file):
+    code = None if file is None else _WHOLE_TCGA.search(file)
+    if code is None or member_of_cohort(slide, patient):
         return slide
-    match = _WHOLE_TCGA.search(str(file))
-    code = str(file) if match is None else match[0].upper()
-    return f"{slide} {code}" if slide else code
+    return f"{slide} {code[0].upper()}" if slide else code[0].upper()
 
 
 def member_of_cohort(*ids: str | None) -> str | None:

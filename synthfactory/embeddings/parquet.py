@@ -241,10 +241,11 @@ def _slides(batch: pa.RecordBatch) -> Coded:
         for ids in (slides, patients)
     ]
     rows = np.flatnonzero(hinted.to_numpy(zero_copy_only=False) & ~said[0] & ~said[1])
-    marked = {row: slide_with_barcode(slides.at(row), patients.at(row), files[row].as_py()) for row in map(int, rows)}
-    if all(slides.at(row) == name for row, name in marked.items()):
+    if not len(rows):
         return slides
-    names = [marked.get(row, slides.at(row)) for row in range(len(slides.codes))]
+    names = [slides.at(row) for row in range(len(slides.codes))]
+    for row in map(int, rows):
+        names[row] = slide_with_barcode(names[row], patients.at(row), files[row].as_py())
     found = pa.array(names, pa.string()).dictionary_encode()
     return Coded(
         found.indices.cast(pa.int64()).fill_null(len(found.dictionary)).to_numpy(zero_copy_only=False),

@@ -31,10 +31,8 @@ from synthfactory.spec.schema import Spec
 
 POLL_SEC = 0.5
 FAULT_SEC = 60.0  # before a worker that could not load what others could is asked again
-LOAD_SEC, MOST_ENDED = (
-    600.0,
-    3,
-)  # in which one worker must have loaded the model, where every one ended so often while it did
+LOAD_SEC = 600.0  # in which one worker must have loaded the model, where every one ended MOST_ENDED times while it did
+MOST_ENDED = 3
 WAKE_SEC = 1.0  # between questions to a worker that is being restarted
 REPORT_SEC = 2.0
 
@@ -152,10 +150,8 @@ class RayPool:
     def _check_first(self) -> None:
         """One worker loads the model before any unit goes out, so that bad input ends the build with one message."""
         self._device: str | None = None  # of the workers that have been ready
-        self._lost, self._deaths = (
-            "",
-            Counter[int](),
-        )  # how a worker ended last before any was ready; how often each did
+        self._lost = ""  # how a worker ended last
+        self._deaths = Counter[int]()
         began, told = time.monotonic(), False
         try:
             while not self._idle and (self._waking or self._absent):

@@ -39,7 +39,7 @@ UNDER_DP = (
 )
 
 
-LOOK_SEC = 0.5
+LOOK_SEC = 0.5  # between two looks at what a build without the lease takes back
 
 
 @dataclass
@@ -57,10 +57,10 @@ class Resting:
     def add(self, other: Resting) -> None:
         """What another look has found besides."""
         for name, keys in other.tiles.items():
-            self.tiles.setdefault(name, []).extend(keys)
-        self.shards += other.shards
+            self.tiles[name] = sorted({*self.tiles.get(name, ()), *keys})
+        self.shards = sorted({*self.shards, *other.shards})
         self.dropped += other.dropped
-        self.stale += other.stale
+        self.stale = sorted({*self.stale, *other.stale})
 
     @property
     def count(self) -> int:
@@ -155,8 +155,8 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None) -> It
         if not lease.wait(2 * lease.ttl_sec):
             raise InputError(f"a build of {spec.output.path} is at work; wait for its end, then run this again")
     with Heartbeat(lease):  # only now: what was committed until the lease was taken is seen
+        seen = unit_files(lineage)  # before the commits: one that comes between is looked at twice, and not passed over
         standing = read_standing(spec.output.path)
-        seen = unit_files(lineage)
         found = resting_on(patient, standing, lineage)
         key = read_keys(spec, lineage).conditions
         mac = hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()

@@ -117,3 +117,21 @@ def many(tiny: Path, tmp_path: Path) -> Path:
 def dp(tiny: Path, many: Path, tmp_path: Path) -> Dp:
     """dp(**changes): sections of a spec that a release can be made for."""
     return dp_sections(tiny / "model", many, tmp_path)
+
+
+@pytest.fixture
+def bank(tiny: Path, tmp_path: Path) -> Path:
+    """Six tiles of each class, of two patients or three, to take some out of."""
+    return make_bank_file(tmp_path / "bank.parquet", tiny / "model", {"alpha": 6, "beta": 6})
+
+
+@pytest.fixture
+def make(spec_file: Callable[..., Path], bank: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a spec of that bank, four tiles a shard."""
+
+    def made(**changes: Any) -> Path:
+        output = {"path": str(tmp_path / "out"), "shard_size": 4}
+        values = {"embeddings": {"bank": str(bank)}, "classes": {"alpha": 4, "beta": 8}, "output": output, **changes}
+        return spec_file(**values)
+
+    return made

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
+from revoke_making import WHO, resting, without
 from running import run
-from tinymodel import make_bank_file
 
 from synthfactory.commands.common import with_bank
 from synthfactory.run import driver, local, revoking, worker
@@ -22,36 +20,11 @@ from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.load import load_spec
 
-MakeSpec = Callable[..., Path]
-WHO = "PATIENT-alpha-1"
-
 
 @pytest.fixture
-def bank(tiny: Path, tmp_path: Path) -> Path:
-    return make_bank_file(tmp_path / "bank.parquet", tiny / "model", {"alpha": 6, "beta": 6})
-
-
-@pytest.fixture
-def make(spec_file: MakeSpec, bank: Path, tmp_path: Path) -> Callable[..., Path]:
-    def made(**changes: Any) -> Path:
-        output = {"path": str(tmp_path / "out"), "shard_size": 4}
-        return spec_file(embeddings={"bank": str(bank)}, classes={"alpha": 8, "beta": 8}, output=output, **changes)
-
-    return made
-
-
-def without(bank: Path) -> None:
-    table = pq.read_table(bank)
-    pq.write_table(table.filter(pc.invert(pc.equal(table["patient_id"], WHO))), bank)
-
-
-def resting(tmp_path: Path) -> list[str]:
-    return [
-        row["key"]
-        for path in (tmp_path / "lineage/units").glob("*.parquet")
-        for row in pq.read_table(path).to_pylist()
-        if any(part["patient_id"] == WHO for part in row["sources"])
-    ]
+def make(make: Callable[..., Path]) -> Callable[..., Path]:
+    """Four shards of four tiles."""
+    return lambda **changes: make(**{"classes": {"alpha": 8, "beta": 8}, **changes})
 
 
 class Between(LocalPool):

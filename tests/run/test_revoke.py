@@ -11,47 +11,16 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from revoke_making import WHO, resting, without
 from running import run
-from tinymodel import make_bank_file
 
 from synthfactory.plan.lock import read_lock
 from synthfactory.run import revoking
 from synthfactory.shards.reader import iter_tiles
 
-MakeSpec = Callable[..., Path]
-WHO = "PATIENT-alpha-1"
-
-
-def without(bank: Path, patient: str = WHO) -> None:
-    table = pq.read_table(bank)
-    pq.write_table(table.filter(pc.invert(pc.equal(table["patient_id"], patient))), bank)
-
-
-def resting(tmp_path: Path, patient: str = WHO) -> set[str]:
-    """Keys of published and dropped candidates that rest on the patient, from the files themselves."""
-    found = set()
-    for path in (tmp_path / "lineage/units").glob("*.parquet"):
-        rows = pq.read_table(path).to_pylist()
-        found |= {row["key"] for row in rows if any(part["patient_id"] == patient for part in row["sources"])}
-    return found
-
 
 def mentions(folder: Path, patient: str = WHO) -> list[str]:
     return [str(path) for path in folder.rglob("*") if path.is_file() and patient.encode() in path.read_bytes()]
-
-
-@pytest.fixture
-def bank(tiny: Path, tmp_path: Path) -> Path:
-    return make_bank_file(tmp_path / "bank.parquet", tiny / "model", {"alpha": 6, "beta": 6})
-
-
-@pytest.fixture
-def make(spec_file: MakeSpec, bank: Path, tmp_path: Path) -> Callable[..., Path]:
-    def made(**changes: Any) -> Path:
-        output = {"path": str(tmp_path / "out"), "shard_size": 4}
-        return spec_file(embeddings={"bank": str(bank)}, classes={"alpha": 4, "beta": 8}, output=output, **changes)
-
-    return made
 
 
 @pytest.mark.parametrize("privacy", ["none", "mix"])
