@@ -39,9 +39,8 @@ def _work(given: dict[str, Any]) -> None:
     """One worker, from start to end."""
     context = ray.train.get_context()
     device = torch.device(get_device()) if torch.cuda.is_available() else torch.device("cpu")
-    with contextlib.suppress(
-        OSError
-    ):  # Ray gives a worker a folder of its own; paths of the config are meant from here, where it is shared
+    # Ray gives a worker a folder of its own; paths of the config are meant from where the command was given, if that is shared.
+    with contextlib.suppress(OSError):
         os.chdir(given["here"])
     team = Team(context.get_world_rank(), context.get_world_size(), device)
     train(TrainConfig.model_validate(given["config"]), Path(given["run"]), Path(given["cache"]), team=team)

@@ -170,11 +170,8 @@ class _Run:
         path, now = self.run / "extra.json", self._extra()
         if self.first and path.exists():
             before = json.loads(path.read_text())
-            of_old = {
-                "encoder_sha256",
-                "vae_sha256",
-                "split_sha256",
-            }  # runs that were begun before they were noted go on
+            # Runs that were begun before these were noted go on.
+            of_old = {"encoder_sha256", "vae_sha256", "split_sha256"}
             if self.config.mode == "vae" and self.config.base is None:
                 of_old.add("encoder_step")
             noted = {name: what for name, what in ORIGIN.items() if name in before or name not in of_old}

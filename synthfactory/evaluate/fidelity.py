@@ -222,8 +222,8 @@ def _finite_mean(values_KB: np.ndarray) -> np.ndarray:
 
 def blocks_of(one: Tiles, other: Tiles) -> int:
     """How often `kernel_distance` calls its `tick`."""
-    most = max(len(_capped(side, np.random.default_rng(0))) for side in (one, other))
-    count = max(1, round(most / BLOCK))
+    sizes = (np.unique(side.groups, return_counts=True)[1] for side in (one, other))
+    count = max(1, round(max(int(np.minimum(size, BLOCK // 2).sum()) for size in sizes) / BLOCK))
     return max(1, min(count, *(len(np.unique(side.groups)) // 2 for side in (one, other))))
 
 

@@ -314,9 +314,8 @@ class Scores:
                 weights[:, mine] = self._weights[:, mine]
                 draws = statistic(weights)
             n = max(min(len(self._strata[label]) for label in labels), 2)
-            spread = math.sqrt(n / (n - 1)) * float(
-                np.nanstd(draws)
-            )  # a bootstrap of n sees (n - 1) / n of the variance
+            # A bootstrap of n sees (n - 1) / n of the variance.
+            spread = math.sqrt(n / (n - 1)) * float(np.nanstd(draws))
             floor = math.sqrt(sum(least.pop(label, 0.0) ** 2 for label in labels))
             yield max(float(t.ppf(0.975, n - 1)) * spread, floor)
         yield from least.values()  # of classes all of whose patients have tiles of a rarer one

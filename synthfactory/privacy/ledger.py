@@ -34,9 +34,8 @@ class Request:
     delta: float
     projection_sha256: str
     bank_sha256: str
-    rows_sha256: tuple[str, ...] = field(
-        default=(), compare=False
-    )  # of each class's rows; entries of earlier versions have none
+    # Of each class's rows; entries of earlier versions have none.
+    rows_sha256: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """As an entry holds it."""

@@ -26,10 +26,8 @@ from synthfactory.run.products import fastest_product
 from synthfactory.run.spaces import Kept, digest_of
 
 MANIFOLD = 20_000  # tiles of each side for precision and recall, whose cost grows with the square; the rest of the figures take all
-LEAST, FEW = (
-    10,
-    5,
-)  # tiles of a class on each side for figures of fidelity, and patients: draws of fewer do not show a spread
+LEAST = 10  # tiles of a class on each side for figures of fidelity
+FEW = 5  # patients: draws of fewer do not show a spread
 Json = dict[str, Any]
 
 
