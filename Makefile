@@ -66,6 +66,8 @@ bench-utility: $(VENV)/.dev
 # The built-in model from nothing: tiles, encoder and autoencoder side by side, diffusion, export, figures. Resumes where it stopped.
 phantom-model: $(VENV)/.run
 	$(BIN)/synthfactory phantom shards $(MODEL)/shards --cohort train --per-class 3000
+	$(BIN)/synthfactory phantom shards $(MODEL)/harder --cohort train --class phantom-keratin --class phantom-stroma \
+		--per-class 3000 --first-patient 375
 	$(BIN)/synthfactory-train run train/configs/phantom-encoder.yaml --run $(MODEL)/encoder & first=$$!; \
 	$(BIN)/synthfactory-train run train/configs/phantom-vae.yaml --run $(MODEL)/vae && wait $$first
 	$(BIN)/synthfactory-train run train/configs/phantom-sit.yaml --run $(MODEL)/sit

@@ -122,11 +122,16 @@ class Optimiser(FrozenModel):
 
 
 class EncoderLosses(FrozenModel):
-    """Class and attributes from the class token, local composition from the patch tokens."""
+    """Class, attributes and layout from the class token, local composition from the patch tokens."""
 
     classes: float = Field(default=1.0, ge=0)
     attributes: float = Field(default=1.0, ge=0)
     grid: float = Field(default=1.0, ge=0)
+    layout: float = Field(
+        default=0.0,
+        ge=0,
+        description="composition of the tile's four quarters, orientation of fibres included, from the class token",
+    )
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     photometric: float = Field(
         default=0.08, ge=0, le=0.5, description="spread of random gain and offset per channel, in [0, 1] units"

@@ -19,19 +19,22 @@ from train.symmetry import transformed_grid
 
 
 class EncoderModule(nn.Module):
-    """The ViT and the three heads that are thrown away after training."""
+    """The ViT and the heads that are thrown away after training."""
 
-    def __init__(self, network: dict[str, Any], classes: int, attributes: int, grid_channels: int) -> None:
+    def __init__(
+        self, network: dict[str, Any], classes: int, attributes: int, grid_channels: int, *, layout: bool
+    ) -> None:
         super().__init__()
         self.vit = vit_from_dict(network)
         width = self.vit.config.width
         self.class_head = nn.Linear(width, classes)
         self.attribute_head = nn.Linear(width, max(attributes, 1))
         self.grid_head = nn.Linear(width, max(grid_channels, 1))
+        self.layout_head = nn.Linear(width, 4 * grid_channels) if layout and grid_channels else None
 
 
 class EncoderStep:
-    """Supervised encoder: class and attributes from the class token, local composition from the patch tokens."""
+    """Supervised encoder: class, attributes and layout from the class token, local composition from the patch tokens."""
 
     def __init__(self, config: TrainConfig, loader: Loader, place: Place) -> None:
         self.config, self.index, self.weights, self.place = config, loader.index, config.encoder, place
@@ -40,11 +43,18 @@ class EncoderStep:
         check_tiles("network.image_size", sizes, loader.size_px)
         check_grid(sizes, index.grid.shape[1])
         self.module = EncoderModule(
-            config.network, len(index.classes), index.attributes.shape[1], len(index.grid_channels)
+            config.network,
+            len(index.classes),
+            index.attributes.shape[1],
+            len(index.grid_channels),
+            layout=config.encoder.layout > 0,
         )
         generator = torch_generator(config.seed, "encoder")
         self.module.vit.initialise(generator)
-        for head in (self.module.class_head, self.module.attribute_head, self.module.grid_head):
+        module = self.module
+        for head in (module.class_head, module.attribute_head, module.grid_head, module.layout_head):
+            if head is None:
+                continue
             head.weight.data.normal_(0.0, 0.02, generator=generator)
             head.bias.data.zero_()
         self.module.to(place.device, place.dtype)
@@ -81,13 +91,17 @@ class EncoderStep:
                 transformed_grid(index.grid[row], int(s), index.grid_channels)
                 for row, s in zip(batch.rows, batch.symmetries, strict=True)
             ]
-            local = (np.stack(grids) - self.grid_mean) / self.grid_std
+            local = ((np.stack(grids) - self.grid_mean) / self.grid_std).astype(np.float32)
             found = wide(self.module.grid_head(self.module.vit.patch_tokens(tokens)))
             by_grid = F.smooth_l1_loss(
-                found, self.place.bring(local.reshape(len(grids), -1, local.shape[-1]).astype(np.float32))
+                found, self.place.bring(local.reshape(len(grids), -1, local.shape[-1]))
             )
             total = total + weights.grid * by_grid
             figures["grid"] = by_grid.item()
+            if self.module.layout_head is not None:
+                by_layout = F.smooth_l1_loss(wide(self.module.layout_head(summary)), self.place.bring(quarters(local)))
+                total = total + weights.layout * by_layout
+                figures["layout"] = by_layout.item()
         return total, figures
 
     def _photometric(self, pixels_B3HW: Tensor, batch: Batch) -> Tensor:
@@ -97,6 +111,18 @@ class EncoderStep:
         offset = spread / 2 * self.place.bring(normal(seed, "offset", positions, (3, 1, 1)))
         soften = self.place.bring(uniform(seed, "soften", positions, (1, 1, 1)) ** 2)
         return (torch.lerp(pixels_B3HW, F.avg_pool2d(pixels_B3HW, 3, 1, 1), soften) * gain + offset).clamp(0, 1)
+
+
+def quarters(local_BGGK: np.ndarray) -> np.ndarray:
+    """float32 (B, 4 K): the mean of each channel over each quarter of a tile, row by row; a middle row or column is left out."""
+    count, side, _, channels = local_BGGK.shape
+    half = side // 2
+    parts = [
+        local_BGGK[:, rows, columns].mean((1, 2), dtype=np.float32)
+        for rows in (slice(half), slice(side - half, side))
+        for columns in (slice(half), slice(side - half, side))
+    ]
+    return np.concatenate(parts, axis=1).reshape(count, 4 * channels)
 
 
 def _standard(values: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from synthfactory.model.formats import slow_format
 from synthfactory.spec.errors import InputError
 from train import checkpoint
-from train.config import Optimiser, TrainConfig, config_text, load_config
+from train.config import TrainConfig, config_text, load_config
 from train.ema import Ema
 from train.loader import Batch, Loader
 from train.metrics import Metrics
@@ -152,7 +152,7 @@ class _Run:
                 config.mode in ("diffusion", "finetune") and not config.diffusion.alignment
             )
             self.losses.append(team.wrapped(self.work.module, phase.loss, find_unused=find))
-        self.optimisers = {phase.name: _optimiser(plan, self.work.module, phase) for phase in self.phases}
+        self.optimisers = {phase.name: _optimiser(config, self.work.module, phase) for phase in self.phases}
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
         kept = also.get("watch", {})
@@ -358,12 +358,15 @@ def _begun(run: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if checkpoint.steps(run) and path.exists() else {}
 
 
-def _optimiser(plan: Optimiser, module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+def _optimiser(config: TrainConfig, module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+    plan = config.optimiser
     if plan.kind == "adamw":
-        return torch.optim.AdamW(phase.weights, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay)
+        return torch.optim.AdamW(
+            phase.weights, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
+        )
     mine = {id(weight) for weight in phase.weights}
     named = [(name, weight) for name, weight in module.named_parameters() if id(weight) in mine]
-    return Muon(named, plan.rate, plan.betas, plan.weight_decay)
+    return Muon(named, plan.rate, plan.betas, plan.weight_decay, bfloat16=config.precision == "bfloat16")
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

@@ -2,7 +2,7 @@
 
 Muon turns the momentum of a matrix into the nearest (semi-)orthogonal one by five Newton-Schulz steps, scaled so that its entries are as
 large as AdamW's (0.2 sqrt(max side), arXiv 2502.16982): one learning rate serves both. torch.optim.Muon computes these steps in bfloat16
-always, which takes ten times as long on CPUs without bfloat16 units; here they are float32 but on CUDA.
+always, which takes ten times as long on CPUs without bfloat16 units; here they are bfloat16 on CUDA and where a run says bfloat16.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MOMENTUM, RMS = 0.95, 0.2
 TOGETHER = 8  # matrices in one product
 
 
-def orthogonalised(matrices_KRC: Tensor) -> Tensor:
+def orthogonalised(matrices_KRC: Tensor, *, bfloat16: bool = False) -> Tensor:
     """Singular values of each matrix brought to about 1 (0.7 to 1.2; those below a hundredth of the matrix's norm rise, and stay below),
     singular vectors kept; the shape and format of `matrices` (K, R, C), which may be zero.
     """
     a, b, c = COEFFICIENTS
-    x = matrices_KRC.bfloat16() if matrices_KRC.is_cuda else matrices_KRC
+    x = matrices_KRC.bfloat16() if bfloat16 or matrices_KRC.is_cuda else matrices_KRC
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -40,11 +40,18 @@ def is_hidden(name: str, weight: Tensor) -> bool:
 
 
 class Muon(optim.Optimizer):
-    """Takes named weights, and tells by name and shape whose they are."""
+    """Takes named weights, and tells by name and shape whose they are. `bfloat16`: Newton-Schulz in that format on any device."""
 
     def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], lr: float, betas: tuple[float, float], weight_decay: float
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        *,
+        bfloat16: bool = False,
     ) -> None:
+        self.bfloat16 = bfloat16
         hidden: list[nn.Parameter] = []
         other: list[nn.Parameter] = []
         for name, weight in named:
@@ -72,7 +79,9 @@ class Muon(optim.Optimizer):
         for (shape, *_), members in alike.items():  # some of one shape at a time: small products are slow one by one
             for start in range(0, len(members), TOGETHER):
                 some = members[start : start + TOGETHER]
-                found = orthogonalised(torch.stack([self._ahead(weight) for weight in some]))
+                found = orthogonalised(
+                    torch.stack([self._ahead(weight) for weight in some]), bfloat16=self.bfloat16
+                )
                 for weight, update in zip(some, found, strict=True):
                     weight.add_(update, alpha=-rate * RMS * math.sqrt(max(shape)))
 

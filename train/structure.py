@@ -30,10 +30,10 @@ TRUTH = {
     "fibre_coherence": "fibre_coherence", "whorls": "whorl_count",
 }  # fmt: skip
 MEASURES = tuple(TRUTH)
-NUCLEUS_PX, LUMEN_PX = (14, 600), (110, 6000)
-SECTORS, RING_PX, RING_SHARE = 24, 12, 0.7
+NUCLEUS_PX, LUMEN_PX = (30, 1400), (220, 14000)
+SECTORS, RING_PX, RING_SHARE = 24, 18, 0.7
 ROUND = 0.85  # area of a component over that of the ellipse with its second moments
-WHORL_RADII, WHORL_SECTORS, WHORL_SHARE, WHORL_ENERGY, WHORL_APART_PX = (4.0, 20.0), 6, 0.75, 1e-4, 30
+WHORL_RADII, WHORL_SECTORS, WHORL_SHARE, WHORL_ENERGY, WHORL_APART_PX = (5.0, 28.0), 6, 0.75, 1e-4, 42
 
 
 # What is compared in which class: structures where they belong, nuclei everywhere.

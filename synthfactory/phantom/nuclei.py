@@ -79,8 +79,7 @@ class Canvas:
         self.alpha = np.zeros((whole, whole), np.float32)
         self.stain = np.zeros((whole, whole), np.float32)
         self.lymphocytes = np.zeros((whole, whole), np.float32)
-        self.count = 0
-        self.area_um2 = 0.0
+        self.stamped: list[Array] = []  # (n, 3) each: x, y, mean area of the kind
 
     def stamp(
         self,
@@ -109,8 +108,17 @@ class Canvas:
             np.maximum(self.alpha[window], alpha, out=self.alpha[window])
             if lymphoid:
                 np.maximum(self.lymphocytes[window], alpha, out=self.lymphocytes[window])
-        self.count += len(points)
-        self.area_um2 += sprites.area_um2 * len(points)
+        areas = np.full((len(points), 1), sprites.area_um2, np.float32)
+        self.stamped.append(np.concatenate([points.astype(np.float32), areas], axis=1))
+
+    def visible(self) -> tuple[int, float]:
+        """(number, mean area in square micrometres) of the nuclei whose middle lies on the tile and under no later tissue."""
+        x_y_area = np.concatenate([np.zeros((0, 3), np.float32), *self.stamped])
+        inside = ((x_y_area[:, :2] >= 0) & (x_y_area[:, :2] < self.size)).all(axis=1)
+        x_y_area = x_y_area[inside]
+        columns, rows = x_y_area[:, 0].astype(int), x_y_area[:, 1].astype(int)
+        seen = x_y_area[self.cropped(self.alpha)[rows, columns] >= 0.5]
+        return len(seen), float(seen[:, 2].mean()) if len(seen) else 0.0
 
     def cropped(self, field: Array) -> Array:
         """The tile's part of one of the canvas's fields."""

@@ -20,7 +20,7 @@ CLASSES = (
 )
 COHORTS = ("train", "bank", "heldout")
 SITES = 6
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 
 def stream(*name: object) -> np.random.Generator:

@@ -97,7 +97,7 @@ def sprites_of(patient: Patient) -> dict[str, Sprites]:
 def stroma(scene: Scene, mask: Array, cellularity: float = 1.0) -> None:
     """Collagen: wavy parallel fibres with pale clefts, spindle nuclei along them."""
     random, patient = scene.random, scene.patient
-    texture, direction = fibres(random, scene.size, random.uniform(0, np.pi), 3.4 * patient.fibre_px, patient.waviness)
+    texture, direction = fibres(random, scene.size, random.uniform(0, np.pi), 4.6 * patient.fibre_px, patient.waviness)
     looseness = random.uniform(0.0, 0.75)
     eosin = np.maximum(0.47 + 0.19 * texture - 0.26 * looseness * (texture < -0.35) * np.abs(texture), 0.06)
     scene.paint(
@@ -129,7 +129,7 @@ def squamous(scene: Scene, mask: Array) -> None:
     borders = np.exp(-(((second - near) / 1.8) ** 2))
     cloud = fractal_noise(random, scene.size, 30.0, 2)
     scene.paint(mask, 0.13 + 0.03 * cloud, 0.50 + 0.08 * cloud + 0.14 * borders)
-    whorls = int(np.clip(np.round(random.normal(2.4 * patient.keratin, 0.8)), 1, 5))
+    whorls = int(np.clip(np.round(random.normal(1.7 * patient.keratin, 0.7)), 1, 4))
     y, x = np.mgrid[0 : scene.size, 0 : scene.size].astype(np.float32)
     free = mask.copy()
     centres: list[tuple[float, float, float]] = []
@@ -151,12 +151,12 @@ def squamous(scene: Scene, mask: Array) -> None:
         ragged = random.uniform(0.8, 1.6) * smooth_noise(random, scene.size, 24.0) + 0.9 * np.cos(
             theta + random.uniform(0, 6.3)
         )
-        rings = np.cos(2 * np.pi * distance / (6.6 * patient.fibre_px**0.5) + ragged) * (
+        rings = np.cos(2 * np.pi * distance / (11.0 * patient.fibre_px**0.5) + ragged) * (
             0.75 + 0.3 * smooth_noise(random, scene.size, 16.0)
         )
         core = np.exp(-((distance / (0.45 * radius)) ** 2))
         scene.paint(
-            disc, 0.05 + 0.05 * np.maximum(-rings, 0), np.maximum(0.78 + 0.24 * rings + 0.22 * core, 0.1), keratin=1.0
+            disc, 0.05 + 0.05 * np.maximum(-rings, 0), np.maximum(0.80 + 0.34 * rings + 0.14 * core, 0.1), keratin=1.0
         )
         free *= 1 - sigmoid((radius * 1.15 - distance) / 2)
         scene.counts["whorls"] += 1

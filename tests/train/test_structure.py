@@ -38,7 +38,7 @@ def test_detectors_rank_tiles_as_the_generator_does(found: np.ndarray, tiles: He
 def test_structures_are_found_where_they_belong_and_hardly_elsewhere(found: np.ndarray, tiles: HeldOut) -> None:
     for name, wanted in (("gland_rings", "gland"), ("whorls", "keratin")):
         inside = tiles.labels == NAMES.index(wanted)
-        assert column(found, name)[inside].mean() > 2
+        assert column(found, name)[inside].mean() > 1.2
         assert column(found, name)[~inside].mean() < 0.5
     stroma, necrosis = (tiles.labels == NAMES.index(name) for name in ("stroma", "necrosis"))
     coherence = column(found, "fibre_coherence")
