@@ -1,30 +1,53 @@
-"""Arrays that are made once, kept in the cache folder, and mapped by every later run."""
+"""Arrays that are made once, kept in the cache folder, and mapped by every later run. Making them goes on where it was interrupted."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-Append = Callable[[np.ndarray], None]
+AT_ONCE = 16  # tiles that are encoded together
+Blocks = Callable[[int], Iterable[Sequence[np.ndarray]]]
 
 
-def kept(paths: Sequence[Path], count: int, blocks: Callable[[], Iterable[Sequence[np.ndarray]]]) -> list[np.ndarray]:
+def kept(paths: Sequence[Path], count: int, block: int, blocks: Blocks) -> list[np.ndarray]:
     """The arrays of these .npy files, mapped, of `count` rows each. All are made where one is missing, or damaged by a power cut.
 
-    `blocks` gives, of consecutive rows, one block for each file. OSError where they cannot be written.
+    `blocks(first)` gives, from row `first` on, `block` consecutive rows at a time (the last time: what is left), one array for each
+    file; `first` is a multiple of `block`, so that the same rows are always made together. OSError where they cannot be written.
     """
     if not all(_is_whole(path) for path in paths):
-        with contextlib.ExitStack() as stack:
-            sinks = [stack.enter_context(_written(path, count)) for path in paths]
-            for found in blocks():
-                for sink, block in zip(sinks, found, strict=True):
-                    sink(block)
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        parts = [_Part(path, count) for path in paths]
+        first = min(part.rows for part in parts) // block * block
+        try:
+            for part in parts:
+                part.open(first)
+            for found in blocks(first):
+                for part, rows in zip(parts, found, strict=True):
+                    part.append(rows)
+            for part in parts:
+                part.finish()
+        except OSError:  # most likely a full disk: make room
+            for part in parts:
+                part.temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            for part in parts:
+                part.close()
     return [np.asarray(np.load(path, mmap_mode="r")) for path in paths]
+
+
+def batches(first: int, count: int, what: str) -> Iterable[int]:
+    """Rows at which a batch begins, from row `first` on, with a bar."""
+    starts = range(0, count, AT_ONCE)
+    return tqdm(starts[first // AT_ONCE :], what, len(starts), leave=False, mininterval=5.0, initial=first // AT_ONCE)
 
 
 def _is_whole(path: Path) -> bool:
@@ -35,45 +58,77 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _written(path: Path, count: int) -> Iterator[Append]:
-    """Gives a function that appends blocks of rows to a new array of `count` rows, of the first block's dtype and shape of a row.
+class _Part:
+    """A file that is being written under a name of this process's own, and takes its name when it is whole and on the disk.
 
-    The file takes its name when it is whole and on the disk; where the block ends otherwise, nothing of it stays. It is written, not
-    mapped: on a full disk that is an OSError, where a mapped page would be a signal that ends the process without a word.
+    It is written, not mapped: on a full disk that is an OSError, where a mapped page would be a signal that ends the process without a
+    word. What a dead process of this machine left is taken over, by a rename, so that only one takes it; not across a restart of the
+    machine, which may have lost what was not on the disk yet.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    temporary = path.with_name(f".tmp-{socket.gethostname()}-{os.getpid()}-{path.name}")
-    rows = 0
-    try:
-        with open(temporary, "wb") as file:
 
-            def append(block: np.ndarray) -> None:
-                nonlocal rows
-                if not rows:
-                    kind = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False}
-                    np.lib.format.write_array_header_1_0(file, {**kind, "shape": (count, *block.shape[1:])})
-                file.write(np.ascontiguousarray(block).tobytes())
-                rows += len(block)
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count, self.rows = path, count, 0
+        before = f".tmp-{socket.gethostname()}-"
+        self.temporary = path.with_name(f"{before}{_boot()}-{os.getpid()}-{path.name}")
+        self._file = contextlib.ExitStack()
+        self._start = self._row_bytes = 0
+        for left in sorted(path.parent.glob(f"{before}*-{path.name}")):
+            boot, _, number = left.name.removeprefix(before).removesuffix(f"-{path.name}").rpartition("-")
+            if not number.isdigit() or (_lives(int(number)) and boot == _boot() and left != self.temporary):
+                continue
+            if boot == _boot() != "" and not self.rows:
+                with contextlib.suppress(FileNotFoundError):
+                    left.rename(self.temporary)
+                self._look()
+            elif left != self.temporary:
+                left.unlink(missing_ok=True)
 
-            yield append
-            if rows != count:
-                raise ValueError(f"{path}: {rows} of {count} rows were made")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    def _look(self) -> None:
+        """How many rows the file holds, of which kind; none where its header is not whole or of another array."""
+        self.rows = 0
+        try:
+            with open(self.temporary, "rb") as file:
+                version = np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                self._start = file.tell()
+        except (OSError, ValueError, EOFError):
+            return
+        self._row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+        if version == (1, 0) and shape[0] == self.count and self._row_bytes:
+            self.rows = min(self.count, (self.temporary.stat().st_size - self._start) // self._row_bytes)
+
+    def open(self, first: int) -> None:
+        """Goes on after row `first`."""
+        self.rows = first
+        self.sink = self._file.enter_context(self.temporary.open("r+b" if first else "wb"))
+        if first:
+            self.sink.truncate(self._start + first * self._row_bytes)
+            self.sink.seek(0, os.SEEK_END)
+
+    def append(self, rows: np.ndarray) -> None:
+        """The next rows; the first ones say the dtype and the shape of a row."""
+        if not self.rows:
+            kind = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(self.sink, {**kind, "shape": (self.count, *rows.shape[1:])})
+        self.sink.write(np.ascontiguousarray(rows).tobytes())
+        self.rows += len(rows)
+
+    def finish(self) -> None:
+        if self.rows != self.count:
+            raise ValueError(f"{self.path}: {self.rows} of {self.count} rows were made")
+        self.sink.flush()
+        os.fsync(self.sink.fileno())
+        self.temporary.rename(self.path)
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _sweep(path: Path) -> None:
-    """Removes what killed processes of this machine left of the same array; those of other machines are not known to be dead."""
-    before = f".tmp-{socket.gethostname()}-"
-    for left in path.parent.glob(f"{before}*-{path.name}"):
-        number = left.name.removeprefix(before).removesuffix(f"-{path.name}")
-        if number.isdigit() and not _lives(int(number)):
-            left.unlink(missing_ok=True)
+def _boot() -> str:
+    """Which start of the machine this is; "" where it does not tell."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    return ""
 
 
 def _lives(pid: int) -> bool:

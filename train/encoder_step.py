@@ -93,9 +93,7 @@ class EncoderStep:
             ]
             local = ((np.stack(grids) - self.grid_mean) / self.grid_std).astype(np.float32)
             found = wide(self.module.grid_head(self.module.vit.patch_tokens(tokens)))
-            by_grid = F.smooth_l1_loss(
-                found, self.place.bring(local.reshape(len(grids), -1, local.shape[-1]))
-            )
+            by_grid = F.smooth_l1_loss(found, self.place.bring(local.reshape(len(grids), -1, local.shape[-1])))
             total = total + weights.grid * by_grid
             figures["grid"] = by_grid.item()
             if self.module.layout_head is not None:

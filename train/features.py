@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from synthfactory.model.vit import ViT, images_to_tensor
-from train.arrays import kept
+from train.arrays import AT_ONCE, batches, kept
 from train.config import TrainConfig
 from train.loader import Batch, Loader
 from train.place import Place, wide
@@ -38,7 +37,7 @@ class Tokens:
         if self._worth_it(config):
             known = f"{loader.index.digest[:12]}-{_identity(encoder)[:12]}-{self._ways}.npy"
             names = ("class-tokens", "patch-tokens") if aligned else ("class-tokens",)
-            found = kept([cache / f"{name}-{known}" for name in names], len(loader.index), self._made)
+            found = kept([cache / f"{name}-{known}" for name in names], len(loader.index), AT_ONCE, self._made)
             self._class, self._patches = found[0], found[1] if aligned else None
 
     @property
@@ -65,11 +64,11 @@ class Tokens:
         return wanted == "cache"
 
     @torch.no_grad()
-    def _made(self) -> Iterator[list[np.ndarray]]:
-        """Of consecutive tiles: class tokens (n, ways, E) float32 and, where aligned, patch tokens (n, ways, T, E) float16."""
+    def _made(self, first: int) -> Iterator[list[np.ndarray]]:
+        """Of tiles from `first` on: class tokens (n, ways, E) float32 and, where aligned, patch tokens (n, ways, T, E) float16."""
         count = len(self._loader.index)
-        for start in tqdm(range(0, count, 16), desc="tokens", mininterval=5.0, leave=False):
-            images = self._loader.images(np.arange(start, min(start + 16, count)))
+        for start in batches(first, count, "tokens"):
+            images = self._loader.images(np.arange(start, min(start + AT_ONCE, count)))
             of_class, of_patches = list[np.ndarray](), list[np.ndarray]()
             for way in range(self._ways):
                 turned = np.stack([transformed(image, way) for image in images])

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from synthfactory.model.formats import slow_format
 from synthfactory.spec.errors import InputError
 from train import checkpoint
-from train.config import TrainConfig, config_text, load_config
+from train.config import Optimiser, TrainConfig, config_text, load_config
 from train.ema import Ema
 from train.loader import Batch, Loader
 from train.metrics import Metrics

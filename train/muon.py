@@ -79,9 +79,7 @@ class Muon(optim.Optimizer):
         for (shape, *_), members in alike.items():  # some of one shape at a time: small products are slow one by one
             for start in range(0, len(members), TOGETHER):
                 some = members[start : start + TOGETHER]
-                found = orthogonalised(
-                    torch.stack([self._ahead(weight) for weight in some]), bfloat16=self.bfloat16
-                )
+                found = orthogonalised(torch.stack([self._ahead(weight) for weight in some]), bfloat16=self.bfloat16)
                 for weight, update in zip(some, found, strict=True):
                     weight.add_(update, alpha=-rate * RMS * math.sqrt(max(shape)))
 

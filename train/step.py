@@ -11,13 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from synthfactory.model.interpolant import noised, velocity_target
 from synthfactory.model.vae import pixels_from_uint8
 from synthfactory.model.weights import LoadedModel
 from train import losses
-from train.arrays import kept
+from train.arrays import AT_ONCE, batches, kept
 from train.config import TrainConfig
 from train.encoder_step import EncoderStep
 from train.features import Tokens
@@ -78,13 +77,13 @@ class DiffusionStep:
         vae, count = parts.vae.to(self.place.device), len(self.index)
 
         @torch.no_grad()
-        def made() -> Iterator[list[np.ndarray]]:
-            for start in tqdm(range(0, count, 16), desc="latents", mininterval=5.0, leave=False):
-                images = torch.from_numpy(loader.images(np.arange(start, min(start + 16, count))))
+        def made(first: int) -> Iterator[list[np.ndarray]]:
+            for start in batches(first, count, "latents"):
+                images = torch.from_numpy(loader.images(np.arange(start, min(start + AT_ONCE, count))))
                 mean, log_variance = vae.encode(pixels_from_uint8(images).to(self.place.device))
                 yield [torch.stack([mean, (0.5 * log_variance).exp()], dim=1).half().cpu().numpy()]
 
-        return kept([cache / f"latents-{self.index.digest[:12]}-{parts.vae_sha256[:12]}.npy"], count, made)[0]
+        return kept([cache / f"latents-{self.index.digest[:12]}-{parts.vae_sha256[:12]}.npy"], count, AT_ONCE, made)[0]
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         seed, weights, positions = self.config.seed, self.weights, batch.positions.tolist()

@@ -21,6 +21,7 @@ from synthfactory.spec.errors import InputError
 from train import losses
 from train.cli import cli
 from train.config import DiffusionLosses, load_config
+from train.encoder_step import quarters
 from train.loop import train
 from train.losses import alignment, kl_to_unit
 from train.symmetry import transformed, transformed_grid
@@ -94,6 +95,30 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path, mode, monke
     assert train(config, tmp_path / "cut", tmp_path / "cache") == 2
     assert same_averages(tmp_path / "whole", tmp_path / "cut")
     assert train(config, tmp_path / "cut", tmp_path / "cache") == 0
+
+
+def test_layout_is_learnt_where_asked_for(tmp_path):
+    """Its loss falls on tiles that are seen over and over; without a weight, nothing of it is computed."""
+    write_shard(tmp_path / "shards", tiles=4)
+    optimiser = {"steps": 40, "batch": 4, "rate": 3e-3, "warmup": 2}
+    asked = {"encoder": {"layout": 1.0, "classes": 0.0, "attributes": 0.0, "grid": 0.0, "photometric": 0.0}}
+    data = {"shards": str(tmp_path / "shards"), "symmetries": False}
+    figures = {}
+    for name, changes in (("with", asked), ("without", {})):
+        config = load_config(write_config(tmp_path, optimiser=optimiser, data=data, **changes))
+        train(config, tmp_path / name, tmp_path / "cache")
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        figures[name] = [json.loads(line).get("layout") for line in lines]
+    assert figures["with"][-1] < 0.5 * figures["with"][0]
+    assert set(figures["without"]) == {None}
+
+
+def test_quarters_turn_with_the_tile():
+    grid = np.zeros((1, 3, 3, 1), np.float32)
+    grid[0, ..., 0] = [[1, 9, 2], [9, 9, 9], [3, 9, 4]]
+    assert quarters(grid).tolist() == [[1, 2, 3, 4]]  # the middle row and column are in none
+    turned = transformed_grid(grid[0], 1, ("nuclei",))[None]
+    assert quarters(turned).tolist() == [[2, 4, 1, 3]]
 
 
 def test_another_config_into_the_same_run_is_refused(tmp_path):
