@@ -12,7 +12,7 @@ from synthfactory.commands.common import fit, say, spec_argument, with_bank
 from synthfactory.spec.errors import InputError
 
 if TYPE_CHECKING:
-    from synthfactory.plan.calibration import Table
+    from synthfactory.plan.calibration import Calibration, Table
     from synthfactory.run.prepare import Prepared
     from synthfactory.spec.sampler import Guidance
 
@@ -37,7 +37,7 @@ SOLVERS = ("ab2", "heun", "euler", "euler_maruyama", "stochastic_heun")
 @click.option("--steps", multiple=True, type=click.IntRange(1, 10_000), help="Steps to try (default: a few a solver).")
 @click.option(
     "--reference-steps",
-    type=click.IntRange(2),
+    type=click.IntRange(2, 10_000),
     default=REFERENCE_STEPS,
     show_default=True,
     help="Euler-Maruyama steps to be measured by.",
@@ -56,7 +56,7 @@ def calibrate(
 
     The same command goes on where an interrupted one stopped.
     """
-    from synthfactory.plan.calibration import Calibration, encoded, read_calibration, with_table
+    from synthfactory.plan.calibration import Calibration, encoded, with_table
     from synthfactory.run.calibrate import calibrate as run
     from synthfactory.run.calibrate import settings
     from synthfactory.run.engines import make_engine
@@ -67,9 +67,8 @@ def calibrate(
     prepared, guidances = _prepared(spec_file)
     spec = prepared.spec
     official = prepared.facts.backend == "official"
-    folder, place = _places(prepared, target)
-    before = read_calibration(prepared.facts.sha256, folder)
-    _check_target(place, target)
+    place = _place(prepared, target)
+    before = _standing(place, target, prepared.facts.sha256)
     per_class = -(-tiles // len(spec.classes))
     rounds = []
     for guidance in guidances:
@@ -132,7 +131,9 @@ def calibrate(
     whole = with_table(before, found)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(encoded(whole))
+        temporary = place.with_name(f".{place.name}.{os.getpid()}")
+        temporary.write_bytes(encoded(whole))
+        temporary.replace(place)
     except OSError as error:
         raise InputError(f"{place}: cannot be written ({error.strerror or error}); name another file with -o") from None
     for table in tables:
@@ -142,19 +143,18 @@ def calibrate(
     )
 
 
-def _check_target(place: Path, target: str | None) -> None:
-    """InputError where the file to write is something else: nothing of the user's is written over."""
-    from pydantic import ValidationError
+def _standing(place: Path, target: str | None, model_sha256: str) -> Calibration | None:
+    """What the file to write holds already, whose tables at other guidances stay. InputError where that is something else, or another
+    model's: nothing of the user's is written over.
+    """
+    from synthfactory.plan.calibration import calibration_at
 
-    from synthfactory.plan.calibration import MAX_BYTES, Calibration
-
-    if target is None or not place.exists():
-        return
-    try:
-        with open(place, "rb") as handle:
-            Calibration.model_validate_json(handle.read(MAX_BYTES))
-    except (OSError, ValidationError, ValueError, RecursionError):
-        raise InputError(f"-o {target}: is there already and is no calibration; name another file") from None
+    found = calibration_at(str(place)) if place.exists() else None
+    if target is not None and place.exists() and found is None:
+        raise InputError(f"-o {target}: is there already and is no calibration; name another file")
+    if target is not None and found is not None and found.model_sha256 != model_sha256:
+        raise InputError(f"-o {target}: is another model's calibration; name another file")
+    return found
 
 
 def _prepared(spec_file: str) -> tuple[Prepared, list[Guidance]]:
@@ -177,8 +177,8 @@ def _prepared(spec_file: str) -> tuple[Prepared, list[Guidance]]:
     return with_bank(prepare(made)), guidances
 
 
-def _places(prepared: Prepared, target: str | None) -> tuple[str | None, Path]:
-    """(the model's folder on this machine, if it has one; the file to write)."""
+def _place(prepared: Prepared, target: str | None) -> Path:
+    """The file to write: beside the model, or in this machine's cache where the model has no folder that is the user's."""
     from synthfactory.model.folder import BUILT_IN, ModelFolder
     from synthfactory.plan.calibration import places_of
 
@@ -187,7 +187,7 @@ def _places(prepared: Prepared, target: str | None) -> tuple[str | None, Path]:
     places = places_of(prepared.facts.sha256, folder)
     built_in = folder is not None and Path(folder) in BUILT_IN.values()
     default = places[-1] if folder is None or built_in or not os.access(folder, os.W_OK) else places[0]
-    return folder, Path(target or default)
+    return Path(target or default)
 
 
 def _print(table: Table) -> None:

@@ -57,6 +57,9 @@ def end_with(start: Callable[[], object]) -> NoReturn:
     except InputError as error:
         say(f"Error: {error}")
         sys.exit(EXIT_INPUT)
+    except FloatingPointError as error:  # weights that draw no numbers
+        say(f"Error: model: {error}")
+        sys.exit(EXIT_INPUT)
     except BrokenPipeError:  # `synthfactory plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAULT)

@@ -74,9 +74,10 @@ def read_counts(path: str, classes: Collection[str]) -> RealCounts:
     word, between = ("line", ":") if text else ("row", ": row ")
     first: dict[str, int] = {}
     found = {name: _Found() for name in classes}
-    whole = False  # a row a class
+    whole, rows, patients = False, 0, False  # whole: a row a class
     for whole, row in _csv_rows(path) if text else _parquet_rows(path):
         place = f"{path}{between}{row.number}"
+        rows, patients = rows + row.count, patients or row.patient is not None
         if row.label in first and whole:
             raise InputError(
                 f"{place}: {shown(row.label)} stands there twice, first in {word} {first[row.label]}; keep one row a class"
@@ -102,6 +103,11 @@ def read_counts(path: str, classes: Collection[str]) -> RealCounts:
             raise InputError(
                 f"{path}{between}{first[name]}: {name} has 0 real ones; at least 1 is needed, so leave the class out"
             )
+    if not (whole or patients) and rows == len(first):
+        raise InputError(
+            f"{path}: names every label once and has no column 'count', so every class would have one tile; if another column holds the "
+            f"counts, name it 'count'; {WHAT}"
+        )
     return RealCounts(
         {name: RealClass(own.real, own.patients if whole else _named(own.each)) for name, own in found.items()},
         tuple(label for label in first if label not in found),

@@ -179,7 +179,10 @@ def _crossed(hits_RT: np.ndarray, asked_RT: np.ndarray, owners_T: np.ndarray, va
     variance = max(by_reader + by_patient - by_cell, by_reader, by_patient)
     if variance <= 0:  # all answers alike: a tile that several have seen still is one tile
         return proportion(value * patients, patients, CONFIDENCE)
-    freedom = variance**2 / (by_reader**2 / (readers - 1) + by_patient**2 / max(patients - 1, 1))
+    # Real tiles of few patients weigh as those few, however many drawn tiles stand beside them, each on its own.
+    weigh = cells_RP.sum(0) ** 2
+    alike = float(weigh.sum() ** 2 / (weigh**2).sum()) if weigh.any() else float(patients)
+    freedom = variance**2 / (by_reader**2 / (readers - 1) + by_patient**2 / max(alike - 1, 1))
     spread = math.sqrt(variance) * float(t.ppf((1 + CONFIDENCE) / 2, max(freedom, 1.0)))
     alone = min(number, value * (1 - value) / variance)
     low, high = proportion(value * alone, alone, CONFIDENCE)

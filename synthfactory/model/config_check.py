@@ -21,7 +21,12 @@ MAX_LEVELS = 8  # of an autoencoder; each halves the resolution
 MAX_NESTING = 4
 MAX_ENTRIES = 100
 DEPTHS = ("depth", "layers_per_block", "projection_depth")
-LATENT_SIZE, LEVELS, UNSHUFFLE = 28, 4, 1  # where config.json leaves them out: the defaults of SiT and VAE
+LATENT_SIZE, LATENT_CHANNELS, LEVELS, UNSHUFFLE = (
+    28,
+    4,
+    4,
+    1,
+)  # where config.json leaves them out: the defaults of SiT and VAE
 
 
 def config_problem(config: Any) -> str | None:
@@ -51,7 +56,7 @@ def config_problem(config: Any) -> str | None:
     width = config["sit"].get("condition_width")
     if not _is_whole(width) or width < 1:
         return "'sit.condition_width' is missing or no positive whole number"
-    return _tile_problem(config)
+    return _encoder_problem(config["encoder"]) or _tile_problem(config)
 
 
 def _files_problem(files: Mapping[str, Any]) -> str | None:
@@ -94,6 +99,21 @@ def _value_problem(path: str, value: Any, nesting: int) -> str | None:
     return None
 
 
+def _encoder_problem(encoder: Mapping[str, Any]) -> str | None:
+    """What is read of an encoder before its network is built."""
+    for name in ("width", "image_size"):
+        if name in encoder and not (_is_whole(encoder[name]) and encoder[name] > 0):
+            return f"'encoder.{name}' must be a whole number above 0"
+    for name in ("mean", "std"):
+        values = encoder.get(name, [0.5] * 3)
+        numbers = isinstance(values, list) and all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+        )
+        if not numbers or len(values) != 3:
+            return f"'encoder.{name}' must be a list of three numbers, one for each of red, green and blue"
+    return None
+
+
 def _tile_problem(config: Mapping[str, Any]) -> str | None:
     """Tiles must be as large as the autoencoder makes them: what config.json says goes into locks, tables and cards."""
     latent, unshuffle = config["sit"].get("latent_size", LATENT_SIZE), config["vae"].get("unshuffle", UNSHUFFLE)
@@ -102,6 +122,12 @@ def _tile_problem(config: Mapping[str, Any]) -> str | None:
         return "'sit.latent_size', 'vae.unshuffle' and 'vae.channels' must be whole numbers and a list of them"
     if not 1 <= len(channels) <= MAX_LEVELS:
         return f"'vae.channels' must have 1 to {MAX_LEVELS} entries"
+    latent_channels = [config[part].get("latent_channels", LATENT_CHANNELS) for part in ("sit", "vae")]
+    if latent_channels[0] != latent_channels[1]:
+        return (
+            f"'sit.latent_channels' is {latent_channels[0]} and 'vae.latent_channels' {latent_channels[1]}: they must be the same; "
+            "the model and the autoencoder do not belong together"
+        )
     made = latent * unshuffle * 2 ** (len(channels) - 1)
     if config["tile_size_px"] != made or not 1 <= made <= MAX_TILE_PX:
         return (

@@ -56,6 +56,7 @@ def shapes_in(path: Path, again: str) -> dict[str, tuple[int, ...]]:
     except (
         OSError,
         ValueError,
+        OverflowError,
         KeyError,
         TypeError,
         AttributeError,

@@ -51,8 +51,8 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 TIMEOUT_SEC = 20.0
 MAX_PIN_BYTES = 1 << 24
 # Whatever HTTP library the installed client uses: its errors are the bases of the client's own.
-# UnicodeError: a token or an address that no header can carry.
-TROUBLE: tuple[type[BaseException], ...] = (OSError, UnicodeError, *HfHubHTTPError.__bases__)
+# ValueError: a token or an address that no header can carry; an answer that is no JSON, as a proxy's page is none.
+TROUBLE: tuple[type[BaseException], ...] = (OSError, ValueError, *HfHubHTTPError.__bases__)
 
 
 @dataclass(frozen=True)

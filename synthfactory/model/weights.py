@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from synthfactory.model.sit import SiT, sit_from_dict
 from synthfactory.model.vae import VAE, vae_from_dict
 from synthfactory.model.vit import ViT, vit_from_dict
 from synthfactory.spec.errors import InputError
+
+_BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def timm_size(shapes: Mapping[str, tuple[int, ...]], encoder: EncoderFolder) -> 
         hidden, inner = shapes["blocks.0.mlp.fc1.weight"][0], shapes["blocks.0.mlp.fc2.weight"][1]
     except (KeyError, IndexError) as error:
         raise InputError(f"{where}: has no tensor {error}; H0-mini's form (timm's names) is needed") from None
-    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    depth = 1 + max(int(found[1]) for name in shapes if (found := _BLOCK.match(name)))
     if hidden != 2 * inner:
         raise InputError(
             f"{where}: its blocks have a plain MLP ({hidden} to {inner}); H0-mini's packed SwiGLU is needed"
@@ -129,7 +132,7 @@ def load_model(
         sit, vae = sit_from_dict(_size(folder, "sit")), vae_from_dict(_size(folder, "vae"))
         found = apart or (encoder_of(folder) if folder.has_encoder else None)
         encoder = load_encoder(found, place) if found else None
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model: {folder.path / 'config.json'}: {str(error).splitlines()[0]}") from None

@@ -93,16 +93,25 @@ def places_of(model_sha256: str, folder: str | None) -> list[str]:
 
 
 def read_calibration(model_sha256: str, folder: str | None) -> Calibration | None:
-    """The first readable one that is this model's; None where there is none."""
+    """The tables of all readable ones that are this model's, the cache's before those beside the model at the same guidance; None where
+    there is none.
+    """
+    found: Calibration | None = None
     for place in places_of(model_sha256, folder):
-        try:
-            with open_source(place) as handle:
-                found = Calibration.model_validate_json(handle.read(MAX_BYTES))
-        except (OSError, ValidationError, ValueError, RecursionError):
-            continue
-        if found.model_sha256 == model_sha256 and found.format == FORMAT:
-            return found
-    return None
+        one = calibration_at(place)
+        if one is not None and one.model_sha256 == model_sha256:
+            found = with_table(found, one)
+    return found
+
+
+def calibration_at(place: str) -> Calibration | None:
+    """What stands in a file or behind a URL; None where it is no calibration."""
+    try:
+        with open_source(place) as handle:
+            found = Calibration.model_validate_json(handle.read(MAX_BYTES))
+    except (OSError, ValidationError, ValueError, RecursionError):
+        return None
+    return found if found.format == FORMAT else None
 
 
 def encoded(calibration: Calibration) -> bytes:
@@ -124,7 +133,9 @@ def resolved(spec: Spec, model_sha256: str, folder: str | None, lock: Mapping[st
 
     InputError at the field where neither answers it.
     """
-    samplers: dict[str, Sampler] = {"": spec.sampler, **{name: spec.sampler_for(name) for name in spec.classes}}
+    samplers = {name: spec.sampler_for(name) for name in spec.classes}
+    if any(item.sampler is None for item in spec.classes.values()):
+        samplers[""] = spec.sampler
     if all(sampler.steps != "auto" for sampler in samplers.values()):
         return spec
     found = read_calibration(model_sha256, folder)
@@ -139,7 +150,13 @@ def resolved(spec: Spec, model_sha256: str, folder: str | None, lock: Mapping[st
             sampler = item.sampler.model_copy(update={"steps": chosen[name]})
             item = item.model_copy(update={"sampler": sampler})
         classes[name] = item
-    base = spec.sampler.model_copy(update={"steps": chosen[""]}) if "" in chosen else spec.sampler
+    base = spec.sampler
+    if (
+        base.steps == "auto"
+    ):  # where every class has a sampler of its own, nothing is drawn by it, and any number will do
+        others = [chosen.get(name) or sampler.num_steps for name, sampler in samplers.items()]
+        number = chosen.get("") or _locked_steps(lock, "", base) or max(2, *others)
+        base = base.model_copy(update={"steps": number})
     return spec.model_copy(update={"sampler": base, "classes": classes})
 
 

@@ -11,7 +11,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthfactory.report.facts import MIME, Facts, bags, cohort, gather, image_format, label_meaning, privacy, terms
+from synthfactory.report.facts import (
+    MIME,
+    Facts,
+    bags,
+    cohort,
+    gather,
+    image_format,
+    is_unconditional,
+    label_meaning,
+    privacy,
+    terms,
+)
 from synthfactory.shards.commit import Commit
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.0"
@@ -72,21 +83,21 @@ def croissant_json(
     """The metadata of a set, complete or not: a pure function of its arguments, sorted and indented."""
     facts = gather(lock, rounds, commits)
     _, extension = image_format(lock)
-    licence, sharing = terms(lock)
+    sharing = terms(lock)[1]
     values = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": CONFORMS_TO,
         "name": str(lock["name"]),
         "description": _description(lock, facts, sharing=sharing),
-        "license": f"https://spdx.org/licenses/{licence}" if licence.lower() in SPDX else licence,
+        "license": _licence(lock),
         "version": f"1.{max(len(rounds) - 1, 0)}.0",  # a round adds tiles and changes none
         "keywords": ["synthetic", "histopathology", "H&E", "diffusion model", "webdataset"],
         "rai:dataCollection": f"Drawn by {lock['model']['id']}, a diffusion model, by synthfactory.",
         "rai:personalSensitiveInformation": f"Privacy mechanism: {lock['recipe']['privacy']['mechanism']}: {privacy(lock)}.",
         "rai:dataLimitations": f"Never for diagnosis. {label_meaning(lock)}. Training set: {cohort(lock)}.",
         "distribution": _distribution(lock, commits),
-        "recordSet": [*_tiles(extension, bags(lock), has_files=bool(commits)), _classes(facts)],
+        "recordSet": [*_tiles(extension, lock, has_files=bool(commits)), _classes(facts)],
     }
     return json.dumps(values, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -104,8 +115,23 @@ def _description(lock: Mapping[str, Any], facts: Facts, *, sharing: bool) -> str
             f"{facts.asked} were asked for; {facts.shortfall} of them no attempt gave, {facts.pending} are to be drawn."
         )
     if not sharing:
-        words.append("Local use: the model's terms are not recorded to allow sharing.")
+        words.append("Local use: the terms of model and encoder are not recorded to allow sharing.")
+    elif lock["terms"]["sharing"] == "permitted":
+        words.append("Whoever built the set states that a permission, which its card names, allows sharing it.")
     return " ".join(words)
+
+
+def _licence(lock: Mapping[str, Any]) -> str:
+    """A licence's URL where nothing but the model's own terms holds, else in words what comes together."""
+    licence, encoder = terms(lock)[0], lock.get("encoder_licence") or {}
+    if is_unconditional(lock) and not encoder and licence.lower() in SPDX:
+        return f"https://spdx.org/licenses/{licence}"
+    parts = [f"{licence} (model)"]
+    if encoder:
+        parts.append(f"{encoder.get('name') or 'not stated'} (encoder)")
+    if not is_unconditional(lock):
+        parts.append("the terms of the real tiles behind the conditions")
+    return " and ".join(parts) if len(parts) < 3 else f"{parts[0]}, {parts[1]} and {parts[2]}"
 
 
 def _file(described: Mapping[str, Any], encoding: str) -> dict[str, Any]:
@@ -147,12 +173,13 @@ def _distribution(lock: Mapping[str, Any], commits: Mapping[int, Commit]) -> lis
     return [*tars, *parquets, images, tables]
 
 
-def _tiles(extension: str, grouping: str | None, *, has_files: bool) -> list[dict[str, Any]]:
+def _tiles(extension: str, lock: Mapping[str, Any], *, has_files: bool) -> list[dict[str, Any]]:
     if not has_files:
         return []
+    grouping, meaning = bags(lock), label_meaning(lock)
     stem = f"^(?:.*/)?([^/.]+)(?:\\.{re.escape(extension)})?$"  # readers may apply it twice: keys hold no dot
     columns = (
-        ("label", "sc:Text", "Class: that of the tile whose embedding conditioned this one."),
+        ("label", "sc:Text", f"Class: {meaning}."),
         (
             "label_level",
             "sc:Text",

@@ -9,7 +9,7 @@ from typing import Any
 
 from synthfactory.plan.lock import lock_yaml
 from synthfactory.report.card import SHARING, cell, environment
-from synthfactory.report.facts import bags, gather, is_unconditional, privacy, terms
+from synthfactory.report.facts import bags, cohort, gather, is_unconditional, privacy, terms
 from synthfactory.shards.commit import Commit
 from synthfactory.spec.errors import InputError
 
@@ -34,6 +34,7 @@ def ethics_page(
             says=says,
             privacy=privacy(lock, cell),
             bags=bags(lock),
+            cohort=cohort(lock),
             unconditional=is_unconditional(lock),
             factor=_up(math.exp(says.get("epsilon", 0.0)), 4),
             bound=_up(_bound(says), 3),

@@ -12,7 +12,7 @@ from typing import Any
 
 from synthfactory.shards.commit import Commit
 from synthfactory.shards.record import EXTENSIONS
-from synthfactory.spec.bags import ONE_PATIENT
+from synthfactory.spec.bags import ONE_PATIENT, SEVERAL_PATIENTS
 
 PRIVACY = (
     "each tile was conditioned on one real tile's embedding; no privacy guarantee is given; "
@@ -192,7 +192,7 @@ def bags(lock: Mapping[str, Any]) -> str | None:
     elif says["patients"] == 1:
         shared = ONE_PATIENT
     else:
-        shared = f"they follow tiles of {says['patients']:,} patients, who are in the bag alike, and the grouping itself is published"
+        shared = f"they follow tiles of {says['patients']:,} patients, who are in the bag alike; {SEVERAL_PATIENTS}"
     return f"tiles are grouped in bags of {says['size']:,} tiles of one class (bag_id; the last bag of a class may hold fewer); {shared}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from synthfactory.plan.rounds import Round, num_shards, totals
 from synthfactory.shards.base import Store
-from synthfactory.shards.commit import Commit
+from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.spec.text import counted
 
@@ -49,11 +49,19 @@ def render_status(
 
 def first_tiles(store: Store, classes: Sequence[str], count: int) -> dict[str, list[np.ndarray]]:
     """The first `count` tiles of each class, uint8 (H, W, 3), in the order of the shards; reads no further than needed."""
+    left, shards = Counter(dict.fromkeys(classes, count)), set[int]()
+    for shard, commit in list_commits(store).items():
+        if any(left[name] > 0 for name in commit.classes):
+            shards.add(shard)
+            left.subtract(commit.classes)
     found: dict[str, list[np.ndarray]] = {name: [] for name in classes}
-    for _, image, record in iter_tiles(store):
-        row = found.get(str(record["label"]))
-        if row is not None and len(row) < count:
-            row.append(image)
-        if all(len(tiles) >= count for tiles in found.values()):
-            break
+    seen = Counter[str]()
+
+    def keep(_: int, record: Mapping[str, Any]) -> bool:
+        name = str(record["label"])
+        seen[name] += 1
+        return name in found and seen[name] <= count
+
+    for _, image, record in iter_tiles(store, shards, keep):
+        found[str(record["label"])].append(image)
     return found

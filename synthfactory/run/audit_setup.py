@@ -46,7 +46,7 @@ class Asked:
 
 def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     """The report, written to its place. InputError for what cannot be audited; UnfitError, and nothing written, where a control fails."""
-    place = report_place(asked.report, asked.out)
+    place = report_place(asked.report, asked.out, form=FORMAT)
     standing = read_standing(asked.out)
     lock = standing.lock
     if lock is None:

@@ -6,6 +6,7 @@ Pixels are read again when they are needed: of each tile only its embedding and 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,6 +38,7 @@ from synthfactory.spec.text import shown
 
 BATCH = 32
 KEPT_PATTERNS = 20_000  # 16 KB each
+MAX_REPORT = 64 << 20
 
 Embed = Callable[[np.ndarray], np.ndarray]
 Tick = Callable[[int], None]
@@ -250,10 +252,17 @@ def check_apart(members: Source, holdout: Source) -> None:
 
 
 def report_place(
-    target: str, out: str, option: str = "--report", what: str = "the report", suffix: str = ".json"
+    target: str,
+    out: str,
+    option: str = "--report",
+    what: str = "the report",
+    suffix: str = ".json",
+    form: str | None = None,
 ) -> Path:
-    """Where what is internal goes. InputError where it could be published with the set, ends otherwise, or cannot be written."""
-    path = Path(target).expanduser()
+    """Where what is internal goes. InputError where it could be published with the set, ends otherwise, cannot be written, or would
+    replace anything but a report of this `form` (any version of it).
+    """
+    path = Path(os.path.expanduser(target))
     if path.suffix.lower() != suffix or is_url(target):
         raise InputError(f"{option} {target}: is no local {suffix[1:].upper()} file; name one that ends in {suffix}")
     if not is_url(out):
@@ -262,7 +271,18 @@ def report_place(
             raise InputError(f"{option} {target}: lies in the set, and {what} is internal; name a file outside {out}")
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise InputError(f"{option} {target}: cannot be written; name a file in a folder that is there")
+    if form is not None and path.exists() and not _has_form(path, form):
+        raise InputError(f"{option} {target}: is there already and is no report of this kind; name another file")
     return path
+
+
+def _has_form(path: Path, form: str) -> bool:
+    try:
+        with open(path, "rb") as handle:
+            stated = json.loads(handle.read(MAX_REPORT))["format"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return isinstance(stated, str) and stated.partition("/")[0] == form.partition("/")[0]
 
 
 def write_report(path: Path, report: object) -> None:

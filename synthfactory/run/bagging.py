@@ -127,6 +127,8 @@ def _checked(out: str, target: str) -> Path:
             f"{shown(target)}: " + ("is a URL; name a folder on this machine" if is_url(target) else str(problem))
         )
     folder = local(target)
+    if str(folder).startswith("~"):
+        raise InputError(f"{shown(target)}: there is no such user here; write the folder out")
     real = Path(os.path.realpath(folder))
     for step in (real, *real.parents):
         if (step / LOCK).is_file() or (not is_url(out) and step == local(out).resolve()):
@@ -140,7 +142,9 @@ def _checked(out: str, target: str) -> Path:
 
 def _check_empty(folder: Path, target: str, bags: Mapping[str, Bag], about: Mapping[str, Any]) -> None:
     """InputError where the folder holds anything but an export of this set by this encoder."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or {entry.name for entry in folder.iterdir()} <= {
+        f".tmp-{ABOUT}"
+    }:  # cut off at its first file
         return
     ours = {ABOUT, LABELS, README, *(f"{name}.h5" for name in bags)}
     for entry in sorted(folder.iterdir()):

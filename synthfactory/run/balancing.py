@@ -19,10 +19,11 @@ NAMED = 6  # other labels of a file that are named
 APART = 0.2  # between the largest and the smallest synthetic share of a class: from here on it is warned of
 
 
-def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]:
+def balanced(spec: Spec, conditions: Conditions, held: Mapping[str, int] | None = None) -> tuple[Spec, tuple[str, ...]]:
     """(the spec with a count for every class, sentences for the plan); as it is without `balance`.
 
-    InputError at its place in the spec where floors and caps leave no room, or a class comes to no tile.
+    No class gets fewer than its OUT has already (`held`), whatever has become of the real counts: a patient who was taken out of the bank
+    is still to be revoked. InputError at its place in the spec where floors and caps leave no room, or a class comes to no tile.
     """
     balance = spec.balance
     if balance is None:
@@ -30,8 +31,9 @@ def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]
     assert spec.total is not None
     behind, beside = _real(spec, conditions.summaries)
     real = {name: item.real for name, item in behind.items()}
-    floors = {name: item.floor for name, item in spec.classes.items() if item.floor is not None}
+    floors = {name: max(item.floor or 0, (held or {}).get(name, 0)) for name, item in spec.classes.items()}
     caps = {name: item.cap for name, item in spec.classes.items() if item.cap is not None}
+    _check_room(spec, floors, caps, held or {})
     try:
         if balance.kind == "top_up" and not balance.even_fraction:
             counts = topped_up(spec.total, real, floors, caps)
@@ -58,6 +60,22 @@ def balanced(spec: Spec, conditions: Conditions) -> tuple[Spec, tuple[str, ...]]
         *_trap(spec, counts, real),
     )
     return made, says
+
+
+def _check_room(spec: Spec, floors: Mapping[str, int], caps: Mapping[str, int], held: Mapping[str, int]) -> None:
+    """InputError at its own place, with the numbers, where floors, caps, OUT and total cannot all hold."""
+    assert spec.total is not None
+    for name, cap in caps.items():
+        if cap < floors[name]:
+            what = "output.path already holds" if held.get(name, 0) == floors[name] else "its floor is"
+            raise spec.error(f"classes.{name}.cap", f"{cap:,} is too few: {what} {floors[name]:,}")
+    least = sum(floors.values())
+    if least > spec.total:
+        kept = sum(held.get(name, 0) for name in spec.classes)
+        what = f"output.path already holds {kept:,}, and a set only grows" if kept else "so many do the floors ask for"
+        raise spec.error("total", f"{spec.total:,} is too few: at least {least:,} are needed ({what})")
+    if len(caps) == len(spec.classes) and sum(caps.values()) < spec.total:
+        raise spec.error("total", f"{spec.total:,} is too many: the caps allow {sum(caps.values()):,}; raise a cap")
 
 
 def _real(spec: Spec, summaries: Mapping[str, ClassSummary]) -> tuple[dict[str, RealClass], tuple[str, ...]]:

@@ -40,6 +40,7 @@ class RunBudget:
         self._calls, self._hours = calls, hours
         self._spent_calls, self._spent_sec = spent
         self._reserved: dict[int, int] = {}  # shard -> calls it may still make
+        self._too_few: dict[int, int] = {}  # shard -> calls that it was allowed and that were not enough
         self.short = "budget.network_calls"  # the limit that was met last
 
     @classmethod
@@ -49,14 +50,16 @@ class RunBudget:
         return cls(calls, hours, spent_before(lineage) if calls or hours else (0, 0.0))
 
     def grant(self, shard: int, least: int, most: int) -> bool:
-        """Reserves up to `most` calls for a unit, at least `least` (without rejects). False where there is too little left for now."""
+        """Reserves up to `most` calls for a unit, at least `least` (without rejects) and more than were not enough before. False where
+        there is too little left for now.
+        """
         if self._hours is not None and self._spent_sec >= self._hours * 3600:
             self.short = "budget.device_hours"
             return False
         if self._calls is None:
             return True
         left = self._calls - self._spent_calls - sum(self._reserved.values())
-        if left < least:
+        if left < max(least, self._too_few.get(shard, -1) + 1):
             self.short = "budget.network_calls"
             return False
         self._reserved[shard] = min(most, left)
@@ -66,8 +69,10 @@ class RunBudget:
         """Calls reserved for the unit; None = no limit."""
         return self._reserved.get(shard)
 
-    def settle(self, shard: int, calls: int, seconds: float) -> None:
-        """The unit has ended, with so many calls, and seconds of its device."""
-        self._reserved.pop(shard, None)
+    def settle(self, shard: int, calls: int, seconds: float, *, enough: bool = True) -> None:
+        """The unit has ended, with so many calls, and seconds of its device; `enough` False: it would have needed more calls."""
+        allowed = self._reserved.pop(shard, None)
+        if allowed is not None and not enough:
+            self._too_few[shard] = allowed
         self._spent_calls += calls
         self._spent_sec += seconds if math.isfinite(seconds) else 0.0

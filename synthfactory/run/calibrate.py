@@ -1,7 +1,7 @@
 """Quality against network calls for one model: every setting draws from the same conditions and noises as the reference.
 
 Measured in the space of the conditioning encoder: whether a probe trained on the bank finds the condition's class again, cosine to the
-condition, kernel distance to the conditions. Intervals are of a bootstrap over pairs (condition, tile) within each seed.
+condition, kernel distance to the conditions. Intervals are of a bootstrap over the conditions' patients, the same in every seed.
 What was drawn is kept as embeddings in LINEAGE, so that the same command goes on where it stopped.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthfactory.evaluate.distance import KernelDistance
+from synthfactory.evaluate.intervals import patient_weights
 from synthfactory.evaluate.labels import LabelProbe
 from synthfactory.plan.calibration import Interval, Row, Table
 from synthfactory.plan.conditions import choose
@@ -24,6 +25,7 @@ from synthfactory.plan.seeds import keys_from_seed, noise_key
 from synthfactory.run.prepare import Prepared
 from synthfactory.sample.official import AnyEngine
 from synthfactory.shards.store import Store
+from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Guidance, Sampler
 
 PROBE_ROWS = 2000  # of each class, at most
@@ -42,8 +44,13 @@ GRID = {
 
 
 def settings(solvers: Sequence[str], steps: Sequence[int], guidance: Guidance) -> list[Sampler]:
-    """The samplers to try: each solver with `steps`, or with those of GRID."""
+    """The samplers to try: each solver with `steps`, or with those of GRID. InputError where an SDE has one step."""
     methods = {"euler_maruyama": "sde", "stochastic_heun": "sde", "own": "pipeline"}
+    random = [solver for solver in solvers if methods.get(solver) == "sde"]
+    if 1 in steps and random:
+        raise InputError(
+            f"--steps 1: {' and '.join(random)} need 2 or more; write more steps, or name others by --solver"
+        )
     return [
         Sampler.model_validate(
             {"method": methods.get(solver, "ode"), "solver": solver, "steps": number, "guidance": guidance}
@@ -55,11 +62,14 @@ def settings(solvers: Sequence[str], steps: Sequence[int], guidance: Guidance) -
 
 @dataclass(frozen=True)
 class Pairs:
-    """The conditions of one seed, float32 (N, E), with class numbers (N,) and the noise key of each."""
+    """The conditions of one seed, float32 (N, E), with class numbers (N,), the noise key and the patient of each (of no known patient: the
+    row of the bank).
+    """
 
     conditions: np.ndarray
     classes: np.ndarray
     keys: list[tuple[int, int]]
+    patients: list[str]
 
 
 def pairs_of(prepared: Prepared, per_class: int, seed: int) -> Pairs:
@@ -73,7 +83,9 @@ def pairs_of(prepared: Prepared, per_class: int, seed: int) -> Pairs:
             rows.append(first + choose(index, at, keys.conditions, name))
             classes.append(number)
             noises.append(noise_key(keys, name, at, 0))
-    return Pairs(prepared.bank.take(np.array(rows)), np.array(classes), noises)
+    known = [patient for _, patient, _ in prepared.bank.facts(np.array(rows))]
+    patients = [f"p {patient}" if patient else f"row {row}" for patient, row in zip(known, rows, strict=True)]
+    return Pairs(prepared.bank.take(np.array(rows)), np.array(classes), noises, patients)
 
 
 def probe_of(prepared: Prepared) -> LabelProbe:
@@ -144,13 +156,21 @@ class _Scores:
 
 
 class Judge:
-    """Scores settings on the same pairs, with the same bootstrap weights, so that differences are paired."""
+    """Scores settings on the same pairs, with the same bootstrap weights, so that differences are paired.
+
+    A patient drawn twice counts twice with all of its conditions, in every seed: they resemble one another.
+    """
 
     def __init__(self, pairs: Sequence[Pairs], probe: LabelProbe) -> None:
         self._pairs, self._probe = pairs, probe
-        self._kernels = [KernelDistance(part.conditions) for part in pairs]
-        random = np.random.default_rng(SEED)
-        self._weights = [random.multinomial(n, np.full(n, 1 / n), BOOTSTRAPS) for n in (len(p.keys) for p in pairs)]
+        _, who = np.unique([patient for part in pairs for patient in part.patients], return_inverse=True)
+        bounds = np.cumsum([len(part.keys) for part in pairs])[:-1]
+        patients = np.split(who, bounds)
+        if any(len(set(part.tolist())) < 2 for part in patients):
+            raise InputError("embeddings: all conditions are of one patient; calibrate needs those of several")
+        self._kernels = [KernelDistance(part.conditions, own) for part, own in zip(pairs, patients, strict=True)]
+        weights = patient_weights(who, np.random.default_rng(SEED), BOOTSTRAPS)
+        self._weights = np.split(weights, bounds, axis=1)
 
     def scores(self, drawn: Sequence[np.ndarray]) -> _Scores:
         """Of one setting's embeddings, one array per seed."""
@@ -159,10 +179,11 @@ class Judge:
             right = (self._probe.predict(embeddings) == pairs.classes).astype(np.float64)
             near = _cosine(embeddings, pairs.conditions)
             matrices = kernel.matrices(embeddings)
-            share = weights / weights.sum(axis=1, keepdims=True)
+            total = weights.sum(axis=1, keepdims=True)
+            share = weights / np.where(total > 0, total, np.nan)  # draws that leave a seed out say nothing of it
             seen.append([right.mean(), near.mean(), kernel.of(matrices)[0]])
             boots.append(np.stack([share @ right, share @ near, kernel.of(matrices, weights)], axis=1))
-        return _Scores(np.mean(seen, axis=0), np.mean(boots, axis=0))
+        return _Scores(np.mean(seen, axis=0), np.nanmean(boots, axis=0))
 
     def row(self, sampler: Sampler, found: _Scores, reference: _Scores) -> Row:
         """A row of the table, beside the reference."""
@@ -185,7 +206,7 @@ def _rounded(value: float) -> float:
 
 
 def _interval(values: np.ndarray) -> Interval:
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.nanquantile(values, [0.025, 0.975])
     return _rounded(low), _rounded(high)
 
 

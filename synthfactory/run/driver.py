@@ -66,7 +66,8 @@ class BuildResult:
     out_of_budget: str | None = None  # the limit of the spec that leaves too little
     gave_up: bool = False
     drawn: int = 0
-    rejects: Counter[str] = field(default_factory=Counter)
+    rejected: int = 0  # candidates
+    rejects: Counter[str] = field(default_factory=Counter)  # their reasons, of which one candidate may have several
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # `condition`: the driver's own
     wall_seconds: float = 0.0
     network_calls: int = 0
@@ -302,9 +303,12 @@ def _run_units(
                 if isinstance(event, Done):
                     in_a_row = 0
                     _record(event.result, setup, lineage, result, progress.say)
-                    budget.settle(event.result.shard, event.result.network_calls, sum(event.result.seconds.values()))
-                    if event.result.outcome == OUT_OF_BUDGET:
-                        result.out_of_budget = budget.short
+                    unit, enough = event.result, event.result.outcome != OUT_OF_BUDGET
+                    budget.settle(unit.shard, unit.network_calls, sum(unit.seconds.values()), enough=enough)
+                    if (
+                        not enough
+                    ):  # once more where others leave something of what is reserved for them; else the budget is spent
+                        queue.append(unit.shard)
                 else:
                     _raise_if_full(event.error)
                     tries = strikes[event.shard] + deaths[event.shard]
@@ -321,6 +325,7 @@ def _record(unit: UnitResult, setup: Setup, lineage: Store, result: BuildResult,
     lineage.put(f"runs/{setup.run_id}/unit-{unit.shard:06d}.json", body)
     result.drawn += unit.candidates
     result.network_calls += unit.network_calls
+    result.rejected += max(0, unit.candidates - unit.tiles)
     result.rejects.update(unit.rejects)
     for stage, seconds in unit.seconds.items():
         result.seconds[stage] += seconds
@@ -368,9 +373,8 @@ def summary(result: BuildResult, where: str) -> list[str]:
     ]
     if result.drawn:
         rate = result.drawn / max(result.wall_seconds, 1e-9)
-        dropped = sum(result.rejects.values())
         lines.append(
-            f"{result.drawn:,} candidates drawn in {duration(result.wall_seconds)} ({rate:.2f} a second), {dropped:,} rejections"
+            f"{result.drawn:,} candidates drawn in {duration(result.wall_seconds)} ({rate:.2f} a second), {result.rejected:,} rejected"
         )
         lines.extend(f"  {count:,} {reason}" for reason, count in result.rejects.most_common())
     if result.shortfall:

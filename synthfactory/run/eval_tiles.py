@@ -99,14 +99,19 @@ def _codecs(tiles: TileFolder) -> tuple[str, ...]:
     for row in np.unique(np.linspace(0, count - 1, min(count, CODECS_LOOKED_AT)).astype(int)).tolist():
         data = tile_bytes(tiles, read, row)
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                # A lossless WebP has its pixels in a chunk VP8L; others may stand before it.
-                loses = picture.format == "WEBP" and b"VP8L" not in data
-                loses = loses or picture.info.get("compression") == "jpeg"
-                found.add(f"{picture.format}{' (lossy)' if loses else ''}")
+            found.add(codec_of(data))
         except DECODING:
             raise InputError(f"{tiles.where(row)}: is no image that can be read; replace or remove it") from None
     return tuple(sorted(found))
+
+
+def codec_of(data: bytes) -> str:
+    """Format of an encoded picture, such as PNG, JPEG or 'WEBP (lossy)'. One of DECODING where it is none."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        # A lossless WebP has its pixels in a chunk VP8L; others may stand before it.
+        loses = picture.format == "WEBP" and b"VP8L" not in data
+        loses = loses or picture.info.get("compression") == "jpeg"
+        return f"{picture.format}{' (lossy)' if loses else ''}"
 
 
 def lossy(codecs: tuple[str, ...]) -> bool:

@@ -72,9 +72,11 @@ class Asked:
 
 def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     """The report, written to its place. InputError for what cannot be compared, before anything is embedded."""
-    place = report_place(asked.report, asked.out)
+    place = report_place(asked.report, asked.out, form=FORMAT)
     public = (
-        None if asked.public is None else report_place(asked.public, asked.out, "--public", "what rests on real data")
+        None
+        if asked.public is None
+        else report_place(asked.public, asked.out, "--public", "what rests on real data", form=FORMAT)
     )
     if public is not None and public.resolve() == place.resolve():
         raise InputError(f"--public {asked.public}: is the internal report itself; name another file")

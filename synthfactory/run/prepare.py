@@ -5,6 +5,7 @@ Reads only; imports no torch (a folder of tiles is embedded by a callable that i
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from synthfactory.plan.conditions import ClassIndex
 from synthfactory.plan.lock import LOCK, read_lock, with_joined
 from synthfactory.plan.plan import ClassSummary, Plan, make_plan
 from synthfactory.plan.recipe import BEFORE_SITES, BEFORE_SLIDES, CONDITIONS_VERSION, ModelFacts
-from synthfactory.plan.rounds import Round, check_chain
+from synthfactory.plan.rounds import Round, check_chain, totals
 from synthfactory.plan.units import key_of, unit_of
 from synthfactory.run.balancing import balanced
 from synthfactory.run.models import choose_model
@@ -207,9 +208,18 @@ def prepare(spec: Spec) -> Prepared:
     chosen = choose_model(spec)
     conditions = open_conditions(chosen.spec, chosen.facts, chosen.encoder)
     holdout = open_holdout(chosen.spec, chosen.facts)
-    spec, shared = balanced(chosen.spec, conditions)
+    spec, shared = balanced(chosen.spec, conditions, _held(spec))
     made = Prepared(spec, chosen.model, chosen.encoder, chosen.facts, conditions, balance=shared, holdout=holdout)
     return made._protected()
+
+
+def _held(spec: Spec) -> dict[str, int]:
+    """Slots that a spec's OUT has of each class: what a balance may not take back. What is wrong with OUT is said where it is read."""
+    if spec.balance is None:
+        return {}
+    with contextlib.suppress(InputError, OSError):
+        return totals(read_standing(spec.output.path).rounds)
+    return {}
 
 
 def standing_of(spec: Spec) -> Standing:

@@ -7,10 +7,11 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
     InputError, naming file and line, for answers that no page writes, of another page, or of one reader twice.
     """
     key = _read_key(key_file)
-    place = None if report is None else report_place(report, key["set"]["place"])
+    place = None if report is None else report_place(report, key["set"]["place"], form=FORMAT)
     compared = _compare_page(key, key_file)
     if len(answers) > MAX_READERS:
         raise InputError(f"--score: {len(answers):,} files; at most {MAX_READERS:,} are read at once")
@@ -111,7 +112,7 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
 
 def _bytes(path: str, option: str, what: str) -> bytes:
     """A small local file, whole; InputError where there is none, or it is no such file."""
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     try:
         if not place.is_file():  # nor a device or a pipe, which might never end
             raise InputError(f"{option} {path}: no such file; name {what}")
@@ -126,12 +127,16 @@ def _bytes(path: str, option: str, what: str) -> bytes:
     return data
 
 
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
 def _read_key(path: str) -> dict[str, Any]:
     """InputError where it is no whole key."""
     what = "the FILE.key.json that was written with the page"
     data = _bytes(path, "--key", what)
     try:
-        key = json.loads(data)
+        key = json.loads(data, parse_constant=_refused)
         if key["format"] != KEY_FORMAT:
             raise ValueError("another format")
         texts = [key["page"][name] for name in ("name", "sha256", "id")] + [
@@ -155,7 +160,7 @@ def _read_key(path: str) -> dict[str, Any]:
 def _compare_page(key: dict[str, Any], key_file: str) -> bool:
     """Whether the page stands beside its key and is the very same; InputError where another one does."""
     name = key["page"]["name"]
-    page = Path(key_file).expanduser().parent / Path(name).name
+    page = Path(os.path.expanduser(key_file)).parent / Path(name).name
     try:
         if not page.is_file():
             return False

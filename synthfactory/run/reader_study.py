@@ -7,6 +7,7 @@ shown labels are the same on both sides tile by tile, and order, choice and wron
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from synthfactory.run.audit_setup import check_whole
 from synthfactory.run.audit_tiles import list_tiles, report_place
 from synthfactory.run.auditing import lock_sha256
 from synthfactory.run.contamination import of_training_set
+from synthfactory.run.eval_tiles import codec_of, lossy
 from synthfactory.run.prepare import Standing, read_standing
+from synthfactory.run.reader_choice import choose_real, quotas_of, wrong_labels
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.tarfmt import DamagedShardError
 from synthfactory.spec.errors import InputError
@@ -39,7 +42,6 @@ from synthfactory.spec.text import counted, shown
 
 FORMAT = "synthfactory-reader-key/1"
 INTERNAL = "Names real tiles, and says which are real: never published, and not for those who read the page."
-WRONG_EVERY = 4  # one label in so many is wrong
 LEAST_A_SIDE = 5
 MAX_PAGE_BYTES = 192 << 20
 EMBEDDINGS_ONLY = (".parquet", ".h5", ".hdf5", ".npy", ".npz", ".safetensors")
@@ -103,8 +105,8 @@ def make_study(out: str, source: str, count: int, target: str, seed: int | None,
     lock_hash = lock_sha256(standing.store.read(LOCK, through_links=True))
     secret = order_key(seed, lock_hash, tiles)
     say(f"{counted(per_side, 'tile')} of {source} and as many of {out} to read")
-    rows, owners = choose_real(secret, tiles, quotas)
-    ours, jpeg = _real(tiles, rows, owners, size_px)
+    rows, owners = choose_real(secret, tiles, quotas, partial(_pixels, tiles, tiles.reader(), size_px))
+    ours, codecs = _real(tiles, rows, owners, size_px)
     trials = ours + _synthetic(out, standing, secret, quotas, size_px, max(owners) + 1)
     labels = wrong_labels(secret, list(quotas), [each.label for each in ours])
     trials = [replace(each, shown=label) for each, label in zip(trials, labels + labels, strict=True)]
@@ -149,8 +151,9 @@ def make_study(out: str, source: str, count: int, target: str, seed: int | None,
             f"warning: {contaminated['tiles']:,} real tiles are of {counted(contaminated['patients'], 'patient')} of TCGA, on which "
             "CytoSyn was trained; what is scored is contaminated, and marked so"
         )
-    if jpeg != {image_format(lock)[0] == "jpeg"}:
-        lines.append("note: JPEG files are on one side only, or on part of it; their blocks may tell the sides apart")
+    codecs.add(image_format(lock)[0].upper())
+    if lossy(tuple(codecs)):
+        lines.append(f"note: files are {', '.join(sorted(codecs))}; what a lossy codec leaves may tell the sides apart")
     return Made(page, key, lines)
 
 
@@ -197,96 +200,20 @@ def order_key(seed: int | None, lock_hash: str, tiles: TileFolder) -> bytes:
     return hashlib.blake2b(told.encode(), digest_size=16, person=b"sf-reader").digest()
 
 
-def quotas_of(per_side: int, room: Mapping[str, int]) -> dict[str, int]:
-    """Tiles a class, as even as there is room for, and `per_side` in all where there is; classes that get none are left out."""
-    found = dict.fromkeys(room, 0)
-    for _ in range(per_side):
-        open_ = [name for name in found if found[name] < room[name]]
-        if not open_:
-            break
-        found[min(open_, key=lambda name: found[name])] += 1
-    return {name: count for name, count in found.items() if count}
+def _pixels(tiles: TileFolder, read: Callable[[int], bytes], size_px: int, row: int) -> bytes:
+    """A hash of what a tile shows, whatever its file is."""
+    return hashlib.sha256(read_tile(tiles, read, row, size_px)[1].tobytes()).digest()
 
 
-def choose_real(secret: bytes, tiles: TileFolder, quotas: Mapping[str, int]) -> tuple[list[int], list[int]]:
-    """(rows, owners) class by class, `quotas` of each, of as many patients as can be.
-
-    Where a patient is not known the slide stands for one, else the tile itself.
-    """
-    owners, numbers = list[int](), dict[tuple[str, Any], int]()
-    for row, (patient, slide) in enumerate(zip(tiles.patient_ids, tiles.slide_ids, strict=True)):
-        who = ("patient", patient) if patient else ("slide", slide) if slide else ("tile", row)
-        owners.append(numbers.setdefault(who, len(numbers)))
-    rows_of: dict[str, dict[int, list[int]]] = {
-        name: {} for name in quotas
-    }  # class -> owner -> rows, both in secret order
-    listed: dict[str, list[int]] = {name: [] for name in quotas}
-    for row, label in enumerate(tiles.labels):
-        if label in listed:
-            listed[label].append(row)
-    for label, all_rows in listed.items():
-        for position in range(len(all_rows)):
-            row = all_rows[entry(secret, f"real/{label}", len(all_rows), position)]
-            rows_of[label].setdefault(owners[row], []).append(row)
-    class_of = match(quotas, {label: list(found) for label, found in rows_of.items()})
-    rows = []
-    for label, found in rows_of.items():
-        own = [owner for owner, name in class_of.items() if name == label]
-        # More than one of a patient only where there are no more patients: then those of the class in turn.
-        turns = zip_longest(*found.values())
-        rest = [row for turn in turns for row in turn if row is not None]
-        rows += list(dict.fromkeys([*(found[owner][0] for owner in own), *rest]))[: quotas[label]]
-    return rows, [owners[row] for row in rows]
-
-
-def match(quotas: Mapping[str, int], owners: Mapping[str, Sequence[int]]) -> dict[int, str]:
-    """Owner -> the one class whose tile is taken of them, so that as many as can be are of different owners (augmenting paths)."""
-    taken: dict[int, str] = {}
-    members = {label: set(listed) for label, listed in owners.items()}
-    free = {label: iter(listed) for label, listed in owners.items()}
-
-    def give(label: str, seen: set[str]) -> bool:
-        seen.add(label)
-        for owner in free[label]:
-            if owner not in taken:
-                taken[owner] = label
-                return True
-        for owner, other in list(taken.items()):
-            if other not in seen and owner in members[label] and give(other, seen):
-                taken[owner] = label  # the other class has another owner now
-                return True
-        return False
-
-    for label, quota in quotas.items():
-        for _ in range(quota):
-            if not give(label, set()):
-                break
-    return taken
-
-
-def wrong_labels(secret: bytes, names: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """The label to show with each tile of a side, whose tiles stand class by class: every fourth is another class's, if there is another.
-
-    Both sides show the same ones, so that they tell nothing.
-    """
-    found = list(labels)
-    if len(names) < 2:
-        return found
-    for number, at in enumerate(range(WRONG_EVERY - 1, len(labels), WRONG_EVERY)):
-        others = [name for name in names if name != labels[at]]
-        found[at] = others[entry(secret, f"wrong/{labels[at]}", len(others), number % len(others))]
-    return found
-
-
-def _real(tiles: TileFolder, rows: Sequence[int], owners: Sequence[int], size_px: int) -> tuple[list[Trial], set[bool]]:
-    """(the tiles of these rows, whether any, all or none are JPEG files)."""
-    read, trials, jpeg = tiles.reader(), list[Trial](), set[bool]()
+def _real(tiles: TileFolder, rows: Sequence[int], owners: Sequence[int], size_px: int) -> tuple[list[Trial], set[str]]:
+    """(the tiles of these rows, their codecs)."""
+    read, trials, codecs = tiles.reader(), list[Trial](), set[str]()
     for row, owner in zip(rows, owners, strict=True):
         data, image = read_tile(tiles, read, row, size_px)
-        jpeg.add(data.startswith(b"\xff\xd8\xff"))
+        codecs.add(codec_of(data))
         label = tiles.labels[row]
         trials.append(Trial(True, label, label, tiles.where(row), owner, png_base64(image)))
-    return trials, jpeg
+    return trials, codecs
 
 
 def _synthetic(
@@ -350,6 +277,19 @@ def _left_out(drawn: Mapping[str, int], real: Mapping[str, int], quotas: Mapping
     return [f"{shown(name)}: {why}" for why, names in sides for name in sorted(names)]
 
 
+def _placed(temporary: Path, path: Path) -> None:
+    """Gives a file its name, unless that is taken; where the disk has no links, by writing it there once more."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+            handle.write(temporary.read_bytes())
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
 def _write_both(target: str, files: Mapping[Path, bytes]) -> None:
     """Their owner's alone, whole, and both or neither; never over a file that is there."""
     beside = {path: path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}") for path in files}
@@ -361,7 +301,7 @@ def _write_both(target: str, files: Mapping[Path, bytes]) -> None:
                 handle.flush()
                 os.fsync(handle.fileno())
         for path in files:
-            os.link(beside[path], path)
+            _placed(beside[path], path)
             done.append(path)
     except BaseException as error:
         for path in done:

@@ -25,7 +25,7 @@ from synthfactory.model.weights import default_device
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.sample.components import check_loaded, code_lock, foreign
 from synthfactory.sample.engine import PAD_TO, Drawn, Engine, Marks, Spent, padded
-from synthfactory.sample.noise import CandidateNoise
+from synthfactory.sample.noise import CandidateNoise, mersenne
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Sampler
 
@@ -127,7 +127,7 @@ class OfficialEngine:
             noise = CandidateNoise(keys, (form.latent_channels, form.latent_size, form.latent_size))
             given[LATENTS] = noise.draw().to(self.device, self.dtype)
         if GENERATORS in takes:  # on the CPU, as diffusers' randn_tensor takes them for any device
-            given[GENERATORS] = [torch.Generator().manual_seed(key[0]) for key in keys]
+            given[GENERATORS] = [mersenne(key) for key in keys]
         return given
 
 
@@ -138,7 +138,8 @@ AnyEngine = Engine | OfficialEngine
 def _seeded(key: tuple[int, int], device: torch.device) -> Iterator[None]:
     """Whatever the pipeline draws from the global stream follows from the batch's first key, and the stream outside is left alone."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(key[0])
+        torch.manual_seed(key[0])  # CUDA's generator takes all 64 bits of it; the CPU's would take 32
+        torch.set_rng_state(mersenne(key).get_state())
         yield
 
 

@@ -67,10 +67,12 @@ class _Seen:
 
 
 def sampler_for(engine: AnyEngine, steps: int, solver: str, guidance: Guidance) -> Sampler:
-    """The pipeline's own, or ours of that name."""
+    """The pipeline's own, or ours of that name. InputError where an SDE has one step."""
     if isinstance(engine, OfficialEngine):
         return Sampler(method="pipeline", solver="own", steps=steps, guidance=guidance)
     method = "sde" if solver in ("euler_maruyama", "stochastic_heun") else "ode"
+    if method == "sde" and steps < 2:
+        raise InputError(f"--steps {steps}: {solver} needs 2 or more")
     return Sampler.model_validate({"method": method, "solver": solver, "steps": steps, "guidance": guidance})
 
 

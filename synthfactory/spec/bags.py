@@ -12,6 +12,10 @@ ONE_PATIENT = (
     "bags of one patient are the worst case for privacy: all tiles of a bag follow one patient, so that a bag is a stronger handle on that "
     "person than any tile alone, and the grouping itself is published"
 )
+SEVERAL_PATIENTS = (
+    "the grouping itself is published, and the numbers in the keys tell which tiles of a bag follow the same patient: each of these parts "
+    "is a stronger handle on a person than any tile alone"
+)
 ELSEWHERE = {  # mechanism -> why `patients` has no meaning
     "mix": "under mix every condition blends patients of its own, and a bag's tiles share nothing but their class",
     "dp": "under dp no tile is any patient's, and a bag's tiles share nothing but their class",

@@ -13,7 +13,7 @@ from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, field_validator, 
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from synthfactory.spec.bags import ELSEWHERE, ONE_PATIENT, Bags
+from synthfactory.spec.bags import ELSEWHERE, ONE_PATIENT, SEVERAL_PATIENTS, Bags
 from synthfactory.spec.balance import Balance
 from synthfactory.spec.embeddings import Embeddings
 from synthfactory.spec.errors import InputError
@@ -355,8 +355,8 @@ class Spec(FrozenModel):
         found = []
         if self.output.format == "jpeg":
             found.append("output.format: jpeg loses detail and shifts models and metrics; png or webp are lossless")
-        if self.bags is not None and self.bags_follow_patients and self.bags.group == 1:
-            found.append(f"bags: {ONE_PATIENT}")
+        if self.bags is not None and self.bags_follow_patients:
+            found.append(f"bags: {ONE_PATIENT if self.bags.group == 1 else SEVERAL_PATIENTS}")
         return tuple(found)
 
     def locate(self, path: str) -> str:

@@ -93,7 +93,9 @@ class Terms(FrozenModel):
         """What lock, tiles and card state: accepted licences, the permission, and `sharing`: permitted, allowed (by the licences
         of model and encoder themselves) or local.
         """
-        own = all(licence.get("sharing") == "allowed" for licence in (model, encoder) if licence)
+        own = all(
+            licence.get("sharing") == "allowed" for licence in (model, encoder or model)
+        )  # {}: the encoder is the model's
         return {
             "accepted": sorted(self.accept),
             "sharing": "permitted" if self.sharing == "permitted" else "allowed" if own else "local",

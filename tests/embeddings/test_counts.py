@@ -70,6 +70,7 @@ BAD_LINES = {
     "column twice": ("label,count,count\nfat,4,5\ngland,2,2\n", ": has more than one column 'count'"),
     "both forms": ("label,count,patient_id\nfat,4,a\ngland,2,b\n", r": has both count .* and patient_id"),
     "half a form": ("label,patients\nfat,4\ngland,2\n", ": has patients, but no column 'count'"),
+    "another name": ("label,n\nfat,4000\ngland,60\n", ": names every label once and has no column 'count'"),
     "no line": ("label,count\n", ": holds no row"),
     "empty": ("", ": needs a column 'label'"),
     "latin-1": (b"label,count\nfat,4\ngl\xe4nd,2\n", ": is no readable CSV in UTF-8"),

@@ -87,6 +87,19 @@ def test_the_interval_over_readers_and_tiles_holds_as_often_as_it_says() -> None
     assert held / 300 >= 0.9
 
 
+def test_the_interval_holds_where_all_real_tiles_are_of_three_patients() -> None:
+    """30 drawn tiles, each on its own, beside 30 real ones of patients whom readers tell more or less well."""
+    random, held = np.random.default_rng(1), 0
+    owners = np.concatenate([np.arange(30) % 3, 3 + np.arange(30)])
+    for _ in range(400):
+        rates = np.concatenate([random.beta(1, 1, 3)[np.arange(30) % 3], np.full(30, 0.5)])
+        hits = random.random((3, 60)) < rates
+        interval = share(hits, all_asked(hits), owners).interval
+        assert interval is not None
+        held += interval[0] <= 0.5 <= interval[1]
+    assert held / 400 >= 0.93
+
+
 def test_shares_are_of_what_was_asked_and_answered() -> None:
     shown = tiles()
     called = np.where(shown.real, REAL, SYNTHETIC)

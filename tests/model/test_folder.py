@@ -37,6 +37,9 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda c: c["files"].update({"../../etc/passwd": "0"}), "'files' must name exactly"),
         (lambda c: c["files"].pop("vae.safetensors"), "'files' must name exactly"),
         (lambda c: [1, 2], "is not of format"),
+        (lambda c: c["vae"].update(latent_channels=6), "'vae.latent_channels' 6: they must be the same"),
+        (lambda c: c["encoder"].update(width="abc"), "'encoder.width' must be a whole number above 0"),
+        (lambda c: c["encoder"].update(mean=5), "'encoder.mean' must be a list of three numbers"),
     ],
 )
 def test_a_wrong_config_is_one_clear_error(folder: Path, change: Callable[[Any], Any], message: str) -> None:

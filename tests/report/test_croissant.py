@@ -50,7 +50,7 @@ def test_head_is_that_of_croissant_1_0(out: Path) -> None:
     assert values["@type"] == "sc:Dataset"
     assert values["conformsTo"] == "http://mlcommons.org/croissant/1.0"
     assert (values["name"], values["version"]) == ("t", "1.1.0")  # two rounds
-    assert values["license"] == "https://spdx.org/licenses/Apache-2.0"
+    assert values["license"] == "Apache-2.0 (model) and the terms of the real tiles behind the conditions"
     assert values["@context"]["cr"] == "http://mlcommons.org/croissant/"
     words = values["description"]
     for part in (
@@ -139,5 +139,33 @@ def test_a_set_without_tiles_names_no_files() -> None:
 
 def test_terms_that_are_no_known_licence_stay_words() -> None:
     made = json.loads(croissant_json(lock(licence={"name": "CC BY-NC-ND 4.0", "sharing": "local"}), ROUNDS, {}))
-    assert made["license"] == "CC BY-NC-ND 4.0"
+    assert made["license"] == "CC BY-NC-ND 4.0 (model) and the terms of the real tiles behind the conditions"
     assert "Local use" in made["description"]
+
+
+def test_a_licence_stands_alone_only_where_nothing_else_holds() -> None:
+    alone = {**lock(), "label_levels": ["unconditional"]}
+    made = json.loads(croissant_json(alone, ROUNDS, {}))
+    assert made["license"] == "https://spdx.org/licenses/Apache-2.0"
+    both = {**lock(), "encoder_licence": {"name": "CC-BY-NC-ND-4.0", "sharing": "local"}}
+    words = json.loads(croissant_json(both, ROUNDS, {}))["license"]
+    assert (
+        words == "Apache-2.0 (model), CC-BY-NC-ND-4.0 (encoder) and the terms of the real tiles behind the conditions"
+    )
+
+
+@pytest.mark.parametrize(
+    ("levels", "mechanism", "words"),
+    [
+        (["tile"], "none", "label of the conditioning tile"),
+        (["tile"], "mix", "label of the tiles that were blended"),
+        (["unconditional"], "none", "drawn without conditions"),
+    ],
+)
+def test_what_a_label_says_follows_the_mechanism(tmp_path: Path, levels: list[str], mechanism: str, words: str) -> None:
+    values = lock()
+    commits = make_out(tmp_path / "out", values)
+    privacy = {"mechanism": mechanism, **({"k": 3, "max_weight": 0.5} if mechanism == "mix" else {})}
+    values = {**values, "label_levels": levels, "recipe": {**values["recipe"], "privacy": privacy}}
+    fields = of_kind(json.loads(croissant_json(values, ROUNDS, commits)), "Field")
+    assert words in fields["tiles/label"]["description"]

@@ -71,3 +71,13 @@ def test_an_audit_of_something_else_is_refused(change: dict[str, Any], message: 
     lock = make_lock()
     with pytest.raises(InputError, match=message):
         ethics_page(lock, [], {}, audit_of(lock, **change))
+
+
+def test_the_models_own_patients_and_what_is_without_conditions_are_said() -> None:
+    lock = {**copy.deepcopy(make_lock()), "training_cohort": "some"}
+    assert "patients of TCGA are among the conditions" in " ".join(ethics_page(lock, [], {}).split())
+    alone = " ".join(ethics_page({**copy.deepcopy(make_lock()), "label_levels": ["unconditional"]}, [], {}).split())
+    assert "The tiles follow the model alone" in alone and "no tile rests on a patient of a bank" in alone
+    assert "synthfactory revoke" not in alone and "Rare classes" not in alone
+    for text in (page({"mechanism": "none"}), page(DP)):
+        assert "trained on patients of its own, who may be the same or others" in text

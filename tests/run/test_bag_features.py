@@ -223,3 +223,12 @@ def test_without_h5py_it_says_what_to_install(
     ended = run("bags", bagged / "out", tmp_path / "features", "--encoder", tiny / "model")
     assert ended.code == 2 and "pip install 'synthfactory[hdf5]'" in ended.err
     assert not (tmp_path / "features").exists()
+
+
+def test_an_export_cut_off_at_its_first_file_goes_on(bagged: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/.tmp-bags.json").write_text("{")
+    ended = run("bags", bagged / "out", tmp_path / "cut", "--model", tiny / "model")
+    assert ended.code == 0, ended.err
+    refused = run("bags", bagged / "out", "~nosuchuser/x", "--model", tiny / "model")
+    assert refused.code == 2 and "no such user" in refused.err

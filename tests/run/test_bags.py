@@ -69,6 +69,7 @@ def test_what_the_set_says_of_its_bags(out: Path) -> None:
     assert "bags:\n    patients: 2\n    size: 4" in lock
     assert "they follow tiles of 2 patients" in card
     assert "worst case" not in card
+    assert "tell which tiles of a bag follow the same patient" in card
     fields = json.loads((out / "croissant.json").read_text())["recordSet"][0]["field"]
     (field,) = [field for field in fields if field["name"] == "tiles/bag_id"]
     assert field["source"]["extract"] == {"column": "bag_id"}

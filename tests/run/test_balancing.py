@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
+from revoke_making import WHO, resting, without
 from running import run
 from tinymodel import make_bank_file
 
@@ -140,7 +141,7 @@ def test_floors_and_caps_are_kept(make: Callable[..., Path]) -> None:
         ({"balance": {"kind": "proportional", "against": {"alpha": 1}}}, "balance.against: does not say how many real tiles beta has"),
         (
             {"balance": "uniform", "classes": {"alpha": {"cap": 2}, "beta": {"cap": 2}}},
-            "18 cannot be shared out: floors and caps leave no room",
+            "total: 18 is too many: the caps allow 4; raise a cap",
         ),
         ({"balance": {"kind": "proportional", "against": {"alpha": 999, "beta": 999, "gamma": 1}}}, "gamma: comes to no tile of 18"),
         ({"balance": {"kind": "top_up", "even_fraction": False}}, "classes.alpha: has more real tiles than the others would have"),
@@ -285,3 +286,35 @@ def test_what_is_no_study_is_refused(studies: Callable[..., Path], names: tuple[
 def test_cases_are_not_topped_up_with_tiles(studies: Callable[..., Path]) -> None:
     refused = run("plan", studies(balance={"kind": "top_up", "against": "tcga"}))
     assert refused.code == 2 and "balance.against: tcga counts cases, and top_up adds tiles to tiles" in refused.err
+
+
+def test_a_patient_can_be_withdrawn_although_the_balance_would_shift(make: Callable[..., Path], tmp_path: Path) -> None:
+    spec = make(balance="proportional")
+    assert run("build", spec, "--local").code == 0
+    before = counts(tmp_path)
+    without(tmp_path / "bank.parquet")
+    ended = run("revoke", spec, "--patient", WHO, "--yes", "--local")
+    assert ended.code == 0, ended.err
+    assert resting(tmp_path) == set()
+    assert counts(tmp_path) == before == {"alpha": 11, "beta": 6, "gamma": 1}
+    assert run("build", make(balance="proportional", total=20), "--local").code == 0
+    assert all(counts(tmp_path)[name] >= count for name, count in before.items())
+    less = run("plan", make(balance="proportional", total=17))
+    assert less.code == 2
+    assert "total: 17 is too few: at least 20 are needed (output.path already holds 20" in " ".join(less.err.split())
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ({"alpha": {"floor": 9, "cap": 4}, "beta": {}, "gamma": {}}, "classes.alpha.cap: 4 is too few: its floor is 9"),
+        ({"alpha": {"floor": 17}, "beta": {"floor": 9}, "gamma": {}}, "total: 18 is too few: at least 26 are needed"),
+        ({"alpha": {"cap": 4}, "beta": {"cap": 3}, "gamma": {"cap": 1}}, "total: 18 is too many: the caps allow 8"),
+    ],
+)
+def test_bounds_that_do_not_fit_are_named_with_their_numbers(
+    make: Callable[..., Path], classes: dict[str, Any], words: str
+) -> None:
+    ended = run("plan", make(balance="uniform", classes=classes))
+    assert ended.code == 2
+    assert words in " ".join(ended.err.split())

@@ -16,12 +16,15 @@ from running import run
 from tinymodel import make_bank_file
 
 from synthfactory.plan.plan import Plan
+from synthfactory.report.status import first_tiles
 from synthfactory.run import belonging, driver
 from synthfactory.run.budget import RunBudget
 from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import prepare
+from synthfactory.shards.local import LocalStore
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.seal import sealed
+from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.load import load_spec
 
@@ -226,6 +229,20 @@ def test_a_budget_is_shared_by_the_units_at_work() -> None:
     assert budget.short == "budget.device_hours"
 
 
+def test_a_unit_that_was_allowed_too_little_waits_for_what_others_give_back() -> None:
+    budget = RunBudget(100, None)
+    assert budget.grant(0, 10, 80) and budget.grant(1, 10, 80)
+    assert budget.allowance(1) == 20
+    budget.settle(1, 18, 1.0, enough=False)
+    assert not budget.grant(1, 10, 80), "as little as before is of no use"
+    budget.settle(0, 10, 1.0)
+    assert budget.grant(1, 10, 80)
+    assert budget.allowance(1) == 72
+    budget.settle(1, 70, 1.0, enough=False)
+    assert not budget.grant(1, 1, 80)
+    assert budget.short == "budget.network_calls"
+
+
 def test_a_full_disk_ends_the_build_with_one_line(
     spec_file: MakeSpec, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +338,26 @@ def test_gc_takes_the_lineage_of_the_set_alone_and_says_what_it_keeps(
     for path in others:
         path.rename(out / "commits" / path.name)
     assert "kept: objects of 1 shard without a commit" in run("gc", out).out
+
+
+def test_a_contact_sheet_reads_no_further_than_it_shows(
+    spec_file: MakeSpec, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a class has fewer tiles than a row of the sheet: the rest of the set is not read for it."""
+    classes = {"alpha": 40, "beta": 2}
+    assert run("build", spec_file(classes=classes, output={"path": str(out), "shard_size": 4}), "--local").code == 0
+    opened = []
+    real = LocalStore.open
+
+    def watched(store: LocalStore, path: str, *more: object, **named: object) -> object:
+        opened.append(path)
+        return real(store, path, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalStore, "open", watched)
+    found = first_tiles(open_store(str(out)), ["alpha", "beta"], 8)
+    assert {name: len(tiles) for name, tiles in found.items()} == {"alpha": 8, "beta": 2}
+    tars = {path for path in opened if path.endswith(".tar")}
+    assert 0 < len(tars) < 6 < len(list((out / "shards").glob("*.tar")))
 
 
 def test_a_contact_sheet_stays_out_of_the_set(

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from running import run
 from tinymodel import make_bank_file, make_tiny_model
 
+from synthfactory.evaluate.labels import LabelProbe
 from synthfactory.plan.calibration import Calibration
+from synthfactory.run.calibrate import Judge, Pairs
+from synthfactory.spec.sampler import Sampler
 
 MakeSpec = Callable[..., Path]
 QUICK = ("--tiles", 16, "--seeds", 2, "--reference-steps", 12)
@@ -187,3 +191,73 @@ def test_a_damaged_calibration_counts_as_none(spec_file: MakeSpec, own: Path, co
     ended = run("plan", spec_file(sampler={"solver": "ab2", "steps": "auto"}, **source(own)))
     assert ended.code == 2
     assert "has no calibration" in " ".join(ended.err.split())
+
+
+def test_tables_of_several_places_are_read_together(
+    spec_file: MakeSpec, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table beside the model, as the built-in one's, does not hide what was calibrated into the cache since."""
+    monkeypatch.setenv("SYNTHFACTORY_CACHE", str(tmp_path / "cache"))
+    made = {}
+    for scale, more in ((1.5, ()), (3.0, ("-o", tmp_path / "other.json"))):
+        spec = spec_file(
+            f"{scale}.yaml", sampler={"solver": "ab2", "steps": "auto", "guidance": {"scale": scale}}, **source(own)
+        )
+        assert run("calibrate", spec, *QUICK, "--solver", "ab2", "--steps", 12, *more).code == 0
+        made[scale] = spec
+    surely_good(own / "model" / "calibration.json")
+    surely_good(tmp_path / "other.json")
+    assert run("plan", made[1.5]).code == 0 and run("plan", made[3.0]).code == 2
+    sha256 = json.loads((tmp_path / "other.json").read_text())["model_sha256"]
+    (tmp_path / "cache/calibration").mkdir(parents=True)
+    shutil.copy(tmp_path / "other.json", tmp_path / "cache/calibration" / f"{sha256}.json")
+    assert run("plan", made[1.5]).code == 0 and run("plan", made[3.0]).code == 0
+    again = run("calibrate", made[1.5], *QUICK, "--solver", "ab2", "--steps", 12, "-o", tmp_path / "other.json")
+    assert again.code == 0
+    tables = json.loads((tmp_path / "other.json").read_text())["tables"]
+    assert sorted(table["guidance"]["scale"] for table in tables) == [1.5, 3.0]
+    (tmp_path / "other.json").write_text((tmp_path / "other.json").read_text().replace(sha256, "0" * 64))
+    refused = run("calibrate", made[1.5], *QUICK, "-o", tmp_path / "other.json")
+    assert refused.code == 2 and "is another model's calibration" in " ".join(refused.err.split())
+
+
+def test_one_step_of_an_sde_and_conditions_of_one_patient_are_refused(
+    spec_file: MakeSpec, own: Path, tmp_path: Path
+) -> None:
+    refused = run("calibrate", spec_file(**source(own)), *QUICK, "--steps", 1)
+    assert refused.code == 2
+    assert "--steps 1: euler_maruyama and stochastic_heun need 2 or more" in " ".join(refused.err.split())
+    bank = make_bank_file(tmp_path / "one.parquet", own / "model", {"alpha": 1})
+    alone = {"model": str(own / "model"), "embeddings": {"bank": str(bank)}, "classes": {"alpha": 4}}
+    refused = run("calibrate", spec_file("alone.yaml", **alone), *QUICK, "--solver", "ab2", "--steps", 4)
+    assert refused.code == 2 and "all conditions are of one patient" in " ".join(refused.err.split())
+
+
+def test_a_sampler_that_nobody_uses_needs_no_calibration(spec_file: MakeSpec, own: Path) -> None:
+    fixed = {name: {"count": 4, "sampler": {"steps": 3}} for name in ("alpha", "beta")}
+    sampler = {"solver": "ab2", "steps": "auto", "guidance": {"scale": 2.5}}
+    spec = spec_file(sampler=sampler, classes=fixed, **source(own))
+    assert run("plan", spec).code == 0
+    assert run("build", spec, "--local").code == 0
+    assert run("build", spec, "--local").code == 0
+
+
+def test_a_patient_drawn_twice_counts_with_all_of_its_conditions() -> None:
+    """Copies of two patients' tiles say no more than the two: intervals are as wide however often they stand there."""
+    random = np.random.default_rng(0)
+    conditions, drawn = (random.standard_normal((8, 5)).astype(np.float32) for _ in range(2))
+    probe = LabelProbe(random.standard_normal((20, 5)).astype(np.float32), np.arange(20) % 2, 2)
+    widths = []
+    for times in (1, 6):
+        patients = [f"p {number}" for number in range(8)] * times
+        pairs = Pairs(
+            np.tile(conditions, (times, 1)),
+            np.tile(np.arange(8) % 2, times),
+            [(n, 0) for n in range(8 * times)],
+            patients,
+        )
+        judge = Judge([pairs], probe)
+        scores = judge.scores([np.tile(drawn, (times, 1))])
+        row = judge.row(Sampler(steps=2), scores, scores)
+        widths.append([high - low for low, high in (row.cosine_95, row.class_agreement_95)])
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)

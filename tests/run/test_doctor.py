@@ -160,6 +160,21 @@ def test_places_that_cannot_hold_a_set_are_said(
     assert "a second writer would overwrite the first" in line(ended, "output")
 
 
+def test_a_store_that_cannot_be_opened_ends_no_other_check(examine: Examine) -> None:
+    ended = examine(output={"path": "nosuchprotocol://bucket/out"})
+    assert ended.code == 1
+    assert line(ended, "output").startswith("fail")
+    assert line(ended, "model") and line(ended, "access")
+
+
+def test_what_the_page_cache_holds_is_free_memory() -> None:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("this machine does not tell")
+    available = 1024 * int(meminfo.read_text().split("MemAvailable:")[1].split()[0])
+    assert doctor.free_memory() == pytest.approx(available, rel=0.2)
+
+
 def test_too_little_memory_or_room_fails(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "free_memory", lambda: 10**8)
     ended = examine(classes={"alpha": 10**12})

@@ -219,3 +219,22 @@ def test_answers_by_keyboard_are_kept_saved_and_scored(sheet: dict[str, Any]) ->
     assert act(kept=hostile)["begin"] == "", "the button keeps its own word: nothing is taken over"
     assert "keeps nothing" in act(("click", "begin"), ("key", "s"), kept=None)["status"]
     assert act(("click", "begin"), ("key", "s"), ("key", "y"), ("click", "anew"), kept={})["shown"] == []
+
+
+def test_a_report_replaces_nothing_but_a_report(sheet: dict[str, Any]) -> None:
+    """The key is there once: without it no answer can ever be scored."""
+    answers, key = write_answers("a.csv", answered(sheet, "ann")), Path("reader-study.key.json")
+    before = key.read_bytes()
+    check_refusal(score(answers, more=["--report", key]), "is there already and is no report of this kind")
+    assert key.read_bytes() == before
+    for _ in range(2):  # of the same kind: again
+        assert score(answers, more=["--report", "scores.json"]).code == 0
+
+
+def test_homes_of_nobody_and_numbers_that_are_none_are_one_error(sheet: dict[str, Any]) -> None:
+    check_refusal(score("~nosuchuser/a.csv"), "no such file")
+    answers = write_answers("a.csv", answered(sheet, "ann"))
+    check_refusal(score(answers, more=["--report", "~nosuchuser/r.json"]), "cannot be written")
+    key = Path("reader-study.key.json")
+    key.write_text(key.read_text().replace('"set": {', '"set": {"z": NaN, ', 1))
+    check_refusal(score(answers, more=["--report", "r.json"]), "is no key of a reader study, or damaged")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
+import os
 import re
 import shutil
 import stat
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from PIL import Image
 from reader_making import key_of, study, write_real
 from running import run
 
-from synthfactory.run.reader_study import match, quotas_of
+from synthfactory.run.reader_choice import match, quotas_of, wrong_labels
 from synthfactory.shards.reader import iter_tiles
 
 
@@ -162,7 +165,7 @@ def test_one_class_and_unknown_patients_and_jpeg_are_said(here: Path, tmp_path: 
     assert (
         "16 of 16 real tiles name no patient" in flat
         and "16 patients" not in flat
-        and "note: JPEG files are on one side only" in flat
+        and "note: files are JPEG, PNG; what a lossy codec leaves may tell the sides apart" in flat
     )
     assert "60 tiles were asked for" in flat and "no label is wrong on purpose" in flat
     assert "No label is wrong on purpose" in Path("reader-study.html").read_text()
@@ -226,3 +229,53 @@ def test_neither_file_is_left_where_one_cannot_be_written(here: Path, monkeypatc
     monkeypatch.setattr(os, "link", fails)
     check_refusal(study(here, "-n", 20), "cannot be written (No space left on device)")
     assert list(Path().iterdir()) == []
+
+
+def test_a_picture_is_shown_once_and_copies_make_no_page(here: Path, tmp_path: Path) -> None:
+    """Seen twice, it would be known for real."""
+    real = write_real(tmp_path / "copies", {"alpha": 16, "beta": 9})
+    for path in (real / "alpha").iterdir():
+        if path.name >= "real-014.png":
+            path.write_bytes((real / "alpha" / "real-000.png").read_bytes())
+    assert study(here, "-n", 32, real=real).code == 0
+    page = Path("reader-study.html").read_text()
+    assert len({pixels(data).tobytes() for data in images(page)}) == len(images(page))
+    refused = study(here, "-n", 60, "-o", "more.html", real=real)
+    check_refusal(refused, "alpha has 14 tiles that differ, and 17 are to be shown; the rest are copies")
+    assert not Path("more.html").exists()
+
+
+@pytest.mark.parametrize("options", [{"format": "WEBP", "quality": 60}, {"format": "TIFF", "compression": "jpeg"}])
+def test_every_lossy_codec_is_said(here: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    real = write_real(tmp_path / "lossy", {"alpha": 8})
+    for path in (real / "alpha").iterdir():
+        with Image.open(path) as picture:
+            picture.save(path, **options)
+    ended = study(here, "-n", 20, real=real)
+    assert ended.code == 0, ended.err
+    assert "what a lossy codec leaves may tell the sides apart" in " ".join(ended.out.split())
+
+
+def test_wrong_labels_are_of_all_classes_and_follow_the_secret() -> None:
+    names = [f"c{number}" for number in range(10)]
+    for each, wrong in ((1, 2), (4, 10), (8, 20)):
+        labels = [name for name in names for _ in range(each)]
+        found = {
+            tuple(at for at, label in enumerate(wrong_labels(bytes([key]), names, labels)) if label != labels[at])
+            for key in range(20)
+        }
+        assert len(found) > 15, "which labels are wrong follows from the secret"
+        for places in found:
+            of_class = Counter(labels[at] for at in places)
+            assert sum(of_class.values()) == wrong
+            assert max(of_class.values()) - min(of_class.get(name, 0) for name in names) <= 1
+
+
+def test_a_disk_without_links_has_its_page_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert study(here, "-n", 20).code == 0
+    assert Path("reader-study.html").read_bytes()[:1] == b"<" and key_of()["tiles"]
+    assert study(here, "-n", 20).code == 2, "never over a page that is there"

@@ -13,6 +13,7 @@ from synthfactory.model.folder import open_model
 from synthfactory.model.weights import LoadedModel, load_model
 from synthfactory.sample.engine import Engine
 from synthfactory.sample.network import Network
+from synthfactory.sample.noise import mersenne
 from synthfactory.spec.sampler import Guidance, Sampler
 
 SAMPLER = Sampler(steps=3, guidance=Guidance(scale=2.0, high=0.8))
@@ -80,3 +81,14 @@ def test_a_compiled_network_draws_the_same_in_batches_of_any_size(folder: Path, 
     for count in (6, 3):
         tiles = compiled.draw(conditions()[:count], KEYS[:count], SAMPLER)
         assert np.abs(tiles.astype(int) - plain[:count].astype(int)).max() <= 1
+
+
+def test_a_pipelines_generator_takes_the_whole_key() -> None:
+    """manual_seed would take 32 bits of it: a secret key could be found by trying."""
+    drawn = [
+        torch.randn(64, generator=mersenne(key)) for key in ((5, 1), (5, 1), (5 | 1 << 40, 1), (5, 2), (5, 1 | 1 << 63))
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert all(not torch.equal(drawn[0], other) for other in drawn[2:])
+    many = torch.randn(100_000, generator=mersenne((1, 2)))
+    assert abs(float(many.mean())) < 0.02 and abs(float(many.std()) - 1) < 0.02

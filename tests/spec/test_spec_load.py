@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.jsonschema import json_schema
 from synthfactory.spec.load import load_spec, parse_spec
+from synthfactory.spec.terms import Terms
 
 SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
 SMALL = "name: a\nmodel: phantom\nclasses: {A: 3}\nembeddings: {bank: b}\noutput: {path: o}\nlineage: l\n"
@@ -211,3 +212,19 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_an_endless_file_is_not_read_to_its_end() -> None:
     with pytest.raises(InputError, match="is too large"):
         load_spec("/dev/zero")
+
+
+def test_a_licence_that_nobody_states_allows_no_sharing() -> None:
+    allowed, local = {"name": "MIT", "sharing": "allowed"}, {"name": "X", "sharing": "local"}
+    settled = [
+        Terms().settled(model, encoder)["sharing"]
+        for model, encoder in (
+            (allowed, {}),
+            (allowed, allowed),
+            ({}, {}),
+            ({}, allowed),
+            (allowed, local),
+            (local, allowed),
+        )
+    ]
+    assert settled == ["allowed", "allowed", "local", "local", "local", "local"]
