@@ -44,13 +44,17 @@ def write_features(path: Path, features: np.ndarray, coords: np.ndarray, attribu
         raise
 
 
-def stated_text(path: Path, name: str) -> str | None:
-    """A text attribute of a file of features; None where there is no such file, attribute or text, or nothing that is HDF5."""
+def stated_text(path: Path, name: str, rows: int, width: int) -> str | None:
+    """A text attribute of a file of features; None where there is no such file, attribute or text, nothing that is HDF5, or not
+    `features` (rows, width) and `coords` (rows, 2) in it.
+    """
     import h5py
 
     try:
         with h5py.File(path, "r") as handle:
             found = handle.attrs.get(name)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+            if handle["features"].shape != (rows, width) or handle["coords"].shape != (rows, 2):
+                return None
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError):
         return None
     return found if isinstance(found, str) else None

@@ -105,7 +105,11 @@ def exported(
     _check_empty(folder, target, bags, about)
     stated = {**looks.facts(), "preprocessing": looks.preprocessing}
     contents = {name: bag.content(stated) for name, bag in bags.items()}
-    missing = {name for name in bags if stated_text(folder / f"{name}.h5", CONTENT) != contents[name]}
+    missing = {
+        name
+        for name, bag in bags.items()
+        if stated_text(folder / f"{name}.h5", CONTENT, len(bag.tiles), looks.width) != contents[name]
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _put(folder / ABOUT, json.dumps(about, indent=1, sort_keys=True) + "\n")

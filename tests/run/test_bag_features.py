@@ -129,13 +129,16 @@ def test_what_is_there_is_not_made_again_and_what_is_missing_is(bagged: Path, ta
     whole = contents(target)
     (target / "tiny-beta-bag-000001.h5").unlink()
     (target / "tiny-alpha-bag-000000.h5").write_bytes(b"cut off")
+    with h5py.File(target / "tiny-beta-bag-000000.h5", "r+") as handle:
+        del handle["features"]
     (target / "labels.csv").unlink()
     (target / ".tmp-tiny-beta-bag-000001.h5").write_bytes(b"left by a run that was killed")
     ended = run("bags", bagged / "out", target, "--encoder", tiny / "model")
     assert ended.code == 0, ended.err
-    assert "2 made now, 3 there before" in " ".join(ended.out.split())
+    assert "3 made now, 2 there before" in " ".join(ended.out.split())
     after = {path.name: path.stat().st_mtime_ns for path in target.glob("*.h5")}
     assert {name for name in after if after[name] != before[name]} == {
+        "tiny-beta-bag-000000.h5",
         "tiny-beta-bag-000001.h5",
         "tiny-alpha-bag-000000.h5",
     }
