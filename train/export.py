@@ -25,10 +25,8 @@ from train import checkpoint
 from train.card import write_card
 from train.config import TrainConfig, load_config
 from train.lora import merged
-from train.parts import vae_state
+from train.parts import vae_state, vit_state
 from train.repa_e_names import check_form, write_repa_e
-
-HEADS = ("class_head.", "attribute_head.", "grid_head.")
 
 
 def _average(run: Path, decay: float | None = None) -> tuple[int, dict[str, Tensor]]:
@@ -200,7 +198,7 @@ def _of_runs(
     files = {
         "sit.safetensors": _write(out / "sit.safetensors", own["sit"]),
         "vae.safetensors": _write(out / "vae.safetensors", own.get("vae", vae_state(vae))),
-        "encoder.safetensors": _write(out / "encoder.safetensors", _vit(encoder)),
+        "encoder.safetensors": _write(out / "encoder.safetensors", vit_state(encoder)),
     }
     encoder_config, vae_config = load_config(f"{encoder_run}/config.yaml"), load_config(f"{vae_run}/config.yaml")
     described = {
@@ -268,7 +266,7 @@ def _of_base(
     runs, hours = {"vae" if config.mode == "vae" else "sit": _ran(config, step)}, {}
     if conditioned:
         taught = load_config(f"{conditioned}/config.yaml")
-        files["encoder.safetensors"] = _write(out / "encoder.safetensors", _vit(encoder))
+        files["encoder.safetensors"] = _write(out / "encoder.safetensors", vit_state(encoder))
         described["encoder"] = dict(taught.network)
         described["sit"] = described["sit"] | extra["condition"]
         runs["encoder"] = _ran(taught, encoder_step)
@@ -280,8 +278,3 @@ def _of_base(
         "learns": extra["learns"],
     }
     return {**described, "files": files, "training": training}, hours
-
-
-def _vit(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An encoder without the heads that taught it."""
-    return {name.removeprefix("vit."): value for name, value in state.items() if not name.startswith(HEADS)}

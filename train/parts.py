@@ -105,10 +105,13 @@ def _encoder_of_run(run: str) -> tuple[int, ViT, str]:
     encoder = vit_from_dict(config.network)
     step, path = average_file(run)
     state = read_tensors(path)
-    encoder.load_state_dict(
-        {name.removeprefix("vit."): value for name, value in state.items() if name.startswith("vit.")}
-    )
+    encoder.load_state_dict(vit_state(state))
     return step, encoder.eval().requires_grad_(False), sha256_of(path)
+
+
+def vit_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's weights without the heads that taught it."""
+    return {name.removeprefix("vit."): value for name, value in state.items() if name.startswith("vit.")}
 
 
 def vae_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

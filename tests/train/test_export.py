@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     write_shard(folder / "shards")
     cache = folder / "cache"
-    train(load_config(write_config(folder)), folder / "encoder", cache)
+    train(load_config(write_config(folder, encoder={"layout": 1.0})), folder / "encoder", cache)  # with every head
     train(load_config(write_config(folder, mode="vae", network=VAE, vae={"crop": 64})), folder / "vae", cache)
     built_on = {"encoder_run": str(folder / "encoder"), "vae_run": str(folder / "vae")}
     for name, precision in (("sit", "float32"), ("sit16", "bfloat16")):
