@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from synthfactory.model.sit import SiT, sit_from_dict
 from synthfactory.model.vae import VAE, vae_from_dict
 from synthfactory.model.vit import ViT, vit_from_dict
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 
+Network = TypeVar("Network", bound=nn.Module)
 _BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
 
 
@@ -46,10 +49,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _filled(module: nn.Module, path: Path, what: str) -> nn.Module:
+def _filled(make: Callable[[], Network], path: Path, what: str) -> Network:
+    """The network with the weights of a file, whose names and shapes are compared before anything of that size is made."""
     problem = pickle_problem(path)
     if problem:
         raise InputError(f"model: {path}: {problem}; safetensors are needed")
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in make().state_dict().items()}
+    found = shapes_in(path, "export the model again")
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        what_differs = (
+            f"{shown(wrong[0])} has {found.get(wrong[0])}, and {wanted.get(wrong[0])} is needed ({len(wrong)} such)"
+        )
+        raise InputError(f"model: {path}: does not fit the {what} of config.json: {what_differs}")
+    module = make()
     try:
         state = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
         module.load_state_dict(state)
@@ -57,7 +71,8 @@ def _filled(module: nn.Module, path: Path, what: str) -> nn.Module:
         raise InputError(
             f"model: {path}: does not fit the {what} of config.json: {str(error).splitlines()[0]}"
         ) from None
-    return module.eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
+    return module
 
 
 def load_encoder(encoder: EncoderFolder, device: torch.device | None = None) -> ViT:
@@ -69,10 +84,9 @@ def load_encoder(encoder: EncoderFolder, device: torch.device | None = None) -> 
     path = encoder.weights
     size = encoder.size if encoder.size is not None else timm_size(shapes_in(path, "fetch it again"), encoder)
     try:
-        found = _filled(vit_from_dict(dict(size)), path, "encoder")
+        found = _filled(lambda: vit_from_dict(dict(size)), path, "encoder")
     except ValidationError as error:
         raise InputError(f"encoder: {path}: {str(error).splitlines()[0]}") from None
-    assert isinstance(found, ViT)
     return found.to(device or default_device())
 
 
@@ -129,13 +143,12 @@ def load_model(
     place = device or default_device()
     folder.check_files()
     try:
-        sit, vae = sit_from_dict(_size(folder, "sit")), vae_from_dict(_size(folder, "vae"))
+        sit = _filled(lambda: sit_from_dict(_size(folder, "sit")), folder.path / "sit.safetensors", "sit")
+        vae = _filled(lambda: vae_from_dict(_size(folder, "vae")), folder.path / "vae.safetensors", "vae")
         found = apart or (encoder_of(folder) if folder.has_encoder else None)
         encoder = load_encoder(found, place) if found else None
     except (ValidationError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model: {folder.path / 'config.json'}: {str(error).splitlines()[0]}") from None
-    _filled(sit, folder.path / "sit.safetensors", "sit")
-    _filled(vae, folder.path / "vae.safetensors", "vae")
     return LoadedModel(sit.to(place), vae.to(place), encoder, folder.tile_size_px, place)

@@ -64,7 +64,7 @@ def examine(spec: Spec | None, *, ray: bool = True) -> Iterator[Check]:
     yield from stores(spec)
     repositories = gates(spec)
     if repositories:
-        yield token(needed=True)
+        yield token(needed=any(_gated(name) for name in repositories))
         for name in repositories:
             yield gate(name)
     yield from model(spec)
@@ -194,6 +194,14 @@ def token(*, needed: bool) -> Check:
         return Check("ok", "token", "a token of the Hub is here")
     how = "log in with `hf auth login`, or set HF_TOKEN"
     return Check("fail" if needed else "warn", "token", f"no token of the Hub is here; gated models need one: {how}")
+
+
+def _gated(name: HubName) -> bool:
+    """Whether access must be asked for; taken for so where the Hub does not say."""
+    try:
+        return pin(name).gated
+    except InputError:
+        return True
 
 
 def gate(name: HubName) -> Check:

@@ -69,6 +69,9 @@ def test_weights_of_another_size_are_named(folder: Path) -> None:
     edited(folder, lambda c: c["sit"].update(depth=3))
     with pytest.raises(InputError, match=r"sit\.safetensors: does not fit the sit of config\.json"):
         load_model(open_model(str(folder)))
+    edited(folder, lambda c: c["sit"].update(depth=500, width=32768, heads=16))  # terabytes, were it made first
+    with pytest.raises(InputError, match=r"sit\.safetensors: does not fit the sit of config\.json"):
+        load_model(open_model(str(folder)))
     edited(folder, lambda c: c["sit"].update(depth="deep"))
     with pytest.raises(InputError, match=r"config\.json"):
         load_model(open_model(str(folder)))
