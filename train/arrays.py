@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 AT_ONCE = 16  # tiles that are encoded together
+OLD_SEC = (
+    86_400  # since anybody wrote to it: of a process before the last start, or of another machine of the same name
+)
 Blocks = Callable[[int], Iterable[Sequence[np.ndarray]]]
 
 
@@ -73,14 +78,20 @@ class _Part:
         self._file = contextlib.ExitStack()
         self._start = self._row_bytes = 0
         for left in sorted(path.parent.glob(f"{before}*-{path.name}")):
-            boot, _, number = left.name.removeprefix(before).removesuffix(f"-{path.name}").rpartition("-")
-            if not number.isdigit() or (_lives(int(number)) and boot == _boot() and left != self.temporary):
+            parts = re.fullmatch(
+                r"([0-9a-f]{8})?-([0-9]+)", left.name.removeprefix(before).removesuffix(f"-{path.name}")
+            )
+            if parts is None:  # of another machine, whose name begins like this one's
                 continue
-            if boot == _boot() != "" and not self.rows:
+            boot, mine = parts[1] or "", left == self.temporary
+            if boot != _boot() or not boot:
+                if mine or _is_old(left):
+                    left.unlink(missing_ok=True)
+            elif (mine or not _lives(int(parts[2]))) and not self.rows:
                 with contextlib.suppress(FileNotFoundError):
                     left.rename(self.temporary)
                 self._look()
-            elif left != self.temporary:
+            elif not mine and not _lives(int(parts[2])):
                 left.unlink(missing_ok=True)
 
     def _look(self) -> None:
@@ -129,6 +140,13 @@ def _boot() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     return ""
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > OLD_SEC
+    except FileNotFoundError:
+        return False
 
 
 def _lives(pid: int) -> bool:

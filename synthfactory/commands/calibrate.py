@@ -187,6 +187,8 @@ def _place(prepared: Prepared, target: str | None) -> Path:
     places = places_of(prepared.facts.sha256, folder)
     built_in = folder is not None and Path(folder) in BUILT_IN.values()
     default = places[-1] if folder is None or built_in or not os.access(folder, os.W_OK) else places[0]
+    if Path(places[-1]).exists():  # what is read first
+        default = places[-1]
     return Path(target or default)
 
 

@@ -146,9 +146,9 @@ def load_model(
         sit = _filled(lambda: sit_from_dict(_size(folder, "sit")), folder.path / "sit.safetensors", "sit")
         vae = _filled(lambda: vae_from_dict(_size(folder, "vae")), folder.path / "vae.safetensors", "vae")
         found = apart or (encoder_of(folder) if folder.has_encoder else None)
-        encoder = load_encoder(found, place) if found else None
+        encoder = load_encoder(found, torch.device("cpu")) if found else None
     except (ValidationError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model: {folder.path / 'config.json'}: {str(error).splitlines()[0]}") from None
-    return LoadedModel(sit.to(place), vae.to(place), encoder, folder.tile_size_px, place)
+    return LoadedModel(sit.to(place), vae.to(place), encoder and encoder.to(place), folder.tile_size_px, place)

@@ -136,7 +136,7 @@ def resolved(spec: Spec, model_sha256: str, folder: str | None, lock: Mapping[st
     samplers = {name: spec.sampler_for(name) for name in spec.classes}
     if any(item.sampler is None for item in spec.classes.values()):
         samplers[""] = spec.sampler
-    if all(sampler.steps != "auto" for sampler in samplers.values()):
+    if spec.sampler.steps != "auto" and all(sampler.steps != "auto" for sampler in samplers.values()):
         return spec
     found = read_calibration(model_sha256, folder)
     chosen = {
@@ -151,11 +151,11 @@ def resolved(spec: Spec, model_sha256: str, folder: str | None, lock: Mapping[st
             item = item.model_copy(update={"sampler": sampler})
         classes[name] = item
     base = spec.sampler
-    if (
-        base.steps == "auto"
-    ):  # where every class has a sampler of its own, nothing is drawn by it, and any number will do
-        others = [chosen.get(name) or sampler.num_steps for name, sampler in samplers.items()]
-        number = chosen.get("") or _locked_steps(lock, "", base) or max(2, *others)
+    if base.steps == "auto":
+        number = chosen.get("") or _locked_steps(lock, "", base)
+        if number is None:  # every class has a sampler of its own: nothing is drawn by it, but the lock needs a number
+            others = [chosen.get(name) or sampler.num_steps for name, sampler in samplers.items()]
+            number = _calibrated(base, found) or max(2, *others)
         base = base.model_copy(update={"steps": number})
     return spec.model_copy(update={"sampler": base, "classes": classes})
 
@@ -167,17 +167,16 @@ def _locked_steps(lock: Mapping[str, Any] | None, name: str, sampler: Sampler) -
     recipe = lock["recipe"]
     known = Sampler.model_validate(recipe["class_samplers"].get(name, recipe["sampler"]))
     same = known.model_copy(update={"steps": "auto"}) == sampler.model_copy(update={"steps": "auto"})
-    return known.num_steps if same else None
+    return known.num_steps if same and known.steps != "auto" else None
 
 
 def _steps(spec: Spec, name: str, sampler: Sampler, found: Calibration | None) -> int:
     own = name and spec.classes[name].sampler is not None
     path = f"classes.{name}.sampler" if own else "sampler"
-    tables = [] if found is None else [table for table in found.tables if table.guidance == sampler.guidance]
-    rows = [(table, row) for table in tables for row in table.rows if _alike(row.sampler, sampler)]
-    good = sorted((row for table, row in rows if table.no_worse(row)), key=lambda row: row.calls_per_tile)
-    if good:
-        return good[0].sampler.num_steps
+    number = _calibrated(sampler, found)
+    if number is not None:
+        return number
+    rows = _rows(sampler, found)
     guidance = sampler.guidance
     setting = f"{sampler.solver} at guidance {guidance.scale:g} ({guidance.low:g} to {guidance.high:g})"
     if rows:
@@ -186,6 +185,16 @@ def _steps(spec: Spec, name: str, sampler: Sampler, found: Calibration | None) -
     else:
         why = f"{spec.model.name} has no calibration of {setting}; run `synthfactory calibrate`"
     raise spec.error(f"{path}.steps", f"auto: {why}, or write a number of steps")
+
+
+def _rows(sampler: Sampler, found: Calibration | None) -> list[tuple[Table, Row]]:
+    tables = [] if found is None else [table for table in found.tables if table.guidance == sampler.guidance]
+    return [(table, row) for table in tables for row in table.rows if _alike(row.sampler, sampler)]
+
+
+def _calibrated(sampler: Sampler, found: Calibration | None) -> int | None:
+    good = [row for table, row in _rows(sampler, found) if table.no_worse(row)]
+    return min(good, key=lambda row: row.calls_per_tile).sampler.num_steps if good else None
 
 
 def _alike(one: Sampler, other: Sampler) -> bool:

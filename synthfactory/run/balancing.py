@@ -72,7 +72,11 @@ def _check_room(spec: Spec, floors: Mapping[str, int], caps: Mapping[str, int], 
     least = sum(floors.values())
     if least > spec.total:
         kept = sum(held.get(name, 0) for name in spec.classes)
-        what = f"output.path already holds {kept:,}, and a set only grows" if kept else "so many do the floors ask for"
+        what = "so many do the floors ask for"
+        if kept:
+            what = f"output.path already holds {kept:,}" + (
+                ", and a set only grows" if kept > spec.total else ", and floors ask for more"
+            )
         raise spec.error("total", f"{spec.total:,} is too few: at least {least:,} are needed ({what})")
     if len(caps) == len(spec.classes) and sum(caps.values()) < spec.total:
         raise spec.error("total", f"{spec.total:,} is too many: the caps allow {sum(caps.values()):,}; raise a cap")

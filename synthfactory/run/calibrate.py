@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from synthfactory.evaluate.distance import KernelDistance
-from synthfactory.evaluate.intervals import patient_weights
+from synthfactory.evaluate.intervals import patient_weights, student
 from synthfactory.evaluate.labels import LabelProbe
 from synthfactory.plan.calibration import Interval, Row, Table
 from synthfactory.plan.conditions import choose
@@ -169,6 +170,7 @@ class Judge:
         if any(len(set(part.tolist())) < 2 for part in patients):
             raise InputError("embeddings: all conditions are of one patient; calibrate needs those of several")
         self._kernels = [KernelDistance(part.conditions, own) for part, own in zip(pairs, patients, strict=True)]
+        self._patients = len(np.unique(who))
         weights = patient_weights(who, np.random.default_rng(SEED), BOOTSTRAPS)
         self._weights = np.split(weights, bounds, axis=1)
 
@@ -187,7 +189,10 @@ class Judge:
 
     def row(self, sampler: Sampler, found: _Scores, reference: _Scores) -> Row:
         """A row of the table, beside the reference."""
-        at, off = [_interval(found.boots[:, i]) for i in range(3)], found.boots - reference.boots
+        at = [self._interval(found.seen[i], found.boots[:, i]) for i in range(3)]
+        off = [
+            self._interval((found.seen - reference.seen)[i], (found.boots - reference.boots)[:, i]) for i in range(3)
+        ]
         return Row(
             sampler=sampler,
             calls_per_tile=calls_per_tile(sampler),
@@ -195,19 +200,19 @@ class Judge:
             class_agreement=_rounded(found.seen[0]), class_agreement_95=at[0],
             cosine=_rounded(found.seen[1]), cosine_95=at[1],
             kernel_distance=_rounded(found.seen[2]), kernel_distance_95=at[2],
-            class_agreement_off=_rounded((found.seen - reference.seen)[0]), class_agreement_off_95=_interval(off[:, 0]),
-            cosine_off=_rounded((found.seen - reference.seen)[1]), cosine_off_95=_interval(off[:, 1]),
-            kernel_distance_off=_rounded((found.seen - reference.seen)[2]), kernel_distance_off_95=_interval(off[:, 2]),
+            class_agreement_off=_rounded((found.seen - reference.seen)[0]), class_agreement_off_95=off[0],
+            cosine_off=_rounded((found.seen - reference.seen)[1]), cosine_off_95=off[1],
+            kernel_distance_off=_rounded((found.seen - reference.seen)[2]), kernel_distance_off_95=off[2],
         )  # fmt: skip
+
+    def _interval(self, value: float, draws: np.ndarray) -> Interval:
+        """Student's, by the number of patients: percentiles of the draws are too narrow where these are few."""
+        low, high = student(float(value), draws, self._patients, 0.0, (-math.inf, math.inf))
+        return _rounded(low), _rounded(high)
 
 
 def _rounded(value: float) -> float:
     return round(float(value), 5)
-
-
-def _interval(values: np.ndarray) -> Interval:
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return _rounded(low), _rounded(high)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

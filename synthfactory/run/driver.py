@@ -63,6 +63,7 @@ class BuildResult:
     shards: int
     shortfall: int
     set_aside: dict[int, str] = field(default_factory=dict)
+    short: Counter[int] = field(default_factory=Counter)  # shard -> how often its calls were too few
     out_of_budget: str | None = None  # the limit of the spec that leaves too little
     gave_up: bool = False
     drawn: int = 0
@@ -305,9 +306,7 @@ def _run_units(
                     _record(event.result, setup, lineage, result, progress.say)
                     unit, enough = event.result, event.result.outcome != OUT_OF_BUDGET
                     budget.settle(unit.shard, unit.network_calls, sum(unit.seconds.values()), enough=enough)
-                    if (
-                        not enough
-                    ):  # once more where others leave something of what is reserved for them; else the budget is spent
+                    if not enough:  # again where others leave something of what they have; else the budget is spent
                         queue.append(unit.shard)
                 else:
                     _raise_if_full(event.error)
@@ -322,7 +321,11 @@ def _run_units(
 
 def _record(unit: UnitResult, setup: Setup, lineage: Store, result: BuildResult, say: Say) -> None:
     body = json.dumps(vars(unit), sort_keys=True).encode() + b"\n"
-    lineage.put(f"runs/{setup.run_id}/unit-{unit.shard:06d}.json", body)
+    name = f"unit-{unit.shard:06d}"
+    if unit.outcome == OUT_OF_BUDGET:  # it may be tried again, and both have cost calls
+        result.short[unit.shard] += 1
+        name = f"failed-{unit.shard:06d}-budget-{result.short[unit.shard]}"
+    lineage.put(f"runs/{setup.run_id}/{name}.json", body)
     result.drawn += unit.candidates
     result.network_calls += unit.network_calls
     result.rejected += max(0, unit.candidates - unit.tiles)

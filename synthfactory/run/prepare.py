@@ -218,7 +218,11 @@ def _held(spec: Spec) -> dict[str, int]:
     if spec.balance is None:
         return {}
     with contextlib.suppress(InputError, OSError):
-        return totals(read_standing(spec.output.path).rounds)
+        standing = read_standing(spec.output.path)
+        if (
+            standing.lock is not None and standing.lock["name"] == spec.name
+        ):  # another set is refused where sets are compared
+            return totals(standing.rounds)
     return {}
 
 

@@ -285,9 +285,13 @@ def _placed(temporary: Path, path: Path) -> None:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
-            handle.write(temporary.read_bytes())
-            handle.flush()
-            os.fsync(handle.fileno())
+            try:
+                handle.write(temporary.read_bytes())
+                handle.flush()
+                os.fsync(handle.fileno())
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
 
 
 def _write_both(target: str, files: Mapping[Path, bytes]) -> None:

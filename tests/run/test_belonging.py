@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,9 +19,10 @@ from tinymodel import make_bank_file
 from synthfactory.plan.plan import Plan
 from synthfactory.report.status import first_tiles
 from synthfactory.run import belonging, driver
-from synthfactory.run.budget import RunBudget
+from synthfactory.run.budget import RunBudget, spent_before
 from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import prepare
+from synthfactory.run.task import OUT_OF_BUDGET, UnitResult
 from synthfactory.shards.local import LocalStore
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.seal import sealed
@@ -241,6 +243,17 @@ def test_a_unit_that_was_allowed_too_little_waits_for_what_others_give_back() ->
     budget.settle(1, 70, 1.0, enough=False)
     assert not budget.grant(1, 1, 80)
     assert budget.short == "budget.network_calls"
+
+
+def test_calls_of_every_try_of_a_unit_count_for_later_builds(tmp_path: Path) -> None:
+    lineage = open_store(str(tmp_path / "lineage"))
+    setup = SimpleNamespace(run_id="run", lock={"execution": {"batch_size": 4}})
+    result = driver.BuildResult(tiles=0, asked=9, shards=1, shortfall=0)
+    for outcome, calls in ((OUT_OF_BUDGET, 18), (OUT_OF_BUDGET, 30), ("committed", 70)):
+        unit = UnitResult(0, outcome, 0, 0, 0, calls, 4, seconds={"sample": 5.0})
+        driver._record(unit, setup, lineage, result, print)  # type: ignore[arg-type]
+    assert result.network_calls == 118
+    assert spent_before(lineage) == (118, 15.0)
 
 
 def test_a_full_disk_ends_the_build_with_one_line(

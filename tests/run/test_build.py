@@ -315,7 +315,8 @@ def test_not_one_network_call_over_the_budget(spec_file: MakeSpec, out: Path, sh
     assert ended.code == 3
     assert "budget.network_calls leaves too little" in ended.out
     lineage = out.parent / "lineage"
-    spent = sum(json.loads(path.read_text())["network_calls"] for path in lineage.rglob("unit-*.json"))
+    records = [*lineage.rglob("unit-*.json"), *lineage.rglob("failed-*.json")]
+    spent = sum(json.loads(path.read_text())["network_calls"] for path in records)
     assert 330 <= spent <= 700
     again = run("build", spec_file(budget={"network_calls": 700, "max_attempts": 9}, **values), "--local")
     assert again.code == 2

@@ -15,7 +15,8 @@ from running import run
 from tinymodel import make_bank_file, make_tiny_model
 
 from synthfactory.evaluate.labels import LabelProbe
-from synthfactory.plan.calibration import Calibration
+from synthfactory.plan.calibration import Calibration, Row
+from synthfactory.plan.lock import LOCK, read_lock
 from synthfactory.run.calibrate import Judge, Pairs
 from synthfactory.spec.sampler import Sampler
 
@@ -239,7 +240,35 @@ def test_a_sampler_that_nobody_uses_needs_no_calibration(spec_file: MakeSpec, ow
     spec = spec_file(sampler=sampler, classes=fixed, **source(own))
     assert run("plan", spec).code == 0
     assert run("build", spec, "--local").code == 0
+    out = Path(yaml.safe_load(spec.read_text())["output"]["path"])
+    assert read_lock((out / LOCK).read_bytes())["recipe"]["sampler"]["steps"] == 3, "a number, as plans need it"
     assert run("build", spec, "--local").code == 0
+    grown = {"alpha": fixed["alpha"], "beta": 6}  # which takes the set's own from now on
+    ended = run("plan", spec_file(sampler=sampler, classes=grown, **source(own)))
+    assert "Traceback" not in ended.err and ended.code in (0, 2)
+
+
+def judged(random: np.random.Generator, patients: int, times: int) -> Row:
+    """Of tiles that differ from their conditions by patient: the reference's are the conditions themselves."""
+    count = patients * times
+    conditions = random.standard_normal((count, 5)).astype(np.float32)
+    right = random.random(patients) < 0.5
+    drawn = np.where(np.tile(right, times)[:, None], conditions, -conditions).astype(np.float32)
+    probe = LabelProbe(random.standard_normal((20, 5)).astype(np.float32), np.arange(20) % 2, 2)
+    names = [f"p {number}" for number in range(patients)] * times
+    judge = Judge([Pairs(conditions, np.arange(count) % 2, [(n, 0) for n in range(count)], names)], probe)
+    scores = judge.scores([drawn])
+    return judge.row(Sampler(steps=2), scores, scores)
+
+
+@pytest.mark.parametrize("patients", [6, 10, 20])
+def test_intervals_hold_however_few_patients_there_are(patients: int) -> None:
+    """Cosine is 1 or -1 by patient, and 0 over all patients that there could be."""
+    random, held = np.random.default_rng(patients), 0
+    for _ in range(100):
+        low, high = judged(random, patients, 3).cosine_95
+        held += low <= 0.0 <= high
+    assert held >= 88  # of six, one set in 32 is all alike, and no draw of it differs from another
 
 
 def test_a_patient_drawn_twice_counts_with_all_of_its_conditions() -> None:

@@ -167,7 +167,8 @@ def test_a_store_that_cannot_be_opened_ends_no_other_check(examine: Examine) -> 
     assert line(ended, "model") and line(ended, "access")
 
 
-def test_what_the_page_cache_holds_is_free_memory() -> None:
+def test_what_the_page_cache_holds_is_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         pytest.skip("this machine does not tell")

@@ -22,6 +22,9 @@ from PIL import Image
 from running import contents, run
 from tinymodel import make_bank_file, make_tiny_model
 
+from synthfactory.sample import official as official_engine
+from synthfactory.sample.noise import mersenne
+
 
 def lock_in(tmp_path: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((tmp_path / "set/out/spec.lock.yaml").read_text()))
@@ -50,7 +53,9 @@ def test_a_gated_pipeline_becomes_a_set_and_its_terms_follow(cytosyn: Repo, buil
     assert not any(GRANTED.encode() in content for content in everything)
 
 
-def test_noise_per_candidate_makes_pixels_free_of_the_batch(hub: Hub, build: Build, tmp_path: Path) -> None:
+def test_noise_per_candidate_makes_pixels_free_of_the_batch(
+    hub: Hub, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a pipeline takes it: batches of 4 and of 8 give the same tiles. Where it takes none, the card says what follows."""
     pixels: dict[tuple[str, int], list[bytes]] = {}
     for noise in ("latents", "generator", "neither"):
@@ -67,6 +72,11 @@ def test_noise_per_candidate_makes_pixels_free_of_the_batch(hub: Hub, build: Bui
             pixels[noise, batch] = [data for shard in shards for data in images_in(shard)]
         card = (tmp_path / f"set/{noise}-4/README.md").read_text()
         assert ("a tile's bytes depend on which tiles shared its batch" in card) == (noise == "neither")
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(official_engine, "mersenne", lambda key: given.append(key) or mersenne(key))
+    model = {**official(hub.repos["someone/generator"]), "name": "hf://someone/generator"}
+    assert build(model, output={"path": str(tmp_path / "set/again")}, lineage=f"{tmp_path}/set/l-again").code == 0
+    assert len(set(given)) >= 9, "every candidate's whole key"
     for noise in ("latents", "generator"):
         assert pixels[noise, 4] == pixels[noise, 8]
         assert len(set(pixels[noise, 4])) == 9

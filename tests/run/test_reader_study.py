@@ -279,3 +279,14 @@ def test_a_disk_without_links_has_its_page_too(here: Path, monkeypatch: pytest.M
     assert study(here, "-n", 20).code == 0
     assert Path("reader-study.html").read_bytes()[:1] == b"<" and key_of()["tiles"]
     assert study(here, "-n", 20).code == 2, "never over a page that is there"
+    real, calls = os.fsync, []
+
+    def full(number: int) -> None:
+        calls.append(number)
+        if len(calls) == 4:  # both are written beside, the key is in its place, and the page is not
+            raise OSError(errno.ENOSPC, "full")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert study(here, "-n", 20, "-o", "full.html").code == 2
+    assert not list(Path().glob("*full*"))

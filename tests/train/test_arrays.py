@@ -117,12 +117,15 @@ def test_what_a_killed_process_left_is_taken_over_and_a_living_ones_is_not(paths
         own.rename(folder / f".tmp-{here}-{boot}-{dead.pid}-{path.name}")
     living = folder / f".tmp-{here}-{boot}-{os.getppid()}-wide.npy"
     elsewhere = folder / f".tmp-another-machine-{boot}-{dead.pid}-wide.npy"
+    alike = folder / f".tmp-{here}-1-{boot}-{dead.pid}-wide.npy"  # of a machine whose name begins like this one's
+    namesake = folder / f".tmp-{here}-fedcba98-{os.getppid()}-wide.npy"
     before = folder / f".tmp-{here}-0123abcd-{os.getppid()}-wide.npy"  # of an earlier start of this machine
-    for path in (living, elsewhere, before):
+    for path in (living, elsewhere, alike, namesake, before):
         path.write_bytes(b"half")
+    os.utime(before, (0, 0))
     begun = Stopping(KeyboardInterrupt(), 0)
     with pytest.raises(KeyboardInterrupt):
         kept(paths, 10, 4, begun)
     assert begun.began == (4 if boot else 0)
     assert np.array_equal(kept(paths, 10, 4, blocks)[0], WIDE)
-    assert sorted(folder.iterdir()) == sorted([*paths, living, elsewhere])
+    assert sorted(folder.iterdir()) == sorted([*paths, living, elsewhere, alike, namesake])
