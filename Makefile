@@ -13,7 +13,7 @@ help:
 	@echo "make bench          speed and memory, printed"
 	@echo "make bench-utility  what synthetic tiles are worth for rare classes, and under each mechanism (hours)"
 	@echo "make loop           builds a set, fine-tunes the model on it, builds with the result, compares the two"
-	@echo "make phantom-model  trains the built-in model anew (about 2 hours of 2 cores) into $(MODEL)"
+	@echo "make phantom-model  trains the built-in model anew (about 2 hours of 2 cores with AMX) into $(MODEL)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
