@@ -90,7 +90,7 @@ phantom-projection: $(VENV)/.dev
 solver-table: $(VENV)/.run
 	test -f out/solvers/bank.parquet || \
 		$(BIN)/synthfactory phantom bank out/solvers/bank.parquet --cohort heldout --per-class 420
-	$(BIN)/synthfactory calibrate specs/solvers.yaml --tiles 100 --seeds 5 --steps 5 --steps 10 --steps 20 \
+	$(BIN)/synthfactory calibrate specs/solvers.yaml --tiles 100 --seeds 3 --steps 5 --steps 10 --steps 20 \
 		-o synthfactory/model/weights/phantom/calibration.json
 
 # Build, fine-tune on what was built, build with the export, and the figures of both models side by side.
