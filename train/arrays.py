@@ -14,9 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 AT_ONCE = 16  # tiles that are encoded together
-OLD_SEC = (
-    86_400  # since anybody wrote to it: of a process before the last start, or of another machine of the same name
-)
+OLD_SEC = 86_400  # without a write: left before the machine's last start, or by another of the same name
 Blocks = Callable[[int], Iterable[Sequence[np.ndarray]]]
 
 

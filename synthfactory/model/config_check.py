@@ -21,12 +21,8 @@ MAX_LEVELS = 8  # of an autoencoder; each halves the resolution
 MAX_NESTING = 4
 MAX_ENTRIES = 100
 DEPTHS = ("depth", "layers_per_block", "projection_depth")
-LATENT_SIZE, LATENT_CHANNELS, LEVELS, UNSHUFFLE = (
-    28,
-    4,
-    4,
-    1,
-)  # where config.json leaves them out: the defaults of SiT and VAE
+# Where config.json leaves them out: the defaults of SiT and VAE.
+LATENT_SIZE, LATENT_CHANNELS, LEVELS, UNSHUFFLE = 28, 4, 4, 1
 
 
 def config_problem(config: Any) -> str | None:

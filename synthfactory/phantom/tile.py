@@ -1,7 +1,7 @@
 """One phantom tile: regions, tissues, then Beer-Lambert, blur and noise: RGB = background x 10^-(H h + E e).
 
-Tissue is painted on a canvas of 144 px that is enlarged to the tile's 224, so that nuclei are 8 to 12 um wide and lamellae and fibres wider
-than the 16 px that a small SiT sees at once.
+Tissue is painted on a canvas of 144 px that is enlarged to the tile's 224, so that epithelial nuclei are about 9 um wide and lamellae and
+fibres wider than the 16 px that a small SiT sees at once.
 """
 
 from __future__ import annotations

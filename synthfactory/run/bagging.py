@@ -146,9 +146,8 @@ def _checked(out: str, target: str) -> Path:
 
 def _check_empty(folder: Path, target: str, bags: Mapping[str, Bag], about: Mapping[str, Any]) -> None:
     """InputError where the folder holds anything but an export of this set by this encoder."""
-    if not folder.is_dir() or {entry.name for entry in folder.iterdir()} <= {
-        f".tmp-{ABOUT}"
-    }:  # cut off at its first file
+    begun = f".tmp-{ABOUT}"  # all there is where an export was cut off at its first file
+    if not folder.is_dir() or all(entry.name == begun for entry in folder.iterdir()):
         return
     ours = {ABOUT, LABELS, README, *(f"{name}.h5" for name in bags)}
     for entry in sorted(folder.iterdir()):

@@ -221,7 +221,7 @@ def _held(spec: Spec) -> dict[str, int]:
         standing = read_standing(spec.output.path)
         if (
             standing.lock is not None and standing.lock["name"] == spec.name
-        ):  # another set is refused where sets are compared
+        ):  # others are refused where sets are compared
             return totals(standing.rounds)
     return {}
 

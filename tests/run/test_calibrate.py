@@ -245,7 +245,7 @@ def test_a_sampler_that_nobody_uses_needs_no_calibration(spec_file: MakeSpec, ow
     assert run("build", spec, "--local").code == 0
     grown = {"alpha": fixed["alpha"], "beta": 6}  # which takes the set's own from now on
     ended = run("plan", spec_file(sampler=sampler, classes=grown, **source(own)))
-    assert "Traceback" not in ended.err and ended.code in (0, 2)
+    assert ended.code == 0, "the number that the lock has"
 
 
 def judged(random: np.random.Generator, patients: int, times: int) -> Row:

@@ -23,6 +23,9 @@ def test_singular_values_become_about_one_and_vectors_stay(shape: tuple[int, int
     values = torch.linspace(0.3, 5.0, min(shape))
     matrix = left @ torch.diag(values) @ right.T
     found, *others = orthogonalised(torch.stack([matrix, 100 * matrix, torch.zeros(shape)]))
+    halved = orthogonalised(matrix[None], bfloat16=True)[0]
+    assert halved.dtype == torch.float32 and not torch.equal(halved, found)
+    assert (halved - found).norm() < 0.05 * found.norm()
     seen = left.T @ found @ right
     assert torch.linalg.svdvals(found).min() > 0.6
     assert torch.linalg.svdvals(found).max() < 1.3
