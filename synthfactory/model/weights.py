@@ -49,20 +49,27 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def misfit(make: Callable[[], nn.Module], path: Path) -> str | None:
+    """The first tensor of a file that the network which `make` gives has not, or of another shape, or the other way round; None where
+    all fit. The network is made on the meta device: nothing of its size is.
+    """
+    found = shapes_in(path, "export the model again")
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in make().state_dict().items()}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if not wrong:
+        return None
+    return f"{shown(wrong[0])} has {found.get(wrong[0])}, config.json needs {wanted.get(wrong[0])} ({len(wrong)} such)"
+
+
 def _filled(make: Callable[[], Network], path: Path, what: str) -> Network:
     """The network with the weights of a file, whose names and shapes are compared before anything of that size is made."""
     problem = pickle_problem(path)
     if problem:
         raise InputError(f"model: {path}: {problem}; safetensors are needed")
-    with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in make().state_dict().items()}
-    found = shapes_in(path, "export the model again")
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if wrong:
-        what_differs = (
-            f"{shown(wrong[0])} has {found.get(wrong[0])}, and {wanted.get(wrong[0])} is needed ({len(wrong)} such)"
-        )
-        raise InputError(f"model: {path}: does not fit the {what} of config.json: {what_differs}")
+    differs = misfit(make, path)
+    if differs:
+        raise InputError(f"model: {path}: does not fit the {what} of config.json: {differs}")
     module = make()
     try:
         state = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}

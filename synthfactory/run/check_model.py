@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from synthfactory.model.encoder import EncoderFolder, encoder_of
 from synthfactory.model.files import shapes_in
@@ -18,7 +17,7 @@ from synthfactory.model.folder import CONFIG, ModelFolder
 from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import vae_from_dict
 from synthfactory.model.vit import vit_from_dict
-from synthfactory.model.weights import timm_size
+from synthfactory.model.weights import misfit, timm_size
 from synthfactory.sample.components import check_components
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
@@ -61,14 +60,16 @@ def _check_encoder(encoder: EncoderFolder) -> None:
 
 
 def _check_part(part: str, values: Mapping[str, Any], path: Path, config: Path) -> None:
-    found = shapes_in(path, "export the model again")
-    wanted = {name: tuple(value.shape) for name, value in _on_meta(part, values, config).state_dict().items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if wrong:
-        what = f"has {found.get(wrong[0])}, config.json needs {wanted.get(wrong[0])}"
-        raise InputError(
-            f"{path}: does not fit config.json: {shown(wrong[0])} {what} ({len(wrong)} such); export the model again"
-        )
+    try:
+        differs = misfit(lambda: MAKERS[part](dict(values)), path)
+    except InputError:
+        raise
+    except (ValidationError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        why = error.errors()[0] if isinstance(error, ValidationError) else None
+        text = f"{'.'.join(map(str, why['loc']))}: {why['msg']}" if why else str(error).splitlines()[0]
+        raise InputError(f"{config}: {part}: {text}; export the model again") from None
+    if differs:
+        raise InputError(f"{path}: does not fit config.json: {differs}; export the model again")
     _check_finite(path, "export the model again")
 
 
@@ -82,13 +83,3 @@ def _check_finite(path: Path, again: str) -> None:
                     raise InputError(f"{path}: {shown(name)} holds numbers that are not finite; {again}")
     except SafetensorError as error:
         raise InputError(f"{path}: is no safetensors file ({shown(str(error), 200)}); {again}") from None
-
-
-def _on_meta(part: str, values: Mapping[str, Any], config: Path) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            return MAKERS[part](dict(values))
-    except (ValidationError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        why = error.errors()[0] if isinstance(error, ValidationError) else None
-        text = f"{'.'.join(map(str, why['loc']))}: {why['msg']}" if why else str(error).splitlines()[0]
-        raise InputError(f"{config}: {part}: {text}; export the model again") from None
