@@ -179,7 +179,7 @@ def _tiles(extension: str, lock: Mapping[str, Any], *, has_files: bool) -> list[
     grouping, meaning = bags(lock), label_meaning(lock)
     stem = f"^(?:.*/)?([^/.]+)(?:\\.{re.escape(extension)})?$"  # readers may apply it twice: keys hold no dot
     columns = (
-        ("label", "sc:Text", f"Class: {meaning}."),
+        ("label", "sc:Text", f"Class; {meaning}."),
         (
             "label_level",
             "sc:Text",
