@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-AT_ONCE = 16  # tiles that are encoded together
 OLD_SEC = 86_400  # without a write: left before the machine's last start, or by another of the same name
 Blocks = Callable[[int], Iterable[Sequence[np.ndarray]]]
 
@@ -47,10 +47,16 @@ def kept(paths: Sequence[Path], count: int, block: int, blocks: Blocks) -> list[
     return [np.asarray(np.load(path, mmap_mode="r")) for path in paths]
 
 
-def batches(first: int, count: int, what: str) -> Iterable[int]:
-    """Rows at which a batch begins, from row `first` on, with a bar."""
-    starts = range(0, count, AT_ONCE)
-    return tqdm(starts[first // AT_ONCE :], what, len(starts), leave=False, mininterval=5.0, initial=first // AT_ONCE)
+def at_once(device: torch.device) -> int:
+    """Tiles that are encoded together: many keep a GPU busy, few stay in a CPU's cache."""
+    return 128 if device.type == "cuda" else 16
+
+
+def batches(first: int, count: int, what: str, block: int) -> Iterable[np.ndarray]:
+    """The rows from `first` on, `block` at a time, with a bar."""
+    starts, done = range(0, count, block), first // block
+    for start in tqdm(starts[done:], what, len(starts), leave=False, mininterval=5.0, initial=done):
+        yield np.arange(start, min(start + block, count))
 
 
 def _is_whole(path: Path) -> bool:

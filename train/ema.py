@@ -25,11 +25,12 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Moves the average towards the module's weights after optimiser step `step` (0-based)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value, 1 - decay)
-            else:
-                self.state[name].copy_(value)
+        now = module.state_dict()
+        moving = [name for name, value in now.items() if value.is_floating_point()]
+        # All at once: one by one, a GPU waits for the next to be named.
+        torch._foreach_lerp_([self.state[name] for name in moving], [now[name] for name in moving], 1 - decay)
+        for name in now.keys() - set(moving):
+            self.state[name].copy_(now[name])
 
     @contextlib.contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:

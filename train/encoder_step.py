@@ -74,7 +74,8 @@ class EncoderStep:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         index, weights = self.index, self.weights
-        tokens = self.module.vit(self._photometric(self.place.bring(images_to_tensor(batch.images)), batch))
+        pixels = images_to_tensor(self.place.bring(batch.images), self.place.dtype)
+        tokens = self.module.vit(self._photometric(pixels, batch))
         summary = self.module.vit.class_token(tokens)
         logits = wide(self.module.class_head(summary))
         labels = self.place.bring(index.labels[batch.rows])

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from synthfactory.model.vit import ViT, images_to_tensor
-from train.arrays import AT_ONCE, batches, kept
+from train.arrays import at_once, batches, kept
 from train.config import TrainConfig
 from train.loader import Batch, Loader
 from train.place import Place, wide
-from train.symmetry import transformed
+from train.symmetry import turned
 
 MOST_BYTES = 4e9  # that are kept without being asked for
 
@@ -37,7 +37,9 @@ class Tokens:
         if self._worth_it(config):
             known = f"{loader.index.digest[:12]}-{_identity(encoder)[:12]}-{self._ways}.npy"
             names = ("class-tokens", "patch-tokens") if aligned else ("class-tokens",)
-            found = kept([cache / f"{name}-{known}" for name in names], len(loader.index), AT_ONCE, self._made)
+            found = kept(
+                [cache / f"{name}-{known}" for name in names], len(loader.index), at_once(place.device), self._made
+            )
             self._class, self._patches = found[0], found[1] if aligned else None
 
     @property
@@ -53,7 +55,7 @@ class Tokens:
             patches = None if self._patches is None else bring(np.asarray(self._patches[batch.rows, way], np.float32))
             return bring(np.asarray(self._class[batch.rows, way])), patches
         with torch.no_grad():
-            tokens = wide(self._encoder(bring(images_to_tensor(batch.images))))
+            tokens = wide(self._encoder(images_to_tensor(bring(batch.images), self._place.dtype)))
         return self._encoder.class_token(tokens), self._encoder.patch_tokens(tokens) if self._aligned else None
 
     def _worth_it(self, config: TrainConfig) -> bool:
@@ -66,13 +68,12 @@ class Tokens:
     @torch.no_grad()
     def _made(self, first: int) -> Iterator[list[np.ndarray]]:
         """Of tiles from `first` on: class tokens (n, ways, E) float32 and, where aligned, patch tokens (n, ways, T, E) float16."""
-        count = len(self._loader.index)
-        for start in batches(first, count, "tokens"):
-            images = self._loader.images(np.arange(start, min(start + AT_ONCE, count)))
+        for rows in batches(first, len(self._loader.index), "tokens", at_once(self._place.device)):
+            images = self._loader.images(rows)
+            pixels = images_to_tensor(self._place.bring(images), self._place.dtype)
             of_class, of_patches = list[np.ndarray](), list[np.ndarray]()
             for way in range(self._ways):
-                turned = np.stack([transformed(image, way) for image in images])
-                tokens = wide(self._encoder(self._place.bring(images_to_tensor(turned))))
+                tokens = wide(self._encoder(turned(pixels, way)))
                 of_class.append(self._encoder.class_token(tokens).float().cpu().numpy())
                 if self._aligned:
                     of_patches.append(self._encoder.patch_tokens(tokens).half().cpu().numpy())

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,12 @@ from train.sampler import Order
 from train.shardset import Index, Reader
 from train.streams import stream
 from train.symmetry import transformed, with_stain
+
+Arrays = dict[str, np.ndarray]
+Also = Callable[[np.ndarray, np.ndarray, np.ndarray], Arrays]
+# Other inputs of samples are small: made by few threads, many at a time, or they keep the step itself from Python (seen on a GPU beside
+# 16 cores, at 512 samples a step: 16 threads, 4 steps a second; 4 threads, 5.5).
+ALSO_THREADS, ALSO_AT_ONCE = 4, 32
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,22 @@ class Batch:
     rows: np.ndarray  # int64 (B,), numbers of tiles in the index
     symmetries: np.ndarray  # int64 (B,), 0-7, already applied to the images
     images: np.ndarray  # uint8 (B, H, W, 3); (B, 0, 0, 3) where the loader decodes none
+    also: Arrays = field(default_factory=dict)  # what else a step needs, (B, ...) each; see Loader.also
+
+    def cut(self, where: np.ndarray) -> Batch:
+        """The samples at these places of the batch."""
+        also = {name: array[where] for name, array in self.also.items()}
+        at = (self.positions[where], self.rows[where], self.symmetries[where], self.images[where])
+        return Batch(self.step, *at, also)
+
+
+class _Begun(NamedTuple):
+    step: int
+    positions: np.ndarray
+    rows: np.ndarray
+    symmetries: np.ndarray
+    images: list[Future[np.ndarray]]
+    also: list[Future[Arrays]]
 
 
 @dataclass(frozen=True)
@@ -62,16 +86,22 @@ class Loader:
         ahead: int = 4,
         end: int | None = None,
         decodes: bool = True,
+        also: Also | None = None,
     ) -> None:
-        """`end`: the step that is not read any more. `decodes`: see the attribute."""
+        """`end`: the step that is not read any more. `decodes`, `also`: see the attributes."""
         self.index = index
         self._order, self._seed, self._batch, self._share = order, seed, batch, share
         self._symmetries, self._stain = symmetries, stain_jitter
         self._reader = Reader(index)
-        self._pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 1), thread_name_prefix="loader")
+        threads = threads or max(2, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        self._beside = ThreadPoolExecutor(min(threads, ALSO_THREADS), thread_name_prefix="loader-also")
         self._ahead, self._end = ahead, end
-        self._queue: deque[tuple[int, np.ndarray, np.ndarray, np.ndarray, list[Future[np.ndarray]]]] = deque()
+        self._queue: deque[_Begun] = deque()
         self.decodes = decodes  # a step that has kept all it needs of the tiles sets it to False
+        # (positions, rows, symmetries) -> what else a step needs of these samples, prepared ahead as the tiles are: noise, latents.
+        # Called from several threads at once, for a few samples of a batch each.
+        self.also = also
         self.waited_sec = 0.0
         self.size_px = len(self._reader.image(int(order.rows([0])[0])))
 
@@ -79,21 +109,24 @@ class Loader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._beside):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; those of the next steps are begun. InputError, naming the tar, for a tile that does not decode."""
         began = time.perf_counter()
-        if not self._queue or self._queue[0][0] != step:  # the first, or a jump
+        if not self._queue or self._queue[0].step != step:  # the first, or a jump
             self._drop()
             self._queue.append(self._begin(step))
-        while len(self._queue) <= self._ahead and (following := self._queue[-1][0] + 1) != self._end:
+        while len(self._queue) <= self._ahead and (following := self._queue[-1].step + 1) != self._end:
             self._queue.append(self._begin(following))
-        _, positions, rows, symmetries, futures = self._queue.popleft()
-        empty = np.zeros((len(rows), 0, 0, 3), np.uint8)
-        images = np.stack([future.result() for future in futures]) if futures else empty
+        begun = self._queue.popleft()
+        empty = np.zeros((len(begun.rows), 0, 0, 3), np.uint8)
+        images = np.stack([future.result() for future in begun.images]) if begun.images else empty
+        parts = [future.result() for future in begun.also]
+        also = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
         self.waited_sec += time.perf_counter() - began
-        return Batch(step, positions, rows, symmetries, images)
+        return Batch(step, begun.positions, begun.rows, begun.symmetries, images, also)
 
     def first_rows(self, count: int) -> np.ndarray:
         """Up to `count` different rows of those that are seen first: a sample of what is trained on, in the order of the index."""
@@ -103,7 +136,7 @@ class Loader:
         """uint8 (B, H, W, 3) of these rows as they are."""
         return np.stack(list(self._pool.map(self._decoded, map(int, rows))))
 
-    def _begin(self, step: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, list[Future[np.ndarray]]]:
+    def _begin(self, step: int) -> _Begun:
         positions = self._share.of(step, self._batch)
         rows = self._order.rows(positions)
         drawn = [stream(self._seed, "augment", int(position)) for position in positions]
@@ -114,11 +147,14 @@ class Loader:
             for row, symmetry, gain in zip(rows, symmetries, gains, strict=True)
             if self.decodes
         ]
-        return step, positions, rows, symmetries, futures
+        some = [slice(at, at + ALSO_AT_ONCE) for at in range(0, len(rows), ALSO_AT_ONCE)] if self.also else []
+        also = [self._beside.submit(self.also, positions[at], rows[at], symmetries[at]) for at in some if self.also]
+        return _Begun(step, positions, rows, symmetries, futures, also)
 
     def _drop(self) -> None:
-        for *_, futures in self._queue:
-            for future in futures:
+        for begun in self._queue:
+            waiting: list[Future[Any]] = [*begun.images, *begun.also]
+            for future in waiting:
                 future.cancel()
         self._queue.clear()
 

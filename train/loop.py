@@ -23,7 +23,7 @@ from train.ema import Ema
 from train.loader import Batch, Loader
 from train.metrics import Metrics
 from train.muon import Muon
-from train.place import Figures, Loss, Phase, Step
+from train.place import Loss, Phase, Step, read
 from train.sampler import Order
 from train.samples import Sheets
 from train.shardset import built_sets
@@ -106,10 +106,11 @@ def train(
     finite, or jumps.
     """
     torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    team = Team() if team is None else team
+    # On a GPU, the attention that repeats to the bit takes half as long again; and drivers differ anyway.
+    torch.use_deterministic_algorithms(team.device.type == "cpu", warn_only=True)
     # Filling every new tensor costs a quarter of a step; nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    team = Team() if team is None else team
     check_workers(config.optimiser, team.world)
     cache.mkdir(parents=True, exist_ok=True)
     with team.first():
@@ -276,9 +277,10 @@ class _Run:
             with alone:
                 with self._autocast():
                     loss, figures = run(piece)
-                total += loss.item() / len(pieces)
                 (loss / len(pieces)).backward()  # type: ignore[no-untyped-call]
-            parts.append(figures)
+            # Read once everything is on its way: a device that is asked earlier stands still while it is told what comes next.
+            total += loss.item() / len(pieces)
+            parts.append(read(figures))
         names = list(parts[0])
         means = [sum(figures[name] for figures in parts) / len(parts) for name in names]
         whole, *means = self.team.mean([total, *means])
@@ -309,7 +311,7 @@ class _Run:
         return torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     @torch.no_grad()
-    def _validated(self) -> Figures:
+    def _validated(self) -> dict[str, float]:
         """Mean loss and figures of the averaged weights on validation tiles: always the same tiles, noise and times."""
         look, module = self.config.data.validation, self.work.module
         assert look is not None
@@ -317,11 +319,17 @@ class _Run:
         rows = self.divided.validation
         order = Order(0, rows, self.divided.index.labels[rows], np.ones(len(rows)))
         each = min(self.config.optimiser.batch, look.tiles)
-        found, batches = list[Figures](), max(1, look.tiles // each)
-        decodes = self.loader.decodes
+        found, batches = list[dict[str, float]](), max(1, look.tiles // each)
         with (
             Loader(
-                self.divided.index, order, seed=0, batch=each, symmetries=False, end=batches, decodes=decodes
+                self.divided.index,
+                order,
+                seed=0,
+                batch=each,
+                symmetries=False,
+                end=batches,
+                decodes=self.loader.decodes,
+                also=self.loader.also,
             ) as loader,
             self.averages[0].applied(module),
         ):
@@ -329,7 +337,7 @@ class _Run:
             for number in range(batches):
                 with self._autocast():
                     loss, figures = phase.loss(loader.batch(number))
-                found.append({"loss": loss.item(), **figures})
+                found.append({"loss": loss.item(), **read(figures)})
         module.train()
         return {f"validation_{name}": sum(line[name] for line in found) / len(found) for name in found[0]}
 
@@ -372,8 +380,4 @@ def _optimiser(config: TrainConfig, module: nn.Module, phase: Phase) -> torch.op
 def _parts(batch: Batch, count: int) -> list[Batch]:
     if count == 1:
         return [batch]
-    cuts = np.array_split(np.arange(len(batch.rows)), count)
-    return [
-        Batch(batch.step, batch.positions[cut], batch.rows[cut], batch.symmetries[cut], batch.images[cut])
-        for cut in cuts
-    ]
+    return [batch.cut(where) for where in np.array_split(np.arange(len(batch.rows)), count)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,10 +49,13 @@ def unlike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     return torch.stack([1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in pairs]).mean()
 
 
-def times(seed: int, positions: Sequence[int], weights: DiffusionLosses, bring: Callable[[Any], Tensor]) -> Tensor:
-    """Times (B,) in (0, 1) of the samples at these positions of the run: uniform, or the logistic function of a normal
-    (arXiv 2403.03206). `bring` puts what was drawn on the device.
-    """
+def drawn_times(seed: int, positions: Sequence[int], weights: DiffusionLosses) -> np.ndarray:
+    """What `times` turns into times, (B,), of the samples at these positions of the run."""
     if weights.time == "uniform":
-        return bring(uniform(seed, "time", positions))
-    return torch.sigmoid(bring(normal(seed, "time", positions, ())) + weights.time_mean)
+        return uniform(seed, "time", positions)
+    return normal(seed, "time", positions, ()).numpy()
+
+
+def times(drawn_B: Tensor, weights: DiffusionLosses) -> Tensor:
+    """Times (B,) in (0, 1): uniform, or the logistic function of a normal (arXiv 2403.03206)."""
+    return drawn_B if weights.time == "uniform" else torch.sigmoid(drawn_B + weights.time_mean)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from synthfactory.model.weights import LoadedModel
 from train.loader import Batch
 
-Figures = dict[str, float]
+# What a loss finds beside itself: numbers, or tensors of one. To read those is to wait for the device.
+Figures = Mapping[str, float | Tensor]
 
 
 class Place(NamedTuple):
@@ -62,3 +63,8 @@ class Step(Protocol):
 def single(module: nn.Module, loss: Loss) -> list[Phase]:
     """The one update of a mode that has only one: of every weight that is to learn."""
     return [Phase("", [weight for weight in module.parameters() if weight.requires_grad], loss)]
+
+
+def read(figures: Figures) -> dict[str, float]:
+    """The numbers."""
+    return {name: float(value) for name, value in figures.items()}

@@ -173,7 +173,7 @@ class RepaEStep:
         condition = self.encoder.class_token(tokens)
         jitter = bring(normal(seed, "jitter", positions, condition.shape[1:])) * self.sit.config.condition_std
         noise = bring(normal(seed, "noise", positions, latents.shape[1:]))
-        t = losses.times(seed, positions, weights, bring)
+        t = losses.times(bring(losses.drawn_times(seed, positions, weights)), weights)
         is_null = bring(uniform(seed, "null", positions) < weights.null_share)
         velocity, projection = self.sit(
             noised(latents, noise, t), t, condition + weights.condition_noise * jitter, is_null, project=True

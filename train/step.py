@@ -16,7 +16,7 @@ from synthfactory.model.interpolant import noised, velocity_target
 from synthfactory.model.vae import pixels_from_uint8
 from synthfactory.model.weights import LoadedModel
 from train import losses
-from train.arrays import AT_ONCE, batches, kept
+from train.arrays import at_once, batches, kept
 from train.config import TrainConfig
 from train.encoder_step import EncoderStep
 from train.features import Tokens
@@ -48,6 +48,7 @@ class DiffusionStep:
         self.aligned = self.weights.alignment > 0 and self.sit.config.projection_depth is not None
         self.tokens = Tokens(config, self.encoder, loader, cache, place, aligned=self.aligned)
         loader.decodes = not self.tokens.kept
+        loader.also = self._drawn
         self.module: nn.Module = self.sit
         self._extra = parts.extra
 
@@ -74,40 +75,46 @@ class DiffusionStep:
 
     def _latents(self, parts: Parts, loader: Loader, cache: Path) -> np.ndarray:
         """float16 (N, 2, C, H, W): means and deviations of every tile, made once and mapped."""
-        vae, count = parts.vae.to(self.place.device), len(self.index)
+        vae, count, block = parts.vae.to(self.place.device), len(self.index), at_once(self.place.device)
 
         @torch.no_grad()
         def made(first: int) -> Iterator[list[np.ndarray]]:
-            for start in batches(first, count, "latents"):
-                images = torch.from_numpy(loader.images(np.arange(start, min(start + AT_ONCE, count))))
-                mean, log_variance = vae.encode(pixels_from_uint8(images).to(self.place.device))
+            for rows in batches(first, count, "latents", block):
+                images = self.place.bring(loader.images(rows))
+                mean, log_variance = vae.encode(pixels_from_uint8(images))
                 yield [torch.stack([mean, (0.5 * log_variance).exp()], dim=1).half().cpu().numpy()]
 
-        return kept([cache / f"latents-{self.index.digest[:12]}-{parts.vae_sha256[:12]}.npy"], count, AT_ONCE, made)[0]
+        return kept([cache / f"latents-{self.index.digest[:12]}-{parts.vae_sha256[:12]}.npy"], count, block, made)[0]
+
+    def _drawn(self, positions: np.ndarray, rows: np.ndarray, symmetries: np.ndarray) -> dict[str, np.ndarray]:
+        """All that is random in these samples, and their latents' posteriors: made in the loader's threads, ahead of the step."""
+        seed, at = self.config.seed, positions.tolist()
+        stored = [transformed(self.latents[row], int(way), rows=2) for row, way in zip(rows, symmetries, strict=True)]
+        shape = stored[0].shape[1:]
+        return {
+            "posterior": np.stack(stored),
+            "deviate": normal(seed, "posterior", at, shape).numpy(),
+            "jitter": normal(seed, "jitter", at, (self.sit.config.condition_width,)).numpy(),
+            "noise": normal(seed, "noise", at, shape).numpy(),
+            "t": losses.drawn_times(seed, at, self.weights),
+            "is_null": uniform(seed, "null", at) < self.weights.null_share,
+        }
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        seed, weights, positions = self.config.seed, self.weights, batch.positions.tolist()
-        stored = [
-            transformed(self.latents[row], int(s), rows=2) for row, s in zip(batch.rows, batch.symmetries, strict=True)
-        ]
-        bring = self.place.bring
-        posterior = bring(np.ascontiguousarray(np.stack(stored)))
+        weights, bring = self.weights, self.place.bring
+        drawn = {name: bring(array) for name, array in batch.also.items()}
+        posterior, noise, is_null = drawn["posterior"], drawn["noise"], drawn["is_null"]
+        t = losses.times(drawn["t"], weights)
         condition, patches = self.tokens.of(batch)
-        shape = posterior.shape[2:]
-        latents = posterior[:, 0] + posterior[:, 1] * bring(normal(seed, "posterior", positions, shape))
-        latents = self.sit.normalise(latents)
-        jitter = bring(normal(seed, "jitter", positions, condition.shape[1:])) * self.sit.config.condition_std
-        condition = condition + weights.condition_noise * jitter
-        noise = bring(normal(seed, "noise", positions, shape))
-        t = losses.times(seed, positions, weights, bring)
-        is_null = bring(uniform(seed, "null", positions) < weights.null_share)
+        latents = self.sit.normalise(posterior[:, 0] + posterior[:, 1] * drawn["deviate"])
+        condition = condition + weights.condition_noise * (drawn["jitter"] * self.sit.config.condition_std)
         velocity, projection = self.sit(noised(latents, noise, t), t, condition, is_null, project=self.aligned)
         flow = F.mse_loss(wide(velocity), velocity_target(latents, noise))
-        figures = {"flow": flow.item()}
+        figures = {"flow": flow.detach()}
         if projection is None or patches is None:
             return flow, figures
         against = losses.alignment(wide(projection), patches)
-        figures["alignment"] = against.item()
+        figures["alignment"] = against.detach()
         return flow + weights.alignment * against, figures
 
 

@@ -105,11 +105,9 @@ class PatchEmbed(nn.Module):
         return self.proj(x_B3HW).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-def images_to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3), 0-255 -> float32 (B, 3, H, W) in [0, 1]."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}")
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255.0
+def images_to_tensor(images_BHW3: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 (B, H, W, 3), 0-255 -> (B, 3, H, W) in [0, 1], where the images lie."""
+    return (images_BHW3.permute(0, 3, 1, 2).float() / 255.0).to(dtype)
 
 
 class ViT(nn.Module):

@@ -192,9 +192,10 @@ def test_losses_at_known_points():
 
 def test_times_are_keyed_by_position_and_lie_where_the_recipe_says() -> None:
     def shares(**given: Any) -> tuple[float, float]:
-        found = losses.times(3, range(4000), DiffusionLosses(**given), torch.as_tensor)
+        weights = DiffusionLosses(**given)
+        found = losses.times(torch.as_tensor(losses.drawn_times(3, range(4000), weights)), weights)
         assert ((found > 0) & (found < 1)).all()
-        assert torch.equal(found[5:7], losses.times(3, [5, 6], DiffusionLosses(**given), torch.as_tensor))
+        assert torch.equal(found[5:7], losses.times(torch.as_tensor(losses.drawn_times(3, [5, 6], weights)), weights))
         return float((found < 0.3).double().mean()), float((found > 0.7).double().mean())
 
     assert shares(time="uniform") == (pytest.approx(0.3, abs=0.03), pytest.approx(0.3, abs=0.03))
