@@ -107,7 +107,7 @@ def train(
     """
     torch.set_num_threads(config.threads)
     team = Team() if team is None else team
-    # On a GPU, the attention that repeats to the bit takes half as long again; and drivers differ anyway.
+    # On a GPU, kernels that repeat to the bit are slower; a resumed run goes on from the same place, with the same noise.
     torch.use_deterministic_algorithms(team.device.type == "cpu", warn_only=True)
     # Filling every new tensor costs a quarter of a step; nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
