@@ -1,6 +1,7 @@
 """What drawn tiles are worth for rare classes, and under each mechanism: `make bench-utility`.
 
     python tests/benchmarks/utility.py [--seeds 5] [--per-class 60] [--model phantom] [--out out/utility] [--only rare] [--no-cnn]
+        [--dtype bfloat16]
 
 Rare classes: of each seed another cohort of invented patients at a natural imbalance (100, 50, 25, 12, 6 and 3 tiles of 13 to 3 patients),
 a set drawn from its embeddings, as many of each class, and 200 unseen patients of each class to test on. Probes and a small CNN learn from
@@ -68,12 +69,15 @@ def tiles(place: Path, cohort: str, counts: dict[str, int], first: int, each: in
     return place
 
 
-def evaluated(folder: Path, model: str, real: Path, test: Path, per_class: int, privacy: Json, *, cnn: bool) -> Json:
+def evaluated(
+    folder: Path, given: argparse.Namespace, real: Path, test: Path, per_class: int, privacy: Json, *, cnn: bool
+) -> Json:
     """The evaluation of a set drawn from these real tiles."""
+    model = given.model
     report, noted = folder / "evaluation.json", folder / "asked.json"
     asked = {
         "model": open_model(model).sha256, "per_class": per_class, "privacy": privacy, "sampler": SAMPLER,
-        "tiles": GENERATOR_VERSION,
+        "tiles": GENERATOR_VERSION, **({} if given.dtype == "float32" else {"dtype": given.dtype}),
     }  # fmt: skip
     if noted.exists() and json.loads(noted.read_text()) != asked:
         raise SystemExit(f"{folder}: was made of another model or with other settings; name another --out")
@@ -91,7 +95,7 @@ def evaluated(folder: Path, model: str, real: Path, test: Path, per_class: int, 
         yaml.safe_dump({
             "name": "utility", "model": model, "classes": dict.fromkeys(CLASSES, per_class),
             "embeddings": {"tiles": str(real), "metadata": str(real / "tiles.csv"), "label_level": "tile"},
-            "privacy": privacy, "sampler": SAMPLER, "screen": SCREEN,
+            "privacy": privacy, "sampler": SAMPLER, "screen": SCREEN, "execution": {"dtype": given.dtype},
             "output": {"path": str(folder / "out"), "shard_size": 60}, "lineage": str(folder / "lineage"), "seed": 7,
         })
     )  # fmt: skip
@@ -127,7 +131,7 @@ def rare(given: argparse.Namespace, test: Path) -> None:
     for seed in range(given.seeds):
         folder = given.out / f"rare-{seed}"
         real = tiles(folder / "real", "bank", NATURAL, FIRST + STRIDE * seed, 8)
-        found = evaluated(folder, given.model, real, test, given.per_class, MECHANISMS["none"], cnn=not given.no_cnn)
+        found = evaluated(folder, given, real, test, given.per_class, MECHANISMS["none"], cnn=not given.no_cnn)
         for who, figures in learners(found).items():
             of_rare, best = figures["gain_rarest"], figures["gain_rarest"]["best_free"]
             over = of_rare["over_best_free"]
@@ -154,7 +158,7 @@ def mechanisms(given: argparse.Namespace, test: Path) -> None:
         real = tiles(given.out / f"mechanisms-{seed}/real", "bank", counts, first, BALANCED_TILES)
         for name, privacy in MECHANISMS.items():
             folder = given.out / f"mechanisms-{seed}" / name.replace(", ", "-").replace(" ", "-")
-            found = evaluated(folder, given.model, real, test, counts[CLASSES[0]], privacy, cnn=False)
+            found = evaluated(folder, given, real, test, counts[CLASSES[0]], privacy, cnn=False)
             for who, figures in learners(found).items():
                 ratio = figures["synthetic_over_real"]
                 ratios.setdefault((name, who), []).append(ratio["value"])
@@ -177,6 +181,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("out/utility"))
     options.add_argument("--only", choices=["rare", "mechanisms"])
     options.add_argument("--no-cnn", action="store_true")
+    options.add_argument("--dtype", default="float32", help="bfloat16: half the time where a CPU has units for it")
     given = options.parse_args()
     test = tiles(given.out / "test", "heldout", dict.fromkeys(CLASSES, TEST_PATIENTS), TEST_FIRST, 1)
     if given.only != "mechanisms":
