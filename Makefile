@@ -64,8 +64,8 @@ bench: $(VENV)/.dev
 bench-utility: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/utility.py
 
-# The built-in model from nothing: tiles, encoder and autoencoder side by side, diffusion, more of it on a GPU (on a CPU that part takes
-# a day), export, figures. Resumes where it stopped.
+# The built-in model from nothing: tiles, encoder and autoencoder side by side, diffusion, more of it on a GPU (on CPUs that part
+# takes long), export, figures. Resumes where it stopped.
 phantom-model: $(VENV)/.run
 	$(BIN)/synthfactory phantom shards $(MODEL)/shards --cohort train --per-class 3000
 	$(BIN)/synthfactory phantom shards $(MODEL)/harder --cohort train --class phantom-keratin --class phantom-stroma \

@@ -16,10 +16,8 @@ def prepare(config: TrainConfig, module: nn.Module) -> None:
     for part in list(module.modules()):
         if isinstance(part, SiT):
             part.recompute = config.recompute
-        if config.compile and isinstance(
-            part, SiT
-        ):  # its blocks are alike: compiled once, in a fraction of the whole's time
-            for block in part.blocks:
+        if config.compile and isinstance(part, SiT):
+            for block in part.blocks:  # alike, so that one compilation serves all
                 block.compile()
         if config.compile and isinstance(part, ViT | PatchDiscriminator):
             part.compile()

@@ -77,7 +77,7 @@ def evaluated(
     report, noted = folder / "evaluation.json", folder / "asked.json"
     asked = {
         "model": open_model(model).sha256, "per_class": per_class, "privacy": privacy, "sampler": SAMPLER,
-        "tiles": GENERATOR_VERSION, **({} if given.dtype == "float32" else {"dtype": given.dtype}),
+        "tiles": GENERATOR_VERSION, "dtype": given.dtype,
     }  # fmt: skip
     if noted.exists() and json.loads(noted.read_text()) != asked:
         raise SystemExit(f"{folder}: was made of another model or with other settings; name another --out")
