@@ -83,6 +83,7 @@ class Data(FrozenModel):
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Time = Annotated[float, Field(ge=0, le=1)]
 
 
 class Optimiser(FrozenModel):
@@ -146,6 +147,23 @@ class Adversarial(FrozenModel):
     discriminator_layers: int = Field(default=3, ge=1, le=6)
 
 
+class Redrawn(FrozenModel):
+    """Latents that the base model's SiT draws from a noisy form of the tile's own: what a decoder will be given to decode."""
+
+    share: float = Field(default=0.5, ge=0, le=1, description="of the tiles of a batch")
+    start: Annotated[tuple[Time, Time], Field(strict=False)] = Field(
+        default=(0.3, 0.7), description="range of the times drawn from; t = 1 is noise alone"
+    )
+    steps: int = Field(default=4, ge=1, le=100, description="of solver ab2, from there to t = 0")
+    scale: float = Field(default=1.5, ge=1, le=100, description="guidance")
+
+    @model_validator(mode="after")
+    def _range(self) -> Redrawn:
+        if self.start[0] > self.start[1]:
+            raise Problems([("start", "runs from the lower time to the higher; for example start: [0.3, 0.7]")])
+        return self
+
+
 class VAELosses(Adversarial):
     """Reconstruction in value and gradient at two scales, a weak KL, and equivariance of latents (EQ-VAE, 2502.09509).
 
@@ -167,6 +185,14 @@ class VAELosses(Adversarial):
     gan: float = Field(default=0.0, ge=0, description="adversarial loss, as a share of the reconstruction's pull")
     gan_from: int = Field(
         default=0, ge=0, description="steps before it, in which only the discriminator learns from it"
+    )
+    gan_loss: Literal["hinge", "paired"] = Field(
+        default="hinge",
+        description="paired: every patch against that of the same place in the tile, which the discriminator learns from far sooner; "
+        "without lecam",
+    )
+    redrawn: Redrawn | None = Field(
+        default=None, description="mode vae with a base: decode latents as its SiT draws them; crop is the whole tile"
     )
 
 
@@ -314,6 +340,9 @@ class TrainConfig(FrozenModel):
         ):
             what = "compares features of an encoder; name one by encoder_run or base, or write features: lpips"
             raise Problems([("vae.perceptual", what)])
+        if self.vae.redrawn is not None and not (self.mode == "vae" and based):
+            what = "is for mode vae with a base, whose SiT draws; leave it out, or name a base"
+            raise Problems([("vae.redrawn", what)])
         runs = ("encoder_run", "vae_run") if self.mode in ("diffusion", "repa-e") and not based else ()
         missing = [name for name in runs if getattr(self, name) is None]
         if missing:

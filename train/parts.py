@@ -122,11 +122,12 @@ def vae_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class VAEParts:
-    """An autoencoder to train, and the fixed encoder whose features are compared, where there is one."""
+    """An autoencoder to train, the fixed encoder whose features are compared, where there is one, and the model it is of, where it is."""
 
     vae: VAE
     encoder: ViT | None
     extra: dict[str, Any]
+    base: LoadedModel | None = None
 
 
 def vae_parts(config: TrainConfig, loader: Loader) -> VAEParts:
@@ -139,7 +140,7 @@ def vae_parts(config: TrainConfig, loader: Loader) -> VAEParts:
         encoder, origin = _compared_by(config)
         if encoder is None and model.encoder is not None:
             encoder = model.encoder.cpu()
-        return VAEParts(vae, encoder, {**extra, **origin})
+        return VAEParts(vae, encoder, {**extra, **origin}, model)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         vae = vae_from_dict(config.network)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from synthfactory.model.vae import VAE, pixels_from_uint8
+from synthfactory.spec.errors import InputError
 from train import losses
 from train.config import TrainConfig
-from train.discriminator import PatchDiscriminator, adaptive_weight, generator_loss
+from train.discriminator import PatchDiscriminator, adaptive_weight, below, generator_loss
 from train.loader import Batch, Loader
-from train.parts import vae_parts
+from train.parts import VAEParts, vae_parts
 from train.perceptual import Features, features_of
 from train.place import Figures, Phase, Place, single, wide
+from train.redrawn import CELLS, Redrawing, coarse
 from train.sizes import check_crop, check_discriminator, check_factor
 from train.streams import normal, stream, torch_generator, uniform
 from train.symmetry import turned
@@ -44,6 +46,7 @@ class VAEStep:
         self.vae, self._extra = parts.vae.to(self.place.device, self.place.dtype), parts.extra
         self.features: Features | None = features_of(config.vae, parts.encoder, self.place)
         check_factor(config.vae.crop, parts.vae.config.factor)
+        self.redraw = self._redrawing(parts, loader.size_px)
         self.module: nn.Module = self.vae
         self.discriminator: PatchDiscriminator | None = None
         if config.vae.gan:
@@ -52,6 +55,20 @@ class VAEStep:
             self.discriminator.initialise(torch_generator(config.seed, "discriminator"))
             self.module = VAEModule(self.vae, self.discriminator).to(self.place.device, self.place.dtype)
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # crops and reconstructions, by the first position of a part
+
+    def _redrawing(self, parts: VAEParts, size_px: int) -> Redrawing | None:
+        wanted = self.weights.redrawn
+        if wanted is None or parts.base is None:
+            return None
+        if self.weights.crop != size_px:
+            raise InputError(
+                f"vae.redrawn: draws whole tiles; write vae.crop: {size_px} (it is {self.weights.crop}), or leave redrawn out"
+            )
+        if parts.base.encoder is None:
+            raise InputError(
+                "vae.redrawn: the base holds no encoder to condition its SiT; name one, or leave redrawn out"
+            )
+        return Redrawing(wanted, parts.base.sit, parts.base.encoder.to(self.place.device), self.place, self.config.seed)
 
     @property
     def phases(self) -> list[Phase]:
@@ -77,31 +94,39 @@ class VAEStep:
         pixels = self.place.bring(pixels_from_uint8(torch.from_numpy(np.stack(crops))))
         return pixels.contiguous(memory_format=torch.channels_last)
 
-    def _rebuilt(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(pixels, reconstruction, mean, log-variance) of a batch's crops, turned or not."""
+    def _rebuilt(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """(pixels, reconstruction, mean, log-variance, which were redrawn) of a batch's crops, turned or not."""
         seed, pixels = self.config.seed, self._crops(batch)
         mean, log_variance = (wide(moment) for moment in self.vae.encode(pixels))
         noise = self.place.bring(normal(seed, "posterior", batch.positions.tolist(), mean.shape[1:]))
         latents = mean + noise * (0.5 * log_variance).exp()
+        redrawn = None
+        if self.redraw is not None and torch.is_grad_enabled():  # validation asks for the tile itself
+            latents, redrawn = self.redraw(batch, latents)
         random = stream(seed, "turn", batch.step)  # of the step: the same for every worker
         turn = int(random.integers(1, 8)) if random.random() < self.weights.equivariance else 0
         if turn:
             pixels, latents = turned(pixels, turn), turned(latents, turn)
-        return pixels, wide(self.vae.decode(latents)), mean, log_variance
+        return pixels, wide(self.vae.decode(latents)), mean, log_variance, redrawn
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Of the autoencoder. Where no gradient is asked for (in validation), the discriminator has no say; else it has one in the
         gradient alone, so that the loss can be compared over steps, whatever the discriminator learns meanwhile.
         """
         weights = self.weights
-        pixels, decoded, mean, log_variance = self._rebuilt(batch)
-        l1 = (decoded - pixels).abs().mean()
-        l2 = (decoded - pixels).square().mean()
-        edges = losses.gradient_l1(decoded, pixels)
+        pixels, decoded, mean, log_variance, redrawn = self._rebuilt(batch)
+        found, wanted = decoded, pixels
+        if redrawn is not None:
+            side = CELLS * self.vae.config.factor
+            found, wanted = (torch.where(redrawn, coarse(image, side), image) for image in (decoded, pixels))
+        l1 = (found - wanted).abs().mean()
+        l2 = (found - wanted).square().mean()
+        edges = losses.gradient_l1(found, wanted)
         kl = losses.kl_to_unit(mean, log_variance)
         rebuilt = weights.l1 * l1 + weights.l2 * l2 + weights.gradient * edges
-        psnr = (10 * torch.log10(4.0 / l2.detach())).item()
-        figures = {"l1": l1.item(), "edges": edges.item(), "kl": kl.item(), "psnr_db": psnr}
+        figures = {"l1": l1.item(), "edges": edges.item(), "kl": kl.item()}
+        if redrawn is None:
+            figures["psnr_db"] = (10 * torch.log10(4.0 / l2.detach())).item()
         if self.features is not None:
             perceptual = self.features(decoded, pixels)
             rebuilt = rebuilt + self.features.weight * perceptual
@@ -113,18 +138,27 @@ class VAEStep:
         figures["adversarial"] = figures["pull"] = 0.0
         last = self.vae.kl.decoder.conv_out.weight
         if batch.step >= weights.gan_from and last.requires_grad:
-            adversarial = generator_loss(wide(self.discriminator(decoded)))
+            adversarial = self._adversarial(self.discriminator, pixels, decoded)
             pull = adaptive_weight(rebuilt, adversarial, last, self._mean)
             total = total + weights.gan * pull * (adversarial - adversarial.detach())
             figures |= {"adversarial": adversarial.item(), "pull": float(pull)}
         return total, figures
+
+    def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, decoded: Tensor) -> Tensor:
+        fake = wide(discriminator(decoded))
+        if self.weights.gan_loss == "hinge":
+            return generator_loss(fake)
+        with torch.no_grad():
+            real = wide(discriminator(pixels))
+        return below(real, fake)
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Of the second update, on what the first has seen and made."""
         assert self.discriminator is not None
         pixels, decoded = self._seen.pop(int(batch.positions[0]))
         real, fake = wide(self.discriminator(pixels)), wide(self.discriminator(decoded))
-        loss = self.discriminator.loss(real, fake, self.weights.lecam, self._mean)
+        paired = self.weights.gan_loss == "paired"
+        loss = below(fake, real) if paired else self.discriminator.loss(real, fake, self.weights.lecam, self._mean)
         return loss, {"loss": loss.item(), "real": real.mean().item(), "fake": fake.mean().item()}
 
     def _mean(self, value: Tensor) -> Tensor:
