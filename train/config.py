@@ -152,7 +152,7 @@ class Redrawn(FrozenModel):
 
     share: float = Field(default=0.5, ge=0, le=1, description="of the tiles of a batch")
     start: Annotated[tuple[Time, Time], Field(strict=False)] = Field(
-        default=(0.3, 0.7), description="range of the times drawn from; t = 1 is noise alone"
+        default=(0.5, 1.0), description="range of the times drawn from; t = 1 is noise alone"
     )
     steps: int = Field(default=4, ge=1, le=100, description="of solver ab2, from there to t = 0")
     scale: float = Field(default=1.5, ge=1, le=100, description="guidance")
@@ -160,7 +160,7 @@ class Redrawn(FrozenModel):
     @model_validator(mode="after")
     def _range(self) -> Redrawn:
         if self.start[0] > self.start[1]:
-            raise Problems([("start", "runs from the lower time to the higher; for example start: [0.3, 0.7]")])
+            raise Problems([("start", "runs from the lower time to the higher; for example start: [0.5, 1.0]")])
         return self
 
 
@@ -188,8 +188,7 @@ class VAELosses(Adversarial):
     )
     gan_loss: Literal["hinge", "paired"] = Field(
         default="hinge",
-        description="paired: every patch against that of the same place in the tile, which the discriminator learns from far sooner; "
-        "without lecam",
+        description="paired: every patch against that of the same place in the tile; without lecam",
     )
     redrawn: Redrawn | None = Field(
         default=None, description="mode vae with a base: decode latents as its SiT draws them; crop is the whole tile"

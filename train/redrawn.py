@@ -1,18 +1,20 @@
 """Latents as a SiT draws them: noise is added to a tile's own, and the SiT takes it away again (SDEdit, arXiv 2108.01073).
 
-What a SiT draws is smoother than what an encoder gives. A decoder that has seen both can give back the detail that is missing, where
-losses ask it to: a discriminator, and features; not the tile's pixels, which the redrawn latents no longer hold.
+What a SiT draws is smoother than what an encoder gives. A decoder that has seen both can give back the detail that is missing, where a
+discriminator asks it to; the tile's pixels are no aim, for redrawn latents no longer hold them. What must not change there is what the
+decoder made of those latents before it learnt, seen from afar: layout and colours.
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from synthfactory.model.interpolant import noised
-from synthfactory.model.sit import SiT
-from synthfactory.model.vit import ViT
+from synthfactory.model.weights import LoadedModel
 from synthfactory.sample.network import Network
 from synthfactory.sample.solvers import integrate
 from synthfactory.spec.sampler import Guidance, Sampler
@@ -25,12 +27,15 @@ CELLS = 2  # of what was redrawn, means of squares of so many latent cells are c
 
 
 class Redrawing:
-    """A fixed SiT, and the encoder whose embedding of the tile itself is its condition."""
+    """A model as it is, whose SiT draws; its condition is the embedding of the tile itself."""
 
-    def __init__(self, wanted: Redrawn, sit: SiT, encoder: ViT, place: Place, seed: int) -> None:
+    def __init__(self, wanted: Redrawn, base: LoadedModel, place: Place, seed: int) -> None:
+        assert base.encoder is not None
         self._wanted, self._seed, self._place = wanted, seed, place
-        self._sit = sit.to(place.device).float().eval().requires_grad_(False)
-        self._encoder = encoder
+        self._sit = base.sit.to(place.device).float().eval().requires_grad_(False)
+        self._encoder = base.encoder.to(place.device)
+        self._decoder = copy.deepcopy(base.vae).to(place.device, place.dtype).eval().requires_grad_(False)
+        self._side_px = CELLS * base.vae.config.factor
         # Half the time, and rounding is far below the noise; a float64 run asks for equality over workers, not for speed.
         dtype = torch.float32 if place.dtype == torch.float64 else torch.bfloat16
         self._network = Network(self._sit, dtype)
@@ -49,6 +54,17 @@ class Redrawing:
         found = torch.zeros_like(latents).detach()
         found[chosen] = self._drawn(batch, latents.detach()[chosen].float(), chosen).to(latents.dtype)
         return torch.where(wide, found, latents), wide
+
+    def compared(
+        self, decoded: Tensor, pixels: Tensor, latents: Tensor, which: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(what a reconstruction's losses look at, what it should be, what it should resemble) of decoded latents: of those that stayed,
+        the tile; of the others, what the base's decoder makes of them, coarsely, and nothing in detail.
+        """
+        with torch.no_grad():
+            before = coarse(self._decoder.decode(latents).to(pixels.dtype), self._side_px)
+        found = torch.where(which, coarse(decoded, self._side_px), decoded)
+        return found, torch.where(which, before, pixels), torch.where(which, decoded.detach(), pixels)
 
     @torch.no_grad()
     def _drawn(self, batch: Batch, own: Tensor, chosen: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from train.loader import Batch, Loader
 from train.parts import VAEParts, vae_parts
 from train.perceptual import Features, features_of
 from train.place import Figures, Phase, Place, single, wide
-from train.redrawn import CELLS, Redrawing, coarse
+from train.redrawn import Redrawing
 from train.sizes import check_crop, check_discriminator, check_factor
 from train.streams import normal, stream, torch_generator, uniform
 from train.symmetry import turned
@@ -68,7 +68,7 @@ class VAEStep:
             raise InputError(
                 "vae.redrawn: the base holds no encoder to condition its SiT; name one, or leave redrawn out"
             )
-        return Redrawing(wanted, parts.base.sit, parts.base.encoder.to(self.place.device), self.place, self.config.seed)
+        return Redrawing(wanted, parts.base, self.place, self.config.seed)
 
     @property
     def phases(self) -> list[Phase]:
@@ -94,41 +94,40 @@ class VAEStep:
         pixels = self.place.bring(pixels_from_uint8(torch.from_numpy(np.stack(crops))))
         return pixels.contiguous(memory_format=torch.channels_last)
 
-    def _rebuilt(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """(pixels, reconstruction, mean, log-variance, which were redrawn) of a batch's crops, turned or not."""
+    def _latents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """(pixels, latents, mean, log-variance, which are drawn anew) of a batch's crops, turned or not."""
         seed, pixels = self.config.seed, self._crops(batch)
         mean, log_variance = (wide(moment) for moment in self.vae.encode(pixels))
         noise = self.place.bring(normal(seed, "posterior", batch.positions.tolist(), mean.shape[1:]))
-        latents = mean + noise * (0.5 * log_variance).exp()
-        redrawn = None
+        latents, which = mean + noise * (0.5 * log_variance).exp(), None
         if self.redraw is not None and torch.is_grad_enabled():  # validation asks for the tile itself
-            latents, redrawn = self.redraw(batch, latents)
+            latents, which = self.redraw(batch, latents)
         random = stream(seed, "turn", batch.step)  # of the step: the same for every worker
         turn = int(random.integers(1, 8)) if random.random() < self.weights.equivariance else 0
         if turn:
             pixels, latents = turned(pixels, turn), turned(latents, turn)
-        return pixels, wide(self.vae.decode(latents)), mean, log_variance, redrawn
+        return pixels, latents, mean, log_variance, which
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Of the autoencoder. Where no gradient is asked for (in validation), the discriminator has no say; else it has one in the
         gradient alone, so that the loss can be compared over steps, whatever the discriminator learns meanwhile.
         """
         weights = self.weights
-        pixels, decoded, mean, log_variance, redrawn = self._rebuilt(batch)
-        found, wanted = decoded, pixels
-        if redrawn is not None:
-            side = CELLS * self.vae.config.factor
-            found, wanted = (torch.where(redrawn, coarse(image, side), image) for image in (decoded, pixels))
+        pixels, latents, mean, log_variance, which = self._latents(batch)
+        decoded = wide(self.vae.decode(latents))
+        found, wanted, alike = decoded, pixels, pixels
+        if self.redraw is not None and which is not None:
+            found, wanted, alike = self.redraw.compared(decoded, pixels, latents, which)
         l1 = (found - wanted).abs().mean()
         l2 = (found - wanted).square().mean()
         edges = losses.gradient_l1(found, wanted)
         kl = losses.kl_to_unit(mean, log_variance)
         rebuilt = weights.l1 * l1 + weights.l2 * l2 + weights.gradient * edges
         figures = {"l1": l1.item(), "edges": edges.item(), "kl": kl.item()}
-        if redrawn is None:
+        if which is None:
             figures["psnr_db"] = (10 * torch.log10(4.0 / l2.detach())).item()
         if self.features is not None:
-            perceptual = self.features(decoded, pixels)
+            perceptual = self.features(decoded, alike)
             rebuilt = rebuilt + self.features.weight * perceptual
             figures["perceptual"] = perceptual.item()
         total = rebuilt + weights.kl * kl

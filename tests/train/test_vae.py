@@ -21,6 +21,7 @@ from synthfactory.sample.engine import Engine
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Sampler
 from train.config import load_config
+from train.discriminator import below
 from train.export import export
 from train.loader import Loader
 from train.loop import train
@@ -209,3 +210,13 @@ def test_what_cannot_be_trained(
 ) -> None:
     with pytest.raises(InputError, match=message):
         train(config(tmp_path, base, vae, **changes), tmp_path / "run", tmp_path / "cache")
+
+
+def test_the_paired_loss_sees_only_in_what_two_tiles_differ_and_moves_both_sides(tmp_path: Path, base: Path) -> None:
+    real, fake = torch.tensor([3.0, -1.0]), torch.tensor([1.0, -2.0])
+    assert below(fake, fake).item() == pytest.approx(np.log(2))
+    assert below(fake, real).item() == pytest.approx(below(fake + 7, real + 7).item(), rel=1e-5)
+    assert below(fake, real).item() < np.log(2) < below(real, fake).item()
+    for name, vae in (("hinge", {"gan": 0.5}), ("paired", {"gan": 0.5, "gan_loss": "paired"})):
+        train(config(tmp_path, base, vae), tmp_path / name, tmp_path / "cache")
+    assert not same_averages(tmp_path / "hinge", tmp_path / "paired")
