@@ -186,9 +186,10 @@ class VAELosses(Adversarial):
     gan_from: int = Field(
         default=0, ge=0, description="steps before it, in which only the discriminator learns from it"
     )
-    gan_loss: Literal["hinge", "paired"] = Field(
-        default="hinge",
-        description="paired: every patch against that of the same place in the tile; without lecam",
+    patches: float = Field(
+        default=0.0,
+        ge=0,
+        description="sliced Wasserstein distance of the patches of a tile and its reconstruction: detail, wherever it stands",
     )
     redrawn: Redrawn | None = Field(
         default=None, description="mode vae with a base: decode latents as its SiT draws them; crop is the whole tile"

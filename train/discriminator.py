@@ -1,5 +1,4 @@
-"""A patch discriminator (arXiv 1611.07004) with hinge losses and LeCAM's regularisation (arXiv 2104.03310) for few data, or with losses
-of pairs.
+"""A patch discriminator (arXiv 1611.07004) with hinge losses, and LeCAM's regularisation (arXiv 2104.03310) for few data.
 
 GroupNorm instead of BatchNorm: what one tile scores does not depend on the others, nor on how many workers share a batch.
 """
@@ -68,13 +67,6 @@ class PatchDiscriminator(nn.Module):
 def generator_loss(fake: Tensor) -> Tensor:
     """What the autoencoder wants of the scores of its tiles."""
     return -fake.mean()
-
-
-def below(lower: Tensor, higher: Tensor) -> Tensor:
-    """How far patches score above those of the same place that should score higher (relativistic, arXiv 1807.00734, 2501.05441): the
-    discriminator's loss of (fake, real), the autoencoder's of (real, fake). What both tiles hold alike cancels, whatever it is.
-    """
-    return F.softplus(lower - higher).mean()
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor, mean: Mean) -> Tensor:

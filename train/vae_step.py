@@ -15,7 +15,7 @@ from synthfactory.model.vae import VAE, pixels_from_uint8
 from synthfactory.spec.errors import InputError
 from train import losses
 from train.config import TrainConfig
-from train.discriminator import PatchDiscriminator, adaptive_weight, below, generator_loss
+from train.discriminator import PatchDiscriminator, adaptive_weight, generator_loss
 from train.loader import Batch, Loader
 from train.parts import VAEParts, vae_parts
 from train.perceptual import Features, features_of
@@ -130,6 +130,10 @@ class VAEStep:
             perceptual = self.features(decoded, alike)
             rebuilt = rebuilt + self.features.weight * perceptual
             figures["perceptual"] = perceptual.item()
+        if weights.patches:
+            apart = losses.patches_apart(decoded, pixels, stream(self.config.seed, "patches", batch.step))
+            rebuilt = rebuilt + weights.patches * apart
+            figures["patches"] = apart.item()
         total = rebuilt + weights.kl * kl
         if self.discriminator is None or not torch.is_grad_enabled():
             return total, figures
@@ -137,27 +141,18 @@ class VAEStep:
         figures["adversarial"] = figures["pull"] = 0.0
         last = self.vae.kl.decoder.conv_out.weight
         if batch.step >= weights.gan_from and last.requires_grad:
-            adversarial = self._adversarial(self.discriminator, pixels, decoded)
+            adversarial = generator_loss(wide(self.discriminator(decoded)))
             pull = adaptive_weight(rebuilt, adversarial, last, self._mean)
             total = total + weights.gan * pull * (adversarial - adversarial.detach())
             figures |= {"adversarial": adversarial.item(), "pull": float(pull)}
         return total, figures
-
-    def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, decoded: Tensor) -> Tensor:
-        fake = wide(discriminator(decoded))
-        if self.weights.gan_loss == "hinge":
-            return generator_loss(fake)
-        with torch.no_grad():
-            real = wide(discriminator(pixels))
-        return below(real, fake)
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Of the second update, on what the first has seen and made."""
         assert self.discriminator is not None
         pixels, decoded = self._seen.pop(int(batch.positions[0]))
         real, fake = wide(self.discriminator(pixels)), wide(self.discriminator(decoded))
-        paired = self.weights.gan_loss == "paired"
-        loss = below(fake, real) if paired else self.discriminator.loss(real, fake, self.weights.lecam, self._mean)
+        loss = self.discriminator.loss(real, fake, self.weights.lecam, self._mean)
         return loss, {"loss": loss.item(), "real": real.mean().item(), "fake": fake.mean().item()}
 
     def _mean(self, value: Tensor) -> Tensor:

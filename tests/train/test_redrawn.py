@@ -122,7 +122,7 @@ def test_means_of_squares_keep_the_size() -> None:
 def test_a_decoder_learns_on_redrawn_latents_and_a_cut_off_run_ends_with_the_same_weights(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adversary = {"gan": 0.5, "gan_loss": "paired"}
+    adversary = {"gan": 0.5, "patches": 0.5}
     checked = config(tmp_path, base, {"share": 0.5}, finetune=DECODER, vae=adversary)
     train(checked, tmp_path / "whole", tmp_path / "cache")
     cut_off(monkeypatch, checked, tmp_path / "cut", tmp_path / "cache")

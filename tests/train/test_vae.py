@@ -21,13 +21,13 @@ from synthfactory.sample.engine import Engine
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Sampler
 from train.config import load_config
-from train.discriminator import below
 from train.export import export
 from train.loader import Loader
 from train.loop import train
-from train.losses import unlike
+from train.losses import patches_apart, unlike
 from train.sampler import Order
 from train.split import split
+from train.streams import stream
 from train.team import Team
 from train.vae_step import VAEStep
 
@@ -212,11 +212,31 @@ def test_what_cannot_be_trained(
         train(config(tmp_path, base, vae, **changes), tmp_path / "run", tmp_path / "cache")
 
 
-def test_the_paired_loss_sees_only_in_what_two_tiles_differ_and_moves_both_sides(tmp_path: Path, base: Path) -> None:
-    real, fake = torch.tensor([3.0, -1.0]), torch.tensor([1.0, -2.0])
-    assert below(fake, fake).item() == pytest.approx(np.log(2))
-    assert below(fake, real).item() == pytest.approx(below(fake + 7, real + 7).item(), rel=1e-5)
-    assert below(fake, real).item() < np.log(2) < below(real, fake).item()
-    for name, vae in (("hinge", {"gan": 0.5}), ("paired", {"gan": 0.5, "gan_loss": "paired"})):
-        train(config(tmp_path, base, vae), tmp_path / name, tmp_path / "cache")
-    assert not same_averages(tmp_path / "hinge", tmp_path / "paired")
+def test_patches_are_compared_wherever_they_stand_and_a_blurred_tile_lacks_some() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tile = torch.randn(2, 3, 64, 64, generator=generator)
+    blurred = torch.nn.functional.avg_pool2d(tile, 3, 1, 1, count_include_pad=False)
+
+    def apart(found: torch.Tensor, wanted: torch.Tensor = tile) -> float:
+        return float(np.mean([patches_apart(found, wanted, stream(0, "patches", n)).item() for n in range(4)]))
+
+    moved, brighter = torch.roll(tile, (20, 12), (2, 3)), tile + 1.0
+    assert apart(tile) == 0.0
+    assert apart(brighter) < 1e-5  # brightness is for the other losses
+    assert apart(moved) < 0.3 * apart(blurred)  # sampling of patches alone
+    found, wanted = blurred.clone().requires_grad_(True), tile.clone().requires_grad_(True)
+    patches_apart(found, wanted, stream(0, "patches", 0)).backward()
+    assert found.grad is not None
+    with torch.no_grad():
+        nearer = blurred - 20 * found.grad / found.grad.abs().max() * 0.01
+    assert apart(nearer) < apart(blurred)
+    small = torch.rand(1, 3, 8, 8, generator=generator)  # only the scales that it holds a patch of
+    assert np.isfinite(apart(small, small.flip(0, 2)))
+
+
+def test_the_distance_of_patches_moves_the_autoencoder_and_is_in_the_log(tmp_path: Path, base: Path) -> None:
+    for name, weight in (("without", 0.0), ("with", 0.5)):
+        train(config(tmp_path, base, {"patches": weight, "perceptual": 0}), tmp_path / name, tmp_path / "cache")
+    assert "patches" not in last_line(tmp_path / "without")
+    assert last_line(tmp_path / "with")["patches"] > 0
+    assert not same_averages(tmp_path / "with", tmp_path / "without")
