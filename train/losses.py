@@ -13,6 +13,7 @@ from train.config import DiffusionLosses
 from train.streams import normal, uniform
 
 PATCH_SCALES, PATCH_PX, DIRECTIONS = (1, 2, 4), (3, 9), 32
+PATCHES = 56  # of each scale, about so many along a side are looked at
 FLAT = 0.02  # of [-1, 1]: deviations below it count no more than their differences
 
 
@@ -46,7 +47,7 @@ def patches_apart(found_BCHW: Tensor, wanted_BCHW: Tensor, random: np.random.Gen
         directions = torch.from_numpy(random.standard_normal((DIRECTIONS, channels, size, size), dtype=np.float32))
         directions = directions - directions.mean((2, 3), keepdim=True)
         directions = (directions / directions.flatten(1).norm(dim=1)[:, None, None, None]).to(wanted_BCHW)
-        stride = max(PATCH_SCALES) // scale
+        stride = max(1, side // scale // PATCHES)
         first = int(random.integers(0, stride))  # no grid that the decoder could learn
         along = []
         for image in (found_BCHW, wanted_BCHW):
