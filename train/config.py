@@ -84,6 +84,7 @@ class Data(FrozenModel):
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Time = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[int, Field(ge=1, le=64)]
 
 
 class Optimiser(FrozenModel):
@@ -191,9 +192,20 @@ class VAELosses(Adversarial):
         ge=0,
         description="sliced Wasserstein distance of the patches of a tile and its reconstruction: detail, wherever it stands",
     )
+    patch_scales: Annotated[tuple[Scale, ...], Field(strict=False, min_length=1)] = Field(
+        default=(1, 2, 4), description="sides of the squares whose means patches are of; from 2 on, grain is no detail"
+    )
     redrawn: Redrawn | None = Field(
         default=None, description="mode vae with a base: decode latents as its SiT draws them; crop is the whole tile"
     )
+
+    @model_validator(mode="after")
+    def _room(self) -> VAELosses:
+        if self.patches and self.crop < 7 * max(self.patch_scales):
+            right = [scale for scale in (1, 2, 4) if self.crop >= 7 * scale]
+            what = f"of {max(self.patch_scales)} leave no patches in a crop of {self.crop} px; for example patch_scales: {right}"
+            raise Problems([("patch_scales", what)])
+        return self
 
 
 class DiffusionLosses(FrozenModel):

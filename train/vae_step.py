@@ -131,7 +131,8 @@ class VAEStep:
             rebuilt = rebuilt + self.features.weight * perceptual
             figures["perceptual"] = perceptual.item()
         if weights.patches:
-            apart = losses.patches_apart(decoded, pixels, stream(self.config.seed, "patches", batch.step))
+            random = stream(self.config.seed, "patches", batch.step)
+            apart = losses.patches_apart(decoded, pixels, random, weights.patch_scales)
             rebuilt = rebuilt + weights.patches * apart
             figures["patches"] = apart.item()
         total = rebuilt + weights.kl * kl

@@ -147,6 +147,7 @@ def test_a_decoder_learns_on_redrawn_latents_and_a_cut_off_run_ends_with_the_sam
         ({"share": 2.0}, {}, r"vae\.redrawn\.share: 2\.0 is too large"),
         ({}, {"vae": {"crop": 16}}, r"vae\.redrawn: draws whole tiles; write vae\.crop: 32 \(it is 16\)"),
         ({}, {"base": None, "network": {"channels": [16, 16]}}, r"vae\.redrawn: is for mode vae with a base"),
+        (None, {"vae": {"patches": 1.0, "crop": 16}}, r"vae\.patch_scales: of 4 leave no patches in a crop of 16 px; .*\[1, 2\]"),
         ({}, {"mode": "finetune"}, r"vae\.redrawn: is for mode vae with a base"),
     ],
 )  # fmt: skip
