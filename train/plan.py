@@ -29,6 +29,7 @@ from train.sizes import (
     check_fit,
     check_grid,
     check_projector,
+    check_redrawn,
     check_tiles,
 )
 from train.split import Split, split
@@ -111,6 +112,8 @@ def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str,
             if config.vae.gan:
                 check_discriminator("vae", config.vae.discriminator_layers, config.vae.crop, "a vae.crop")
                 yield from _discriminator(config.vae)
+            if config.vae.redrawn is not None:
+                yield from _redrawing(config, size_px)
             return
         sizes = _of_base(config) if config.base is not None else _of_runs(config)
         if config.base is None:
@@ -134,6 +137,18 @@ def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str,
 
 def _discriminator(wanted: Adversarial) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
     yield "critic", (PatchDiscriminator(wanted.discriminator_width, wanted.discriminator_layers), True)
+
+
+def _redrawing(config: TrainConfig, size_px: int) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:
+    """What draws and compares beside the autoencoder that learns: all of the base, as it is."""
+    assert config.base is not None
+    sizes = _of_base(config)
+    own = bool(sizes["encoder"]) or config.base.encoder is not None
+    check_redrawn(config.vae.crop, size_px, encoder=own)
+    yield "base's sit", (sit_from_dict(sizes["sit"]), False)
+    yield "base's vae", (vae_from_dict(sizes["vae"]), False)
+    if sizes["encoder"]:
+        yield "encoder", (vit_from_dict(sizes["encoder"]), False)
 
 
 def _of_base(config: TrainConfig) -> dict[str, dict[str, Any]]:

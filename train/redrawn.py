@@ -1,8 +1,8 @@
 """Latents as a SiT draws them: noise is added to a tile's own, and the SiT takes it away again (SDEdit, arXiv 2108.01073).
 
 What a SiT draws is smoother than what an encoder gives. A decoder that has seen both can give back the detail that is missing, where a
-discriminator asks it to; the tile's pixels are no aim, for redrawn latents no longer hold them. What must not change there is what the
-decoder made of those latents before it learnt, seen from afar: layout and colours.
+distance of patches or a discriminator asks it to; the tile's pixels are no aim, for redrawn latents no longer hold them. What must not
+change there is what the decoder made of those latents before it learnt, seen from afar: layout and colours.
 """
 
 from __future__ import annotations

@@ -82,6 +82,18 @@ def check_crop(crop: int, size_px: int) -> None:
         raise InputError(f"vae.crop: {crop} px of tiles of {size_px} px; at most that many")
 
 
+def check_redrawn(crop: int, size_px: int, *, encoder: bool) -> None:
+    """InputError where a base cannot redraw the latents of such crops."""
+    if crop != size_px:
+        raise InputError(
+            f"vae.redrawn: draws whole tiles; write vae.crop: {size_px} (it is {crop}), or leave redrawn out"
+        )
+    if not encoder:
+        raise InputError(
+            "vae.redrawn: the base holds no encoder to condition its SiT; name one under base, or leave redrawn out"
+        )
+
+
 def check_factor(crop: int, factor: int) -> None:
     """InputError for crops that the autoencoder cannot take."""
     if crop % factor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from synthfactory.model.vae import VAE, pixels_from_uint8
-from synthfactory.spec.errors import InputError
 from train import losses
 from train.config import TrainConfig
 from train.discriminator import PatchDiscriminator, adaptive_weight, generator_loss
@@ -21,7 +20,7 @@ from train.parts import VAEParts, vae_parts
 from train.perceptual import Features, features_of
 from train.place import Figures, Phase, Place, single, wide
 from train.redrawn import Redrawing
-from train.sizes import check_crop, check_discriminator, check_factor
+from train.sizes import check_crop, check_discriminator, check_factor, check_redrawn
 from train.streams import normal, stream, torch_generator, uniform
 from train.symmetry import turned
 from train.team import Team
@@ -60,14 +59,7 @@ class VAEStep:
         wanted = self.weights.redrawn
         if wanted is None or parts.base is None:
             return None
-        if self.weights.crop != size_px:
-            raise InputError(
-                f"vae.redrawn: draws whole tiles; write vae.crop: {size_px} (it is {self.weights.crop}), or leave redrawn out"
-            )
-        if parts.base.encoder is None:
-            raise InputError(
-                "vae.redrawn: the base holds no encoder to condition its SiT; name one, or leave redrawn out"
-            )
+        check_redrawn(self.weights.crop, size_px, encoder=parts.base.encoder is not None)
         return Redrawing(wanted, parts.base, self.place, self.config.seed)
 
     @property

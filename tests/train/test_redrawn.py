@@ -19,6 +19,7 @@ from train.config import TrainConfig, load_config
 from train.export import export
 from train.loader import Batch, Loader
 from train.loop import train
+from train.plan import plan
 from train.redrawn import coarse
 from train.sampler import Order
 from train.split import split
@@ -137,6 +138,18 @@ def test_a_decoder_learns_on_redrawn_latents_and_a_cut_off_run_ends_with_the_sam
     assert all(name.startswith(("kl.decoder.", "kl.post_quant_conv.")) for name in changed)
     for part in ("sit", "encoder"):
         assert (base / f"{part}.safetensors").read_bytes() == (out / f"{part}.safetensors").read_bytes()
+
+
+def test_a_plan_counts_what_redraws_and_refuses_what_a_run_would(tmp_path: Path, base: Path) -> None:
+    def lines(redrawn: dict[str, Any] | None, **changes: Any) -> list[str]:
+        return list(plan(config(tmp_path, base, redrawn, **changes), tmp_path / "cache"))
+
+    without, beside = lines(None), lines({})
+    names = ("base's sit ", "base's vae ", "encoder ")
+    assert not any(line.startswith(names) for line in without)
+    assert [line.split("  ")[0].strip() + " " for line in beside if line.startswith(names)] == list(names)
+    with pytest.raises(InputError, match=r"vae\.redrawn: draws whole tiles; write vae\.crop: 32 \(it is 16\)"):
+        lines({}, vae={"crop": 16})
 
 
 @pytest.mark.parametrize(
