@@ -18,7 +18,7 @@ from train.sizes import faults_of_network
 CONFIG = Kind(
     "config",
     "train/configs/phantom-sit.yaml",
-    "train/configs holds three that work",
+    "train/configs holds some that work",
     "mode:, data:, network: and optimiser:",
 )
 

@@ -14,7 +14,7 @@ from train.streams import normal, uniform
 
 PATCH_PX, DIRECTIONS = (3, 9), 32
 PATCHES = 56  # of each scale, about so many along a side are looked at
-FLAT = 0.05  # of [-1, 1]: deviations below it count no more than their differences
+FLAT = 0.05  # of [-1, 1], added to the deviation that differences are measured in: what is flat, or grain alone, must not weigh most
 
 
 def _gradients(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -143,8 +143,7 @@ def _redrawing(config: TrainConfig, size_px: int) -> Iterator[tuple[str, tuple[n
     """What draws and compares beside the autoencoder that learns: all of the base, as it is."""
     assert config.base is not None
     sizes = _of_base(config)
-    own = bool(sizes["encoder"]) or config.base.encoder is not None
-    check_redrawn(config.vae.crop, size_px, encoder=own)
+    check_redrawn(config.vae.crop, size_px, encoder=bool(sizes["encoder"]) or config.base.encoder is not None)
     yield "base's sit", (sit_from_dict(sizes["sit"]), False)
     yield "base's vae", (vae_from_dict(sizes["vae"]), False)
     if sizes["encoder"]:

@@ -18,7 +18,7 @@ from synthfactory.model.weights import LoadedModel
 from synthfactory.sample.network import Network
 from synthfactory.sample.solvers import integrate
 from synthfactory.spec.sampler import Guidance, Sampler
-from train.config import Redrawn
+from train.config import Redrawn, TrainConfig
 from train.loader import Batch
 from train.place import Place
 from train.streams import normal, stream, uniform
@@ -29,16 +29,14 @@ CELLS = 2  # of what was redrawn, means of squares of so many latent cells are c
 class Redrawing:
     """A model as it is, whose SiT draws; its condition is the embedding of the tile itself."""
 
-    def __init__(self, wanted: Redrawn, base: LoadedModel, place: Place, seed: int) -> None:
+    def __init__(self, wanted: Redrawn, base: LoadedModel, place: Place, config: TrainConfig) -> None:
         assert base.encoder is not None
-        self._wanted, self._seed, self._place = wanted, seed, place
+        self._wanted, self._seed, self._place = wanted, config.seed, place
         self._sit = base.sit.to(place.device).float().eval().requires_grad_(False)
         self._encoder = base.encoder.to(place.device)
         self._decoder = copy.deepcopy(base.vae).to(place.device, place.dtype).eval().requires_grad_(False)
         self._side_px = CELLS * base.vae.config.factor
-        # Half the time, and rounding is far below the noise; a float64 run asks for equality over workers, not for speed.
-        dtype = torch.float32 if place.dtype == torch.float64 else torch.bfloat16
-        self._network = Network(self._sit, dtype)
+        self._network = Network(self._sit, torch.bfloat16 if config.precision == "bfloat16" else torch.float32)
         self._sampler = Sampler(solver="ab2", steps=wanted.steps, guidance=Guidance(scale=wanted.scale))
 
     def __call__(self, batch: Batch, latents: Tensor) -> tuple[Tensor, Tensor]:

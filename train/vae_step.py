@@ -56,11 +56,11 @@ class VAEStep:
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # crops and reconstructions, by the first position of a part
 
     def _redrawing(self, parts: VAEParts, size_px: int) -> Redrawing | None:
-        wanted = self.weights.redrawn
-        if wanted is None or parts.base is None:
+        if self.weights.redrawn is None:
             return None
+        assert parts.base is not None
         check_redrawn(self.weights.crop, size_px, encoder=parts.base.encoder is not None)
-        return Redrawing(wanted, parts.base, self.place, self.config.seed)
+        return Redrawing(self.weights.redrawn, parts.base, self.place, self.config)
 
     @property
     def phases(self) -> list[Phase]:

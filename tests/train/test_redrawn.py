@@ -114,6 +114,12 @@ def test_of_redrawn_tiles_the_layout_as_decoded_before_is_asked_for_and_of_the_o
         assert "psnr_db" in step.loss(batch)[1]  # validation looks at reconstructions, as without
 
 
+def test_what_was_drawn_anew_need_not_resemble_the_tile_in_the_encoders_features(tmp_path: Path, base: Path) -> None:
+    for share, resembles in ((0.0, True), (1.0, False)):
+        step, batch = step_and_batch(config(tmp_path, base, {"share": share}), tmp_path)
+        assert (step.loss(batch)[1]["perceptual"] > 1e-3) == resembles
+
+
 def test_means_of_squares_keep_the_size() -> None:
     image = torch.arange(16.0).reshape(1, 1, 4, 4)
     expected = torch.tensor([[2.5, 2.5, 4.5, 4.5]] * 2 + [[10.5, 10.5, 12.5, 12.5]] * 2)
