@@ -267,6 +267,12 @@ class Finetune(FrozenModel):
         examples=[["blocks.*.attn.*", "y_embedder.*"]],
     )
     lora: LoRA | None = None
+    depth: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="blocks of the SiT, more than the base has: some are doubled, and draw the same until the copies have learnt",
+    )
     statistics: Literal["keep", "measure"] = Field(
         default="keep",
         description="measure: mean and variance of latents anew, on these tiles; after the base's autoencoder learnt to encode differently",
@@ -308,6 +314,10 @@ class TrainConfig(FrozenModel):
     compile: bool = Field(
         default=False, description="torch.compile of the networks that learn; the first step takes minutes"
     )
+    graphs: bool = Field(
+        default=True,
+        description="on one GPU, where latents and tokens are kept and lie on it: a step's loss and gradients as one CUDA graph",
+    )
     tensorboard: bool = Field(
         default=False, description="metrics into RUN/tensorboard as well; needs the extra of that name"
     )
@@ -342,6 +352,9 @@ class TrainConfig(FrozenModel):
             )
         if self.recompute and self.mode in ("encoder", "vae"):
             raise Problems([("recompute", "goes with modes that train a SiT: diffusion, finetune, repa-e")])
+        if self.finetune.depth is not None and (self.mode == "vae" or not based or self.finetune.lora is not None):
+            what = "adds blocks to a base, which must learn: it goes with modes finetune and repa-e, and without lora"
+            raise Problems([("finetune.depth", what)])
         if self.mode == "vae" and self.finetune.lora is not None:
             raise Problems([("finetune.lora", "is for networks that draw; mode vae takes finetune.parts")])
         if (

@@ -105,10 +105,10 @@ class EncoderStep:
 
     def _photometric(self, pixels_B3HW: Tensor, batch: Batch) -> Tensor:
         """Random blur, gain and offset: of a scanner, not of the tissue."""
-        seed, spread, positions = self.config.seed, self.weights.photometric, batch.positions.tolist()
-        gain = 1 + spread * self.place.bring(normal(seed, "gain", positions, (3, 1, 1)))
-        offset = spread / 2 * self.place.bring(normal(seed, "offset", positions, (3, 1, 1)))
-        soften = self.place.bring(uniform(seed, "soften", positions, (1, 1, 1)) ** 2)
+        seed, spread, each, device = self.config.seed, self.weights.photometric, (3, 1, 1), self.place.device
+        gain = 1 + spread * self.place.bring(normal(seed, "gain", batch.positions, each, device))
+        offset = spread / 2 * self.place.bring(normal(seed, "offset", batch.positions, each, device))
+        soften = self.place.bring(uniform(seed, "soften", batch.positions, (1, 1, 1), device) ** 2)
         return (torch.lerp(pixels_B3HW, F.avg_pool2d(pixels_B3HW, 3, 1, 1), soften) * gain + offset).clamp(0, 1)
 
 

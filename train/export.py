@@ -263,6 +263,7 @@ def _of_base(
             files[name] = base.config["files"][name]
     kept = ("tile_size_px", "resolution_mpp", "sit", "vae", "encoder", "domain", "imported")
     described = {key: base.config[key] for key in kept if key in base.config}
+    described["sit"] = described["sit"] | extra.get("sit", {})
     runs, hours = {"vae" if config.mode == "vae" else "sit": _ran(config, step)}, {}
     if conditioned:
         taught = load_config(f"{conditioned}/config.yaml")

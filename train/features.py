@@ -18,7 +18,7 @@ from synthfactory.model.vit import ViT, images_to_tensor
 from train.arrays import at_once, batches, kept
 from train.config import TrainConfig
 from train.loader import Batch, Loader
-from train.place import Place, wide
+from train.place import Place, Rows, wide
 from train.symmetry import turned
 
 MOST_BYTES = 4e9  # that are kept without being asked for
@@ -32,15 +32,15 @@ class Tokens:
     ) -> None:
         self._encoder, self._loader, self._place, self._aligned = encoder, loader, place, aligned
         self._ways = 8 if config.data.symmetries else 1
-        self._class: np.ndarray | None = None
-        self._patches: np.ndarray | None = None
+        self._class: Rows | None = None
+        self._patches: Rows | None = None
         if self._worth_it(config):
             known = f"{loader.index.digest[:12]}-{_identity(encoder)[:12]}-{self._ways}.npy"
             names = ("class-tokens", "patch-tokens") if aligned else ("class-tokens",)
             found = kept(
                 [cache / f"{name}-{known}" for name in names], len(loader.index), at_once(place.device), self._made
             )
-            self._class, self._patches = found[0], found[1] if aligned else None
+            self._class, self._patches = Rows(found[0], place), Rows(found[1], place) if aligned else None
 
     @property
     def kept(self) -> bool:
@@ -51,9 +51,9 @@ class Tokens:
         """Class tokens (B, E), and patch tokens (B, T, E) or None, on the device; no gradient flows through them."""
         bring = self._place.bring
         if self._class is not None:
-            way = batch.symmetries if self._ways > 1 else np.zeros_like(batch.rows)
-            patches = None if self._patches is None else bring(np.asarray(self._patches[batch.rows, way], np.float32))
-            return bring(np.asarray(self._class[batch.rows, way])), patches
+            way = batch.symmetries if self._ways > 1 else 0 * batch.rows
+            patches = None if self._patches is None else self._patches.of(batch.rows, way)
+            return self._class.of(batch.rows, way), patches
         with torch.no_grad():
             tokens = wide(self._encoder(images_to_tensor(bring(batch.images), self._place.dtype)))
         return self._encoder.class_token(tokens), self._encoder.patch_tokens(tokens) if self._aligned else None

@@ -18,13 +18,14 @@ import numpy as np
 from synthfactory.spec.errors import InputError
 from train.sampler import Order
 from train.shardset import Index, Reader
-from train.streams import stream
+from train.streams import normal, uniform
 from train.symmetry import transformed, with_stain
 
 Arrays = dict[str, np.ndarray]
-Also = Callable[[np.ndarray, np.ndarray, np.ndarray], Arrays]
-# Other inputs of samples are small: made by few threads, many at a time, or they keep the step itself from Python.
-ALSO_THREADS, ALSO_AT_ONCE = 4, 32
+Numbers = Any  # np.ndarray | Tensor
+Also = Callable[[np.ndarray], Arrays]
+# Other inputs of samples are small: read by few threads, many at a time, or they keep the step itself from Python.
+ALSO_THREADS, ALSO_AT_ONCE = 4, 128
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Batch:
     """This worker's share of a step's batch. `positions` are places in the whole run: what noise is keyed by."""
 
     step: int
-    positions: np.ndarray  # int64 (B,)
-    rows: np.ndarray  # int64 (B,), numbers of tiles in the index
-    symmetries: np.ndarray  # int64 (B,), 0-7, already applied to the images
+    # int64 (B,) each; tensors on the device where the step is a CUDA graph
+    positions: Numbers
+    rows: Numbers  # numbers of tiles in the index
+    symmetries: Numbers  # 0-7, already applied to the images
     images: np.ndarray  # uint8 (B, H, W, 3); (B, 0, 0, 3) where the loader decodes none
     also: Arrays = field(default_factory=dict)  # what else a step needs, (B, ...) each; see Loader.also
 
@@ -98,8 +100,8 @@ class Loader:
         self._ahead, self._end = ahead, end
         self._queue: deque[_Begun] = deque()
         self.decodes = decodes  # a step that has kept all it needs of the tiles sets it to False
-        # (positions, rows, symmetries) -> what else a step needs of these samples, prepared ahead as the tiles are: noise, latents.
-        # Called from several threads at once, for a few samples of a batch each.
+        # rows -> what else a step needs of these tiles, read ahead as they are: latents. Called from several threads at once, for some
+        # samples of a batch each.
         self.also = also
         self.waited_sec = 0.0
         self.size_px = len(self._reader.image(int(order.rows([0])[0])))
@@ -138,16 +140,18 @@ class Loader:
     def _begin(self, step: int) -> _Begun:
         positions = self._share.of(step, self._batch)
         rows = self._order.rows(positions)
-        drawn = [stream(self._seed, "augment", int(position)) for position in positions]
-        symmetries = np.asarray([int(random.integers(0, 8)) if self._symmetries else 0 for random in drawn])
-        gains = [1 + self._stain * random.standard_normal(3) if self._stain else None for random in drawn]
+        symmetries, gains = np.zeros_like(positions), [None] * len(positions)
+        if self._symmetries:
+            symmetries = (uniform(self._seed, "symmetry", positions) * 8).long().numpy()
+        if self._stain:
+            gains = list(1 + self._stain * normal(self._seed, "stain", positions, (3,)).double().numpy())
         futures = [
             self._pool.submit(self._augmented, int(row), int(symmetry), gain)
             for row, symmetry, gain in zip(rows, symmetries, gains, strict=True)
             if self.decodes
         ]
         some = [slice(at, at + ALSO_AT_ONCE) for at in range(0, len(rows), ALSO_AT_ONCE)]
-        also = [self._beside.submit(self.also, positions[at], rows[at], symmetries[at]) for at in some if self.also]
+        also = [self._beside.submit(self.also, rows[at]) for at in some if self.also]
         return _Begun(step, positions, rows, symmetries, futures, also)
 
     def _drop(self) -> None:

@@ -6,13 +6,14 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from synthfactory.model.formats import slow_format
@@ -20,10 +21,11 @@ from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.config import Optimiser, TrainConfig, config_text, load_config
 from train.ema import Ema
+from train.graphed import Graphed
 from train.loader import Batch, Loader
 from train.metrics import Metrics
 from train.muon import Muon
-from train.place import Loss, Phase, Step, read
+from train.place import Figures, Loss, Phase, Step, read
 from train.sampler import Order
 from train.samples import Sheets
 from train.shardset import built_sets
@@ -38,6 +40,7 @@ FREE = (
     "tensorboard",
     "samples",
     "log_every",
+    "graphs",
     "checkpoint_every",
     "keep_last",
     "keep_every",
@@ -135,6 +138,15 @@ def train(
         return _Run(config, run, cache, divided, loader, team).go()
 
 
+class _Begun(NamedTuple):
+    """An update that is on its way: what every part of the batch found (the loss by the name ""), and the gradient's norm, unread."""
+
+    step: int
+    phase: Phase
+    found: Sequence[Figures]
+    norm: Tensor
+
+
 class _Run:
     """One call's work on a run."""
 
@@ -153,6 +165,9 @@ class _Run:
                 config.mode in ("diffusion", "finetune") and not config.diffusion.alignment
             )
             self.losses.append(team.wrapped(self.work.module, phase.loss, find_unused=find))
+        self.graph: Graphed | None = None
+        if config.graphs and team.world == 1 and team.device.type == "cuda" and plan.accumulate == 1:
+            self.graph = self._graph()
         self.optimisers = {phase.name: _optimiser(config, self.work.module, phase) for phase in self.phases}
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
@@ -165,6 +180,12 @@ class _Run:
         if team.leads:
             self._state()
         self.metrics = Metrics(run, self.first, board=config.tensorboard) if team.leads else None
+
+    def _graph(self) -> Graphed | None:
+        """Of a step that needs nothing but numbers of its batch: all else is kept, and lies on the device."""
+        if len(self.phases) > 1 or self.loader.also or self.loader.decodes:
+            return None
+        return Graphed(self.losses[0], self.phases[0].weights, self._autocast, self.team.device)
 
     def _state(self) -> None:
         """Writes RUN/extra.json, what an export says of the run's origin. InputError where a resumed run rests on something else."""
@@ -216,19 +237,25 @@ class _Run:
                 self.metrics.note({"step": 0, "seconds": 0.0, **self._validated()})
             self.team.barrier()
         module.train()
+        begun, loss, figures = deque[list[_Begun]](), 0.0, dict[str, float]()
         for step in bar:
             for optimiser in self.optimisers.values():
                 for group in optimiser.param_groups:
                     group["lr"] = rate_at(plan, step)
-            loss, figures = self._step(step)
-            last = step + 1 == plan.steps
-            look = self.config.data.validation
-            if look is not None and ((step + 1) % look.every == 0 or last):
+            begun.append(self._step(step))
+            last, look = step + 1 == plan.steps, self.config.data.validation
+            looks = look is not None and ((step + 1) % look.every == 0 or last)
+            logs = (step + 1) % self.config.log_every == 0 or last or looks
+            saves = (step + 1) % self.config.checkpoint_every == 0 or last
+            # A GPU that is asked how a step went stands still until it is told the next one: that is begun before.
+            left = 0 if logs or saves or self.team.device.type == "cpu" else 1
+            while len(begun) > left:
+                loss, figures = self._settled(begun.popleft())
+            if looks:
                 if self.team.leads:
                     figures |= self._validated()
                 self.team.barrier()
-            due = (step + 1) % self.config.log_every == 0 or last or "validation_loss" in figures
-            if self.metrics is not None and due:
+            if self.metrics is not None and logs:
                 spent = time.monotonic() - began
                 seconds = self.metrics.seconds_before + spent
                 figures["waiting"] = self.loader.waited_sec / max(spent, 1e-9)
@@ -237,7 +264,7 @@ class _Run:
                 bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
             if self.sheets is not None and (step + 1) % self.every == 0:
                 self._draw(step + 1)
-            if (step + 1) % self.config.checkpoint_every == 0 or last:
+            if saves:
                 if self.team.leads:
                     self._save(step + 1)
                 self.team.barrier()
@@ -245,19 +272,24 @@ class _Run:
             self.metrics.close()
         return max(0, plan.steps - self.first)
 
-    def _step(self, step: int) -> tuple[float, dict[str, float]]:
-        """All updates of a step, on one batch. Returns the loss that validation looks at as well, and figures of all: means over the
-        whole batch.
-        """
+    def _step(self, step: int) -> list[_Begun]:
+        """All updates of a step, on one batch; a GPU may be at work on them yet."""
         pieces = _parts(self.loader.batch(step), self.config.optimiser.accumulate)
-        loss, figures = 0.0, dict[str, float]()
-        for phase, run in zip(self.phases, self.losses, strict=True):
-            own, found = self._update(step, phase, run, pieces)
-            loss = loss if phase.opposes else own
-            before = f"{phase.name}_" if phase.name else ""
-            figures |= {f"{before}{name}": value for name, value in found.items()}
+        begun = [self._update(step, phase, run, pieces) for phase, run in zip(self.phases, self.losses, strict=True)]
         for ema in self.averages:
             ema.update(self.work.module, step)
+        return begun
+
+    def _settled(self, begun: list[_Begun]) -> tuple[float, dict[str, float]]:
+        """The loss that validation looks at as well, and figures of all updates: means over the whole batch. DivergedError where they
+        show that the weights are lost; a checkpoint is written of what has been settled alone.
+        """
+        loss, figures = 0.0, dict[str, float]()
+        for update in begun:
+            own, found = self._read(update)
+            loss = loss if update.phase.opposes else own
+            before = f"{update.phase.name}_" if update.phase.name else ""
+            figures |= {f"{before}{name}": value for name, value in found.items()}
         return loss, figures
 
     def _turn_on(self, phase: Phase) -> None:
@@ -268,29 +300,40 @@ class _Run:
                 for weight in other.weights:
                     weight.requires_grad_(id(weight) in mine)
 
-    def _update(self, step: int, phase: Phase, run: Loss, pieces: list[Batch]) -> tuple[float, dict[str, float]]:
+    def _update(self, step: int, phase: Phase, run: Loss, pieces: list[Batch]) -> _Begun:
+        found = list[Figures]()
+        if self.graph is not None:
+            found.append(self.graph(pieces[0]))
+            return self._moved(step, phase, found)
         self._turn_on(phase)
         self.optimisers[phase.name].zero_grad(set_to_none=True)
-        total, parts = 0.0, []
         for number, piece in enumerate(pieces, start=1):
             alone = self.team.unsynchronised(run) if number < len(pieces) else contextlib.nullcontext()
             with alone:
                 with self._autocast():
                     loss, figures = run(piece)
                 (loss / len(pieces)).backward()  # type: ignore[no-untyped-call]
-            # Read once everything is on its way: a device that is asked earlier stands still while it is told what comes next.
-            total += loss.item() / len(pieces)
-            parts.append(read(figures))
-        names = list(parts[0])
-        means = [sum(figures[name] for figures in parts) / len(parts) for name in names]
-        whole, *means = self.team.mean([total, *means])
-        self._look(step, phase, whole)
-        found = dict(zip(names, means, strict=True))
-        found["gradient_norm"] = float(nn.utils.clip_grad_norm_(phase.weights, self.config.optimiser.clip))
-        if not math.isfinite(found["gradient_norm"]):  # the step would spoil weights and averages, whatever the loss is
-            raise self._diverged(f"step {step}: the gradient's norm is {found['gradient_norm']}")
+            found.append({"": loss.detach(), **figures})
+        return self._moved(step, phase, found)
+
+    def _moved(self, step: int, phase: Phase, found: list[Figures]) -> _Begun:
+        """The optimiser's step, by the gradients that are there."""
+        norm = nn.utils.clip_grad_norm_(phase.weights, self.config.optimiser.clip)
         self.optimisers[phase.name].step()
-        return whole, found
+        return _Begun(step, phase, found, norm)
+
+    def _read(self, update: _Begun) -> tuple[float, dict[str, float]]:
+        """Waits for an update, and looks at what it found."""
+        parts = [read(figures) for figures in update.found]
+        names = list(parts[0])
+        means = self.team.mean([sum(figures[name] for figures in parts) / len(parts) for name in names])
+        found = dict(zip(names, means, strict=True))
+        loss = found.pop("")
+        self._look(update.step, update.phase, loss)
+        found["gradient_norm"] = float(update.norm)
+        if not math.isfinite(found["gradient_norm"]):  # weights and averages are spoilt, whatever the loss is
+            raise self._diverged(f"step {update.step}: the gradient's norm is {found['gradient_norm']}")
+        return loss, found
 
     def _look(self, step: int, phase: Phase, loss: float) -> None:
         try:

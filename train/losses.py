@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.config import DiffusionLosses
+from train.place import Place
 from train.streams import normal, uniform
 
 PATCH_PX, DIRECTIONS = (3, 9), 32
@@ -80,13 +82,29 @@ def unlike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     return torch.stack([1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in pairs]).mean()
 
 
-def drawn_times(seed: int, positions: Sequence[int], weights: DiffusionLosses) -> np.ndarray:
-    """What `times` turns into times, (B,), of the samples at these positions of the run."""
+class Draws(NamedTuple):
+    """All that is random in the denoising loss of a batch, but for its latents' deviates: keyed by the samples' positions in the run."""
+
+    jitter: Tensor  # (B, E) standard normal
+    noise: Tensor  # (B, C, H, W) standard normal
+    t: Tensor  # (B,) in (0, 1): uniform, or the logistic function of a normal (arXiv 2403.03206)
+    is_null: Tensor  # bool (B,), whose condition is the null
+
+
+def draws(
+    seed: int,
+    positions: np.ndarray | Tensor,
+    condition: int,
+    latent: Sequence[int],
+    weights: DiffusionLosses,
+    place: Place,
+) -> Draws:
+    """Of the samples at these positions; `condition` is E, `latent` (C, H, W)."""
+    bring, device = place.bring, place.device
     if weights.time == "uniform":
-        return uniform(seed, "time", positions)
-    return normal(seed, "time", positions, ()).numpy()
-
-
-def times(drawn_B: Tensor, weights: DiffusionLosses) -> Tensor:
-    """Times (B,) in (0, 1): uniform, or the logistic function of a normal (arXiv 2403.03206)."""
-    return drawn_B if weights.time == "uniform" else torch.sigmoid(drawn_B + weights.time_mean)
+        t = bring(uniform(seed, "time", positions, device=device))
+    else:
+        t = torch.sigmoid(bring(normal(seed, "time", positions, (), device)) + weights.time_mean)
+    jitter = bring(normal(seed, "jitter", positions, (condition,), device))
+    noise = bring(normal(seed, "noise", positions, latent, device))
+    return Draws(jitter, noise, t, uniform(seed, "null", positions, device=device) < weights.null_share)

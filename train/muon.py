@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 
 COEFFICIENTS, STEPS = (3.4445, -4.7750, 2.0315), 5
 MOMENTUM, RMS = 0.95, 0.2
-TOGETHER = 8  # matrices in one product
+TOGETHER = {"cpu": 8, "cuda": 64}  # matrices in one product
 
 
 def orthogonalised(matrices_KRC: Tensor, *, bfloat16: bool = False) -> Tensor:
@@ -64,42 +64,55 @@ class Muon(optim.Optimizer):
         """One update of every weight that has a gradient."""
         for group in self.param_groups:
             learning = [weight for weight in group["params"] if weight.grad is not None]
-            for weight in learning:
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["weight_decay"]:
+                torch._foreach_mul_(learning, 1 - group["lr"] * group["weight_decay"])
             if group["muon"]:
                 self._muon(learning, group["lr"])
                 continue
+            of_age: dict[int, list[nn.Parameter]] = {}
             for weight in learning:
-                weight.add_(self._adam(weight, group["betas"], group["eps"]), alpha=-group["lr"])
+                of_age.setdefault(self._aged(weight), []).append(weight)
+            for age, members in of_age.items():
+                self._adam(members, age, group["lr"], group["betas"], group["eps"])
 
     def _muon(self, weights: Sequence[nn.Parameter], rate: float) -> None:
-        alike: dict[Any, list[nn.Parameter]] = {}
         for weight in weights:
-            alike.setdefault((weight.shape, weight.device, weight.dtype), []).append(weight)
+            self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_lerp_(momenta, _gradients(weights), 1 - MOMENTUM)
+        ahead = torch._foreach_lerp(_gradients(weights), momenta, MOMENTUM)  # Nesterov
+        alike: dict[Any, list[int]] = {}
+        for number, weight in enumerate(weights):
+            alike.setdefault((weight.shape, weight.device, weight.dtype), []).append(number)
         for (shape, *_), members in alike.items():  # some of one shape at a time: small products are slow one by one
-            for start in range(0, len(members), TOGETHER):
-                some = members[start : start + TOGETHER]
-                found = orthogonalised(torch.stack([self._ahead(weight) for weight in some]), bfloat16=self.bfloat16)
-                for weight, update in zip(some, found, strict=True):
-                    weight.add_(update, alpha=-rate * RMS * math.sqrt(max(shape)))
+            together = TOGETHER.get(weights[members[0]].device.type, 8)
+            for start in range(0, len(members), together):
+                some = members[start : start + together]
+                found = orthogonalised(torch.stack([ahead[number] for number in some]), bfloat16=self.bfloat16)
+                step = -rate * RMS * math.sqrt(max(shape))
+                torch._foreach_add_([weights[number] for number in some], list(found.unbind()), alpha=step)
 
-    def _ahead(self, weight: nn.Parameter) -> Tensor:
-        """The momentum with Nesterov's look ahead."""
-        gradient = weight.grad
-        assert gradient is not None
-        momentum: Tensor = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-        momentum.lerp_(gradient, 1 - MOMENTUM)
-        return gradient.lerp(momentum, MOMENTUM)
-
-    def _adam(self, weight: nn.Parameter, betas: tuple[float, float], eps: float) -> Tensor:
-        state, gradient = self.state[weight], weight.grad
-        assert gradient is not None
+    def _aged(self, weight: nn.Parameter) -> int:
+        """How many updates the weight has had, with this one."""
+        state = self.state[weight]
         if not state:
             state.update(step=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
         state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - betas[0])
-        state["square"].lerp_(gradient.square(), 1 - betas[1])
-        mean = state["mean"] / (1 - betas[0] ** state["step"])
-        square = state["square"] / (1 - betas[1] ** state["step"])
-        found: Tensor = mean / (square.sqrt() + eps)
-        return found
+        return int(state["step"])
+
+    def _adam(
+        self, weights: Sequence[nn.Parameter], age: int, rate: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        means, squares = ([self.state[weight][name] for weight in weights] for name in ("mean", "square"))
+        gradients = _gradients(weights)
+        torch._foreach_lerp_(means, gradients, 1 - betas[0])
+        torch._foreach_mul_(squares, betas[1])
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, math.sqrt(1 - betas[1] ** age))
+        torch._foreach_add_(roots, eps)
+        torch._foreach_addcdiv_(list[Tensor](weights), means, roots, -rate / (1 - betas[0] ** age))
+
+
+def _gradients(weights: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [weight.grad for weight in weights if weight.grad is not None]

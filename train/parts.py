@@ -22,6 +22,7 @@ from synthfactory.model.weights import LoadedModel, default_device, load_model
 from synthfactory.spec.errors import InputError
 from train.checkpoint import average_file
 from train.config import TrainConfig, load_config
+from train.deeper import deepened, deeper_config
 from train.loader import Loader
 from train.lora import adapt
 from train.place import Place
@@ -197,6 +198,10 @@ def _of_base(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> P
         extra |= {"encoder_step": step, "encoder_sha256": digest, "condition": condition}
         state, sit = sit.state_dict(), sit_from_dict(sit.config.model_dump() | extra["condition"])
         sit.load_state_dict(state)
+    deep = deeper_config(sit.config, plan.depth, folder.id)
+    if deep != sit.config:
+        extra["sit"] = {name: getattr(deep, name) for name in ("depth", "projection_depth")}
+        sit = deepened(sit, deep)
     if plan.lora is not None:
         adapted = adapt(sit, plan.lora.targets, plan.lora.rank, plan.lora.scale, torch_generator(config.seed, "lora"))
         learns = f"adapters of rank {plan.lora.rank} in {adapted} layers"

@@ -17,6 +17,7 @@ from synthfactory.model.vae import VAEConfig, vae_from_dict
 from synthfactory.model.vit import ViTConfig, parameter_count, vit_from_dict
 from synthfactory.spec.errors import InputError
 from train.config import Adversarial, TrainConfig
+from train.deeper import deeper_config
 from train.discriminator import PatchDiscriminator
 from train.lora import adapt
 from train.parts import chosen_weights, config_of
@@ -121,6 +122,7 @@ def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str,
             check_fit(config.network, *found, size_px)
         sit = sit_from_dict(sizes["sit"])
         if config.base is not None:
+            sit = sit_from_dict(deeper_config(sit.config, config.finetune.depth, config.base.name).model_dump())
             check_projector(config.mode, sit.config.projection_depth, config.base.name)
         if config.base is not None and config.finetune.lora is not None:
             adapt(sit, config.finetune.lora.targets, config.finetune.lora.rank, config.finetune.lora.scale, None)

@@ -44,8 +44,7 @@ class Redrawing:
 
         Gradients reach the latents that stay, and nothing else.
         """
-        at = batch.positions.tolist()
-        chosen = torch.from_numpy(uniform(self._seed, "redrawn", at) < self._wanted.share).to(latents.device)
+        chosen = uniform(self._seed, "redrawn", batch.positions, device=latents.device) < self._wanted.share
         wide = chosen[:, None, None, None]
         if not chosen.any():
             return latents, wide
@@ -68,7 +67,7 @@ class Redrawing:
     def _drawn(self, batch: Batch, own: Tensor, chosen: Tensor) -> Tensor:
         low, high = self._wanted.start
         start = low + (high - low) * float(stream(self._seed, "start", batch.step).random())
-        noise = self._place.bring(normal(self._seed, "redrawing", batch.positions.tolist(), own.shape[1:]))[chosen]
+        noise = self._place.bring(normal(self._seed, "redrawing", batch.positions, own.shape[1:], own.device))[chosen]
         conditions = self._encoder.embed_tiles(self._place.bring(batch.images)[chosen])
         velocity = self._network.velocity(conditions, self._sampler.guidance)
         times = torch.full((len(own),), start, device=own.device)

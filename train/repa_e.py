@@ -30,7 +30,7 @@ from train.loader import Batch, Loader
 from train.parts import drawing_model, parts_of
 from train.place import Figures, Phase, wide
 from train.sizes import check_discriminator
-from train.streams import normal, torch_generator, uniform
+from train.streams import normal, torch_generator
 from train.team import Team
 
 MEASURED = 256  # tiles whose latents give the first statistics
@@ -109,8 +109,8 @@ class RepaEStep:
         pixels = self.place.bring(pixels_from_uint8(torch.from_numpy(batch.images)))
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         mean, log_variance = (wide(moment) for moment in self.vae.encode(pixels))
-        noise = self.place.bring(normal(self.config.seed, "posterior", batch.positions.tolist(), mean.shape[1:]))
-        return pixels, mean + noise * (0.5 * log_variance).exp(), mean, log_variance
+        noise = normal(self.config.seed, "posterior", batch.positions, mean.shape[1:], self.place.device)
+        return pixels, mean + self.place.bring(noise) * (0.5 * log_variance).exp(), mean, log_variance
 
     def _mean(self, value: Tensor) -> Tensor:
         return self.team.summed(value) / self.team.world
@@ -168,17 +168,14 @@ class RepaEStep:
 
     def _predicted(self, batch: Batch, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """(velocity, projection, noise) at the batch's times: the same in both updates that ask, as all is keyed by position."""
-        seed, weights, positions = self.config.seed, self.config.diffusion, batch.positions.tolist()
-        bring = self.place.bring
-        condition = self.encoder.class_token(tokens)
-        jitter = bring(normal(seed, "jitter", positions, condition.shape[1:])) * self.sit.config.condition_std
-        noise = bring(normal(seed, "noise", positions, latents.shape[1:]))
-        t = losses.times(bring(losses.drawn_times(seed, positions, weights)), weights)
-        is_null = bring(uniform(seed, "null", positions) < weights.null_share)
+        weights, condition = self.config.diffusion, self.encoder.class_token(tokens)
+        shapes = condition.shape[1], latents.shape[1:]
+        drawn = losses.draws(self.config.seed, batch.positions, *shapes, weights, self.place)
+        condition = condition + weights.condition_noise * (drawn.jitter * self.sit.config.condition_std)
         velocity, projection = self.sit(
-            noised(latents, noise, t), t, condition + weights.condition_noise * jitter, is_null, project=True
+            noised(latents, drawn.noise, drawn.t), drawn.t, condition, drawn.is_null, project=True
         )
-        return wide(velocity), None if projection is None else wide(projection), noise
+        return wide(velocity), None if projection is None else wide(projection), drawn.noise
 
     def _normalised(self, latents_BCHW: Tensor) -> Tensor:
         """Latents by the statistics of the whole batch, over all workers; the running ones move by BatchNorm's momentum."""

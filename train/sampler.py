@@ -48,12 +48,16 @@ class Order:
     def rows(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
         """Row numbers int64 (B,) at these positions of the run."""
         count = len(self._groups)
-        found = []
-        for position in map(int, positions):
-            block, place = divmod(position, count)
-            group = self._groups[_shuffled(self._seed, "classes", block, count)[place] if count > 1 else 0]
-            found.append(group.at(block))
-        return np.asarray(found, np.int64)
+        blocks, places = np.divmod(np.asarray(positions, np.int64), count)
+        of_group = places
+        if count > 1:
+            each = [_shuffled(self._seed, "classes", block, count) for block in blocks.tolist()]
+            of_group = np.asarray([order[place] for order, place in zip(each, places.tolist(), strict=True)], np.int64)
+        found = np.empty_like(blocks)
+        for number in np.unique(of_group):
+            mine = of_group == number
+            found[mine] = self._groups[number].at(blocks[mine])
+        return found
 
 
 class _Group:
@@ -75,18 +79,28 @@ class _Group:
     def __len__(self) -> int:
         return math.ceil(self._mean)
 
-    def at(self, position: int) -> int:
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Rows at these positions of the group's own, int64 (B,)."""
+        found, left = np.empty_like(positions), np.ones(len(positions), bool)
+        while left.any():
+            number = self._pass_of(int(positions[left].min()))
+            start, end = self._start(number), self._start(number + 1)
+            mine = left & (positions < end)
+            if number not in self._passes:
+                if len(self._passes) > 1:  # a batch, and those that are read ahead, lie in two passes as a rule
+                    self._passes.pop(min(self._passes))
+                self._passes[number] = self._rows_of(number)
+            found[mine] = self._passes[number][positions[mine] - start]
+            left &= ~mine
+        return found
+
+    def _pass_of(self, position: int) -> int:
         number = int(position / self._mean)
         while self._start(number) > position:
             number -= 1
         while self._start(number + 1) <= position:
             number += 1
-        if number not in self._passes:
-            if len(self._passes) > 1:  # a batch, and those that are read ahead, lie in two passes at most
-                self._passes.pop(min(self._passes))
-            self._passes[number] = self._rows_of(number)
-        found: int = self._passes[number].item(position - self._start(number))
-        return found
+        return number
 
     def _start(self, number: int) -> int:
         """Position at which a pass begins."""

@@ -22,10 +22,10 @@ from train.encoder_step import EncoderStep
 from train.features import Tokens
 from train.loader import Batch, Loader
 from train.parts import Parts, drawing_model, parts_of
-from train.place import Figures, Phase, Place, Step, single, wide
+from train.place import Figures, Phase, Place, Rows, Step, single, wide
 from train.repa_e import RepaEStep
-from train.streams import normal, uniform
-from train.symmetry import transformed
+from train.streams import normal
+from train.symmetry import turned_each
 from train.team import Team
 from train.vae_step import VAEStep
 
@@ -40,7 +40,7 @@ class DiffusionStep:
         parts = parts_of(config, loader, begun)
         self.encoder = parts.encoder.to(place.device, place.dtype)
         self.vae, self.size_px = parts.vae, loader.size_px
-        self.latents = self._latents(parts, loader, cache)
+        self.latents = Rows(self._latents(parts, loader, cache), place)
         self.sit = parts.sit
         if parts.fresh:
             self._measure(loader.first_rows(2048))
@@ -48,7 +48,7 @@ class DiffusionStep:
         self.aligned = self.weights.alignment > 0 and self.sit.config.projection_depth is not None
         self.tokens = Tokens(config, self.encoder, loader, cache, place, aligned=self.aligned)
         loader.decodes = not self.tokens.kept
-        loader.also = self._drawn
+        loader.also = None if self.latents.at_hand else self._read
         self.module: nn.Module = self.sit
         self._extra = parts.extra
 
@@ -66,7 +66,7 @@ class DiffusionStep:
 
     def _measure(self, rows: np.ndarray) -> None:
         """Mean and variance of each latent channel, of these tiles' posteriors, into the SiT's BatchNorm."""
-        sample = torch.from_numpy(np.asarray(self.latents[rows], np.float32))
+        sample = torch.from_numpy(np.asarray(self.latents.array[rows], np.float32))
         mean, spread = sample[:, 0], sample[:, 1]
         bn = self.sit.bn
         assert bn.running_mean is not None and bn.running_var is not None
@@ -86,30 +86,28 @@ class DiffusionStep:
 
         return kept([cache / f"latents-{self.index.digest[:12]}-{parts.vae_sha256[:12]}.npy"], count, block, made)[0]
 
-    def _drawn(self, positions: np.ndarray, rows: np.ndarray, symmetries: np.ndarray) -> dict[str, np.ndarray]:
-        """All that is random in these samples, and their latents' posteriors: made in the loader's threads, ahead of the step."""
-        seed, at = self.config.seed, positions.tolist()
-        stored = [transformed(self.latents[row], int(way), rows=2) for row, way in zip(rows, symmetries, strict=True)]
-        shape = stored[0].shape[1:]
-        return {
-            "posterior": np.stack(stored),
-            "deviate": normal(seed, "posterior", at, shape).numpy(),
-            "jitter": normal(seed, "jitter", at, (self.sit.config.condition_width,)).numpy(),
-            "noise": normal(seed, "noise", at, shape).numpy(),
-            "t": losses.drawn_times(seed, at, self.weights),
-            "is_null": uniform(seed, "null", at) < self.weights.null_share,
-        }
+    def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Posteriors of these tiles' latents: read in the loader's threads, ahead of the step."""
+        return {"posterior": self.latents.array[rows]}
+
+    def _clean(self, batch: Batch) -> Tensor:
+        """Latents (B, C, H, W) of a batch: a draw of each tile's posterior, under the batch's symmetries."""
+        at_hand, bring = self.latents.at_hand, self.place.bring
+        stored = self.latents.of(batch.rows) if at_hand else bring(batch.also["posterior"])
+        mean, deviation = turned_each(stored.flatten(1, 2), bring(batch.symmetries)).reshape(stored.shape).unbind(1)
+        deviates = normal(self.config.seed, "posterior", batch.positions, mean.shape[1:], self.place.device)
+        return mean + deviation * bring(deviates)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        weights, bring = self.weights, self.place.bring
-        drawn = {name: bring(array) for name, array in batch.also.items()}
-        posterior, noise, is_null = drawn["posterior"], drawn["noise"], drawn["is_null"]
-        t = losses.times(drawn["t"], weights)
+        weights, sit = self.weights, self.sit
         condition, patches = self.tokens.of(batch)
-        latents = self.sit.normalise(posterior[:, 0] + posterior[:, 1] * drawn["deviate"])
-        condition = condition + weights.condition_noise * (drawn["jitter"] * self.sit.config.condition_std)
-        velocity, projection = self.sit(noised(latents, noise, t), t, condition, is_null, project=self.aligned)
-        flow = F.mse_loss(wide(velocity), velocity_target(latents, noise))
+        latents = sit.normalise(self._clean(batch))
+        shapes = condition.shape[1], latents.shape[1:]
+        drawn = losses.draws(self.config.seed, batch.positions, *shapes, weights, self.place)
+        condition = condition + weights.condition_noise * (drawn.jitter * sit.config.condition_std)
+        noisy = noised(latents, drawn.noise, drawn.t)
+        velocity, projection = sit(noisy, drawn.t, condition, drawn.is_null, project=self.aligned)
+        flow = F.mse_loss(wide(velocity), velocity_target(latents, drawn.noise))
         figures = {"flow": flow.detach()}
         if projection is None or patches is None:
             return flow, figures

@@ -5,6 +5,8 @@ Shapes: G grid cells a side, K channels.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +22,19 @@ def turned(x_BCHW: Tensor, symmetry: int) -> Tensor:
     """The same for the last two axes of a tensor."""
     found = torch.rot90(x_BCHW, symmetry % 4, (2, 3))
     return torch.flip(found, (3,)) if symmetry >= 4 else found
+
+
+def turned_each(x_BKHH: Tensor, symmetries_B: Tensor) -> Tensor:
+    """(B, K, H, H) under a symmetry of each row's own, int64 (B,) from 0 to 7, on the device of `x`."""
+    moved = _moved(x_BKHH.shape[-1], x_BKHH.device)[symmetries_B]
+    return x_BKHH.flatten(2).gather(2, moved[:, None].expand(-1, x_BKHH.shape[1], -1)).reshape(x_BKHH.shape)
+
+
+@lru_cache(maxsize=8)
+def _moved(side: int, device: torch.device) -> Tensor:
+    """int64 (8, side²): which cell each one takes its value from."""
+    cells = np.arange(side * side).reshape(side, side)
+    return torch.from_numpy(np.stack([transformed(cells, way).ravel() for way in range(8)])).to(device)
 
 
 def transformed_grid(grid: np.ndarray, symmetry: int, channels: tuple[str, ...]) -> np.ndarray:

@@ -81,7 +81,7 @@ class VAEStep:
 
     def _crops(self, batch: Batch) -> Tensor:
         crop, room = self.weights.crop, batch.images.shape[1] - self.weights.crop + 1
-        corners = (uniform(self.config.seed, "crop", batch.positions.tolist(), (2,)) * room).astype(int)
+        corners = (uniform(self.config.seed, "crop", batch.positions, (2,)) * room).int().tolist()
         crops = [image[y : y + crop, x : x + crop] for image, (y, x) in zip(batch.images, corners, strict=True)]
         pixels = self.place.bring(pixels_from_uint8(torch.from_numpy(np.stack(crops))))
         return pixels.contiguous(memory_format=torch.channels_last)
@@ -90,7 +90,7 @@ class VAEStep:
         """(pixels, latents, mean, log-variance, which are drawn anew) of a batch's crops, turned or not."""
         seed, pixels = self.config.seed, self._crops(batch)
         mean, log_variance = (wide(moment) for moment in self.vae.encode(pixels))
-        noise = self.place.bring(normal(seed, "posterior", batch.positions.tolist(), mean.shape[1:]))
+        noise = self.place.bring(normal(seed, "posterior", batch.positions, mean.shape[1:], self.place.device))
         latents, which = mean + noise * (0.5 * log_variance).exp(), None
         if self.redraw is not None and torch.is_grad_enabled():  # validation asks for the tile itself
             latents, which = self.redraw(batch, latents)
