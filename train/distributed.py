@@ -25,7 +25,8 @@ from synthfactory.run.ray_pool import start_ray
 from synthfactory.spec.errors import InputError
 from train.checkpoint import steps
 from train.config import TrainConfig
-from train.loop import check_workers, claim, train
+from train.loop import claim, train
+from train.optimiser import check_workers
 from train.split import split
 from train.team import Team
 from train.watch import DivergedError, StoppedError

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from synthfactory.model.formats import slow_format
 from synthfactory.spec.errors import InputError
 from train import checkpoint
-from train.config import Optimiser, TrainConfig, config_text, load_config
+from train.config import TrainConfig, config_text, load_config
 from train.ema import Ema
 from train.graphed import Graphed
 from train.loader import Batch, Loader
 from train.metrics import Metrics
-from train.muon import Muon
+from train.optimiser import check_workers, optimiser_of, rate_at
 from train.place import Figures, Loss, Phase, Step, read
 from train.sampler import Order
 from train.samples import Sheets
@@ -45,6 +45,7 @@ FREE = (
     "keep_last",
     "keep_every",
 )  # may change while a run goes on
+AHEAD = {"cuda": 1}  # steps that are begun before the last one is looked at, by the device's type
 # What a run's weights come from, by its name in RUN/extra.json: none of it may change between two calls.
 ORIGIN = {
     "base": "the model named as base",
@@ -55,29 +56,6 @@ ORIGIN = {
     "data_sha256": "the tiles",
     "split_sha256": "the tiles' patients, or which of them are held out,",
 }
-
-
-def rate_at(optimiser: Optimiser, step: int) -> float:
-    """Learning rate of a 0-based step: linear warm-up, then constant or a cosine to 2 % of the rate."""
-    if step < optimiser.warmup:
-        return optimiser.rate * (step + 1) / optimiser.warmup
-    if optimiser.schedule == "constant":
-        return optimiser.rate
-    done = (step - optimiser.warmup) / max(1, optimiser.steps - optimiser.warmup)
-    return optimiser.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-def check_workers(optimiser: Optimiser, workers: int) -> None:
-    """InputError where a batch cannot be dealt to the workers evenly, or a worker's share not cut into equal parts: means would
-    weigh some tiles more than others.
-    """
-    if optimiser.batch % workers:
-        raise InputError(f"optimiser.batch: {optimiser.batch} does not divide by {workers} workers; choose a multiple")
-    if optimiser.batch // workers % optimiser.accumulate:
-        raise InputError(
-            f"optimiser.accumulate: {optimiser.accumulate} parts do not divide the {optimiser.batch // workers} tiles that each of "
-            f"{workers} workers takes of a batch; choose a batch that is a multiple of {workers * optimiser.accumulate}"
-        )
 
 
 def claim(config: TrainConfig, run: Path) -> None:
@@ -168,7 +146,7 @@ class _Run:
         self.graph: Graphed | None = None
         if config.graphs and team.world == 1 and team.device.type == "cuda" and plan.accumulate == 1:
             self.graph = self._graph()
-        self.optimisers = {phase.name: _optimiser(config, self.work.module, phase) for phase in self.phases}
+        self.optimisers = {phase.name: optimiser_of(config, self.work.module, phase) for phase in self.phases}
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
         kept = also.get("watch", {})
@@ -248,7 +226,7 @@ class _Run:
             logs = (step + 1) % self.config.log_every == 0 or last or looks
             saves = (step + 1) % self.config.checkpoint_every == 0 or last
             # A GPU that is asked how a step went stands still until it is told the next one: that is begun before.
-            left = 0 if logs or saves or self.team.device.type == "cpu" else 1
+            left = 0 if logs or saves else AHEAD.get(self.team.device.type, 0)
             while len(begun) > left:
                 loss, figures = self._settled(begun.popleft())
             if looks:
@@ -407,17 +385,6 @@ def _begun(run: Path) -> dict[str, Any]:
     """What RUN/extra.json says, of a run that has a checkpoint; {} where none is begun."""
     path = run / "extra.json"
     return dict(json.loads(path.read_text())) if checkpoint.steps(run) and path.exists() else {}
-
-
-def _optimiser(config: TrainConfig, module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
-    plan = config.optimiser
-    if plan.kind == "adamw":
-        return torch.optim.AdamW(
-            phase.weights, lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
-        )
-    mine = {id(weight) for weight in phase.weights}
-    named = [(name, weight) for name, weight in module.named_parameters() if id(weight) in mine]
-    return Muon(named, plan.rate, plan.betas, plan.weight_decay, bfloat16=config.precision == "bfloat16")
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

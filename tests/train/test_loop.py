@@ -14,14 +14,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from test_training import write_config, write_shard
-from training import cut_off
+from training import cut_off, same_averages
 
 from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.cli import cli
 from train.config import Optimiser, load_config
 from train.ema import Ema
-from train.loop import rate_at, train
+from train.loop import train
+from train.optimiser import rate_at
 from train.team import Team
 from train.watch import AFTER_STEPS, DivergedError, Watch
 
@@ -183,6 +184,37 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights
     assert checkpoint.steps(shards / "run") == [2, 4]
     assert all(bool(value.isfinite().all()) for value in weights(shards / "run").values())
     assert train(config, shards / "run", shards / "cache") == 2
+
+
+def test_looking_a_step_later_changes_nothing_that_is_kept(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the next step is begun before the last one's loss is read."""
+    from train.step import EncoderStep
+
+    config = load_config(write_config(shards, log_every=3, checkpoint_every=4, optimiser={**STEPS, "steps": 9}))
+    train(config, shards / "now", shards / "cache")
+    with monkeypatch.context() as patched:
+        patched.setattr("train.loop.AHEAD", {"cpu": 1, "cuda": 1})
+        train(config, shards / "later", shards / "cache")
+        assert same_averages(shards / "now", shards / "later")
+        told = [
+            [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "waiting")} for line in lines]
+            for lines in ((shards / run / "metrics.jsonl").read_text().splitlines() for run in ("now", "later"))
+        ]
+        assert told[0] == told[1] and [line["step"] for line in told[0]] == [3, 6, 9]
+
+        real, seen = EncoderStep.loss, list[int]()
+
+        def broken(self: EncoderStep, batch: Any) -> Any:
+            seen.append(batch.step)
+            loss, figures = real(self, batch)
+            return (loss * float("nan") if batch.step == 4 else loss), figures
+
+        patched.setattr(EncoderStep, "loss", broken)
+        with pytest.raises(
+            DivergedError, match=r"step 4: the loss is nan; the last good checkpoint is .*/000004; look"
+        ):
+            train(config, shards / "broken", shards / "cache")
+        assert seen[-1] == 5 and checkpoint.steps(shards / "broken") == [4]
 
 
 def test_a_share_that_cannot_be_cut_into_equal_parts_is_refused(shards: Path) -> None:

@@ -24,6 +24,7 @@ from train.config import DiffusionLosses, load_config
 from train.encoder_step import quarters
 from train.loop import train
 from train.losses import alignment, kl_to_unit
+from train.place import Place
 from train.symmetry import transformed, transformed_grid
 
 NETWORK = {
@@ -193,9 +194,9 @@ def test_losses_at_known_points():
 def test_times_are_keyed_by_position_and_lie_where_the_recipe_says() -> None:
     def shares(**given: Any) -> tuple[float, float]:
         weights = DiffusionLosses(**given)
-        found = losses.times(torch.as_tensor(losses.drawn_times(3, range(4000), weights)), weights)
+        found = losses.draws(3, np.arange(4000), 1, (1, 1, 1), weights, Place()).t
         assert ((found > 0) & (found < 1)).all()
-        assert torch.equal(found[5:7], losses.times(torch.as_tensor(losses.drawn_times(3, [5, 6], weights)), weights))
+        assert torch.equal(found[5:7], losses.draws(3, np.asarray([5, 6]), 1, (1, 1, 1), weights, Place()).t)
         return float((found < 0.3).double().mean()), float((found > 0.7).double().mean())
 
     assert shares(time="uniform") == (pytest.approx(0.3, abs=0.03), pytest.approx(0.3, abs=0.03))
