@@ -193,7 +193,7 @@ def _place(prepared: Prepared, target: str | None) -> Path:
 
 
 def _print(table: Table) -> None:
-    from synthfactory.plan.calibration import DISTANCE_MARGIN, MARGIN, MIN_TILES, summary
+    from synthfactory.plan.calibration import DISTANCE_FLOOR, DISTANCE_MARGIN, MARGIN, MIN_TILES, summary
 
     rows, guidance = summary(table), table.guidance
     click.echo(
@@ -210,7 +210,8 @@ def _print(table: Table) -> None:
     click.echo(
         fit(
             "class: share of tiles in whose embedding a probe finds the condition's class; no worse: class and cosine surely less than "
-            f"{MARGIN} below the reference, kernel distance surely less than {DISTANCE_MARGIN:.0%} of the reference's above it "
+            f"{MARGIN} below the reference, kernel distance surely less than {DISTANCE_MARGIN:.0%} of the reference's, or "
+            f"{DISTANCE_FLOOR}, above it "
             f"(95 % intervals, paired; at least {MIN_TILES} tiles)"
         )
     )

@@ -105,6 +105,11 @@ def test_a_calibration_answers_auto_and_is_drawn_once(spec_file: MakeSpec, own: 
         ({"kernel_distance_off_95": [-0.5, 0.019]}, True),
         ({"kernel_distance_off_95": [-0.5, 0.021]}, False),  # not surely larger, but nor surely as small
         ({"kernel_distance_off_95": [0.001, 0.019]}, True),
+        (
+            {"kernel_distance_off_95": [-0.001, 0.0049], "of_reference": [-0.001, 0.004]},
+            True,
+        ),  # a tenth of it is nothing
+        ({"kernel_distance_off_95": [-0.001, 0.0051], "of_reference": [-0.001, 0.004]}, False),
     ],
 )
 def test_no_worse_is_shown_never_assumed(spec_file: MakeSpec, own: Path, change: dict[str, Any], good: bool) -> None:
@@ -113,6 +118,9 @@ def test_no_worse_is_shown_never_assumed(spec_file: MakeSpec, own: Path, change:
     place = own / "model" / "calibration.json"
     surely_good(place)
     values = json.loads(place.read_text())
+    change = dict(change)
+    if of_reference := change.pop("of_reference", None):
+        values["tables"][0]["reference"]["kernel_distance_95"] = of_reference
     values["tables"][0]["rows"][0].update(change)
     table = Calibration.model_validate_json(json.dumps(values)).tables[0]
     assert table.no_worse(table.rows[0]) is good
