@@ -79,8 +79,14 @@ phantom-model: $(VENV)/.run
 	test -f $(MODEL)/second/config.json || $(BIN)/synthfactory-train export $(MODEL)/further $(MODEL)/second --id phantom \
 		--revision 3 --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train run train/configs/phantom-decoder.yaml --run $(MODEL)/decoder
-	$(BIN)/synthfactory-train export $(MODEL)/decoder $(MODEL)/export --id phantom --revision 4 --ema 0.998 --licence Apache-2.0 \
-		--domain $(DOMAIN)
+	test -f $(MODEL)/third/config.json || $(BIN)/synthfactory-train export $(MODEL)/decoder $(MODEL)/third --id phantom \
+		--revision 4 --ema 0.998 --licence Apache-2.0 --domain $(DOMAIN)
+	$(BIN)/synthfactory phantom shards $(MODEL)/more --cohort train --per-class 3000 --first-patient 1000
+	$(BIN)/synthfactory phantom shards $(MODEL)/more-structure --cohort train --class phantom-keratin --class phantom-stroma \
+		--class phantom-gland --per-class 2000 --first-patient 1375
+	$(BIN)/synthfactory-train run train/configs/phantom-deeper.yaml --run $(MODEL)/deeper
+	test -f $(MODEL)/fourth/config.json || $(BIN)/synthfactory-train export $(MODEL)/deeper $(MODEL)/fourth --id phantom \
+		--revision 5 --ema 0.999 --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train measure $(MODEL)/export --cache $(MODEL)/judge --per-class 220 --solver ab2 --steps 10 --scale 1.5
 
 # The bank that the demo draws from: invented patients that no model was trained on.

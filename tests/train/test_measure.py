@@ -81,7 +81,7 @@ def test_the_built_in_model_is_measured_and_the_command_resumes(
     told = CliRunner().invoke(cli, ["compare", "phantom", str(tmp_path / "model"), *command[2:]])
     assert told.exit_code == 0, told.output
     assert len(drawn) == count  # the same model: what was drawn before is taken
-    lines = told.output.splitlines()
+    lines = told.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     (probe,) = [line for line in lines if line.startswith("probe drawn / real, encoder space")]
     assert probe.split()[-2:] == [f"{figures['probes']['encoder']['ratio']:.3f}"] * 2

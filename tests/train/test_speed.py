@@ -64,6 +64,7 @@ def test_recomputing_learns_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler
 @pytest.mark.parametrize("changes", [{}, {"mode": "vae", "vae": {"crop": 16}}], ids=["sit", "vae"])
 def test_compiled_networks_learn_the_same_up_to_rounding(tmp_path: Path, changes: dict[str, Any]) -> None:
     samples = {"every": 2, "tiles": 1, "steps": 1}
