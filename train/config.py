@@ -271,7 +271,8 @@ class Finetune(FrozenModel):
         default=None,
         ge=1,
         le=256,
-        description="blocks of the SiT, more than the base has: some are doubled, and draw the same until the copies have learnt",
+        description="blocks of the SiT, more than the base has: some are doubled, and draw the same until the copies have learnt; `parts` "
+        "counts all of them",
     )
     statistics: Literal["keep", "measure"] = Field(
         default="keep",

@@ -44,6 +44,19 @@ def deepened(sit: SiT, config: SiTConfig) -> SiT:
     return found.train(sit.training)
 
 
+def check_gates(sit: SiT, before: int) -> None:
+    """InputError where a SiT that had `before` blocks leaves out of what learns the gates of its copies: they would stay closed."""
+    if before < len(sit.blocks) and not all(
+        weight.requires_grad
+        for name, weight in sit.named_parameters()
+        if ".adaLN_modulation." in name and "blocks." in name
+    ):
+        raise InputError(
+            "finetune.parts: leaves out gates of blocks, and those that finetune.depth adds learn nothing behind closed ones; "
+            "add 'blocks.*.adaLN_modulation.*'"
+        )
+
+
 def _originals(shallow: int, deep: int) -> list[int]:
     """Which block each of the deep ones is of: copies are spread evenly, each right behind its original."""
     return [at * shallow // deep for at in range(deep)]

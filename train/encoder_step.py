@@ -36,6 +36,8 @@ class EncoderModule(nn.Module):
 class EncoderStep:
     """Supervised encoder: class, attributes and layout from the class token, local composition from the patch tokens."""
 
+    by_number = False
+
     def __init__(self, config: TrainConfig, loader: Loader, place: Place) -> None:
         self.config, self.index, self.weights, self.place = config, loader.index, config.encoder, place
         index = loader.index

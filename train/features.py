@@ -47,6 +47,11 @@ class Tokens:
         """Whether no step needs a tile's pixels for them."""
         return self._class is not None
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether they are kept, and all of them lie on the device."""
+        return all(rows is not None and rows.at_hand for rows in (self._class, *([self._patches] * self._aligned)))
+
     def of(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Class tokens (B, E), and patch tokens (B, T, E) or None, on the device; no gradient flows through them."""
         bring = self._place.bring

@@ -32,6 +32,7 @@ class Graphed:
         self._inputs: Tensor | None = None
         self._found: dict[str, Tensor] = {}
         self._begun = 0
+        self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients are left with the weights, in place of what was there; the loss is returned by the name "", beside its figures."""
@@ -52,7 +53,7 @@ class Graphed:
 
     def _apart(self, batch: Batch) -> dict[str, Tensor]:
         """A step on a stream of its own, as capturing asks of what goes before it."""
-        here, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        here, aside = torch.cuda.current_stream(self._device), self._aside
         aside.wait_stream(here)
         self._clear()
         with torch.cuda.stream(aside):

@@ -161,7 +161,7 @@ class _Run:
 
     def _graph(self) -> Graphed | None:
         """Of a step that needs nothing but numbers of its batch: all else is kept, and lies on the device."""
-        if len(self.phases) > 1 or self.loader.also or self.loader.decodes:
+        if not self.work.by_number:
             return None
         return Graphed(self.losses[0], self.phases[0].weights, self._autocast, self.team.device)
 
@@ -226,7 +226,8 @@ class _Run:
             logs = (step + 1) % self.config.log_every == 0 or last or looks
             saves = (step + 1) % self.config.checkpoint_every == 0 or last
             # A GPU that is asked how a step went stands still until it is told the next one: that is begun before.
-            left = 0 if logs or saves else AHEAD.get(self.team.device.type, 0)
+            draws = self.config.samples is not None and (step + 1) % self.every == 0
+            left = 0 if logs or saves or draws else AHEAD.get(self.team.device.type, 0)
             while len(begun) > left:
                 loss, figures = self._settled(begun.popleft())
             if looks:
@@ -240,7 +241,7 @@ class _Run:
                 line = {"step": step + 1, "loss": loss, "rate": rate_at(plan, step), "seconds": seconds, **figures}
                 self.metrics.note(line)
                 bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
-            if self.sheets is not None and (step + 1) % self.every == 0:
+            if self.sheets is not None and draws:
                 self._draw(step + 1)
             if saves:
                 if self.team.leads:

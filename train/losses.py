@@ -87,7 +87,7 @@ class Draws(NamedTuple):
 
     jitter: Tensor  # (B, E) standard normal
     noise: Tensor  # (B, C, H, W) standard normal
-    t: Tensor  # (B,) in (0, 1): uniform, or the logistic function of a normal (arXiv 2403.03206)
+    t: Tensor  # (B,) in [0, 1]: uniform, or the logistic function of a normal (arXiv 2403.03206)
     is_null: Tensor  # bool (B,), whose condition is the null
 
 

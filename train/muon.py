@@ -64,6 +64,8 @@ class Muon(optim.Optimizer):
         """One update of every weight that has a gradient."""
         for group in self.param_groups:
             learning = [weight for weight in group["params"] if weight.grad is not None]
+            if not learning:
+                continue
             if group["weight_decay"]:
                 torch._foreach_mul_(learning, 1 - group["lr"] * group["weight_decay"])
             if group["muon"]:

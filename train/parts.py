@@ -22,7 +22,7 @@ from synthfactory.model.weights import LoadedModel, default_device, load_model
 from synthfactory.spec.errors import InputError
 from train.checkpoint import average_file
 from train.config import TrainConfig, load_config
-from train.deeper import deepened, deeper_config
+from train.deeper import check_gates, deepened, deeper_config
 from train.loader import Loader
 from train.lora import adapt
 from train.place import Place
@@ -207,6 +207,7 @@ def _of_base(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> P
         learns = f"adapters of rank {plan.lora.rank} in {adapted} layers"
     else:
         chosen, names = chosen_weights(sit, plan.parts)
+        check_gates(sit, int(folder.config["sit"]["depth"]))
         learns = f"{chosen} of {names} tensors"
     if plan.statistics == "measure":
         learns += ", mean and variance of latents taken anew"

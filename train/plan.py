@@ -17,7 +17,7 @@ from synthfactory.model.vae import VAEConfig, vae_from_dict
 from synthfactory.model.vit import ViTConfig, parameter_count, vit_from_dict
 from synthfactory.spec.errors import InputError
 from train.config import Adversarial, TrainConfig
-from train.deeper import deeper_config
+from train.deeper import check_gates, deeper_config
 from train.discriminator import PatchDiscriminator
 from train.lora import adapt
 from train.parts import chosen_weights, config_of
@@ -128,6 +128,7 @@ def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str,
             adapt(sit, config.finetune.lora.targets, config.finetune.lora.rank, config.finetune.lora.scale, None)
         elif config.base is not None:
             chosen_weights(sit, config.finetune.parts)
+            check_gates(sit, sizes["sit"]["depth"])
         yield "sit", (sit, True)
         yield "vae", (vae_from_dict(sizes["vae"]), config.mode == "repa-e")
         if config.mode == "repa-e":

@@ -55,6 +55,8 @@ class _Seen:
 class RepaEStep:
     """Autoencoder, discriminator and SiT."""
 
+    by_number = False
+
     def __init__(self, config: TrainConfig, loader: Loader, team: Team, begun: Mapping[str, Any] = {}) -> None:
         self.config, self.team, self.place = config, team, team.place(config.precision)
         self.size_px = loader.size_px

@@ -49,6 +49,7 @@ class DiffusionStep:
         self.tokens = Tokens(config, self.encoder, loader, cache, place, aligned=self.aligned)
         loader.decodes = not self.tokens.kept
         loader.also = None if self.latents.at_hand else self._read
+        self.by_number = self.latents.at_hand and self.tokens.at_hand
         self.module: nn.Module = self.sit
         self._extra = parts.extra
 

@@ -37,6 +37,8 @@ class VAEModule(nn.Module):
 class VAEStep:
     """Autoencoder on random crops; in a share of the batches the latents are turned before decoding (EQ-VAE)."""
 
+    by_number = False
+
     def __init__(self, config: TrainConfig, loader: Loader, team: Team) -> None:
         self.config, self.weights, self.team = config, config.vae, team
         self.place: Place = team.place(config.precision)

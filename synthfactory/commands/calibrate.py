@@ -211,7 +211,7 @@ def _print(table: Table) -> None:
         fit(
             "class: share of tiles in whose embedding a probe finds the condition's class; no worse: class and cosine surely less than "
             f"{MARGIN} below the reference, kernel distance surely less than {DISTANCE_MARGIN:.0%} of the reference's, or "
-            f"{DISTANCE_FLOOR}, above it "
+            f"{DISTANCE_FLOOR} where that is more, above it "
             f"(95 % intervals, paired; at least {MIN_TILES} tiles)"
         )
     )

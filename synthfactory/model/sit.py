@@ -241,7 +241,7 @@ class SiT(nn.Module):
         projection = None
         again = self.recompute and self.training and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks, start=1):
-            x = checkpoint(block, x, c_BD, use_reentrant=False) if again else block(x, c_BD)
+            x = checkpoint(block, x, c_BD, use_reentrant=False, preserve_rng_state=False) if again else block(x, c_BD)
             if project and number == self.config.projection_depth:
                 projection = self.projectors[0](x)
         return self._unpatchify(self.final_layer(x, c_BD)), projection

@@ -83,6 +83,10 @@ def test_what_cannot_grow_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=rf"finetune.depth: .* has {has} blocks; write as many or more"):
             work()
+    closed = load_config(config(tmp_path, base, finetune={"depth": has + 1, "parts": ["blocks.*.attn.*"]}))
+    for work in (lambda: plan(closed, tmp_path / "cache"), lambda: train(closed, tmp_path / "run", tmp_path / "cache")):
+        with pytest.raises(InputError, match=r"finetune.parts: leaves out gates of blocks"):
+            work()
     for changes in ({"mode": "vae", "finetune": {"depth": 9}}, {"finetune": {"depth": 9, "lora": {"rank": 2}}}):
         with pytest.raises(InputError, match=r"finetune.depth: adds blocks to a base"):
             load_config(config(tmp_path, base, **changes))

@@ -17,10 +17,16 @@ from train.streams import normal, uniform
 pytestmark = pytest.mark.gpu
 
 
-def test_a_graph_learns_what_its_kernels_learn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_graph_learns_what_its_kernels_learn(tmp_path: Path, recompute: bool) -> None:
     base = make_base(tmp_path)
     for name, graphs in (("graph", True), ("apart", False)):
-        changes = {"graphs": graphs, "diffusion": {"alignment": 0, "features": "cache"}, "samples": None}
+        changes = {
+            "graphs": graphs,
+            "recompute": recompute,
+            "diffusion": {"alignment": 0, "features": "cache"},
+            "samples": None,
+        }
         steps = {"steps": 12, "batch": 4, "rate": 1e-3, "warmup": 1, "ema": 0.0}
         train(load_config(config(tmp_path, base, **changes, optimiser=steps)), tmp_path / name, tmp_path / "cache")
     one, other = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("graph", "apart"))
