@@ -35,7 +35,7 @@ def test_singular_values_become_about_one_and_vectors_stay(shape: tuple[int, int
 
 
 def test_each_matrix_moves_by_its_own_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.muon.TOGETHER", 2)
+    monkeypatch.setattr("train.muon.TOGETHER", {"cpu": 2})
     torch.manual_seed(0)
     shapes = [(6, 4), (4, 4), (6, 4), (6, 4), (4, 6)]
     weights = [(f"blocks.{n}.weight", nn.Parameter(torch.randn(shape))) for n, shape in enumerate(shapes)]
