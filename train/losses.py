@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.config import DiffusionLosses
+from train.objectives import DiffusionLosses
 from train.place import Place
 from train.streams import normal, uniform
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from synthfactory.model.vit import ViT
 from synthfactory.spec.errors import InputError
 from train import losses
-from train.config import VAELosses
+from train.objectives import VAELosses
 from train.place import Place, wide
 
 

@@ -16,10 +16,11 @@ from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import VAEConfig, vae_from_dict
 from synthfactory.model.vit import ViTConfig, parameter_count, vit_from_dict
 from synthfactory.spec.errors import InputError
-from train.config import Adversarial, TrainConfig
+from train.config import TrainConfig
 from train.deeper import check_gates, deeper_config
 from train.discriminator import PatchDiscriminator
 from train.lora import adapt
+from train.objectives import Adversarial
 from train.parts import chosen_weights, config_of
 from train.sampler import Order
 from train.shardset import Reader

@@ -18,8 +18,9 @@ from synthfactory.model.weights import LoadedModel
 from synthfactory.sample.network import Network
 from synthfactory.sample.solvers import integrate
 from synthfactory.spec.sampler import Guidance, Sampler
-from train.config import Redrawn, TrainConfig
+from train.config import TrainConfig
 from train.loader import Batch
+from train.objectives import Redrawn
 from train.place import Place
 from train.streams import normal, stream, uniform
 

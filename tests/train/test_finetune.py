@@ -334,3 +334,14 @@ def test_an_export_does_not_overwrite_its_base(tmp_path: Path, base: Path) -> No
     with pytest.raises(InputError, match="base: is the model that the run went on from, and stays"):
         export(tmp_path / "run", tmp_path / "run" / ".." / "base", model_id="tuned", revision="1")
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+
+
+def test_nothing_is_aligned_unless_it_is_asked_for(tmp_path: Path, base: Path) -> None:
+    def weight(**changes: Any) -> float:
+        return load_config(config(tmp_path, base, **changes)).diffusion.alignment
+
+    assert weight() == weight(diffusion={"time": "uniform"}) == 0
+    assert weight(diffusion={"alignment": 0.25}) == 0.25
+    assert weight(mode="repa-e") == 0.5
+    with pytest.raises(InputError, match="diffusion"):
+        weight(diffusion=3)

@@ -20,10 +20,11 @@ from training import cut_off, same_averages
 from synthfactory.spec.errors import InputError
 from train import losses
 from train.cli import cli
-from train.config import DiffusionLosses, load_config
+from train.config import load_config
 from train.encoder_step import quarters
 from train.loop import train
 from train.losses import alignment, kl_to_unit
+from train.objectives import DiffusionLosses
 from train.place import Place
 from train.symmetry import transformed, transformed_grid
 

@@ -92,7 +92,8 @@ def test_augmentation_and_format_are_those_of_the_config(place: Path, monkeypatc
     assert not any(watched.autocast)
     watched.batches.clear()
     still = {"shards": str(place / "tars"), "symmetries": False}
-    train(config(place, data=still, precision="bfloat16"), place / "still", place / "cache")
+    seen = {"features": "encode"}
+    train(config(place, data=still, diffusion=seen, precision="bfloat16"), place / "still", place / "cache")
     assert all(watched.autocast[4:])
     for batch in watched.batches:
         for row, image in zip(batch.rows, batch.images, strict=True):
