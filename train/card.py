@@ -216,9 +216,8 @@ def _solvers(model: ModelFolder) -> list[str]:
         "Class agreement: share of tiles in whose embedding a linear probe, trained on the conditions' bank, finds the condition's class. "
         "Cosine: of the tile's embedding to its condition. Kernel distance: of the tiles' embeddings to the conditions (KID's kernel, "
         f"standardised). No worse: by the bad end of the paired 95 % interval, class and cosine less than {MARGIN} below the reference, "
-        f"and the distance less than {DISTANCE_MARGIN:.0%} of the reference's, or {DISTANCE_FLOOR} where that is more, above it. The "
-        "encoder is the one that "
-        "conditions the model.",
+        f"and the distance less than {DISTANCE_MARGIN:.0%} of the reference's, or {DISTANCE_FLOOR} where that is more, above it. "
+        "The encoder is the one that conditions the model.",
     ]
 
 

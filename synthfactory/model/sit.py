@@ -237,7 +237,7 @@ class SiT(nn.Module):
 
     def at(self, x_BCHW: Tensor, c_BD: Tensor, project: bool = False) -> tuple[Tensor, Tensor | None]:
         """As `forward`, from the sum c of embedded time and condition: samplers embed each of the two once."""
-        # In one layout: of a transposed input torch's compiler (2.13, CPU) gets the first block's attention gradients wrong by a tenth.
+        # In one layout: of a transposed input torch's compiler (2.13, CPU) gets the first block's attention gradients wrong (14 %).
         x = (self.x_embedder(x_BCHW) + self.pos_embed).contiguous()
         projection = None
         again = self.recompute and self.training and torch.is_grad_enabled()
