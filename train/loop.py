@@ -116,7 +116,7 @@ def train(
         return _Run(config, run, cache, divided, loader, team).go()
 
 
-class _Begun(NamedTuple):
+class _Pending(NamedTuple):
     """An update that is on its way: what every part of the batch found (the loss by the name ""), and the gradient's norm, unread."""
 
     step: int
@@ -143,9 +143,7 @@ class _Run:
                 config.mode in ("diffusion", "finetune") and not config.diffusion.alignment
             )
             self.losses.append(team.wrapped(self.work.module, phase.loss, find_unused=find))
-        self.graph: Graphed | None = None
-        if config.graphs and team.world == 1 and team.device.type == "cuda" and plan.accumulate == 1:
-            self.graph = self._graph()
+        self.graph = self._graph()
         self.optimisers = {phase.name: optimiser_of(config, self.work.module, phase) for phase in self.phases}
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
@@ -160,8 +158,9 @@ class _Run:
         self.metrics = Metrics(run, self.first, board=config.tensorboard) if team.leads else None
 
     def _graph(self) -> Graphed | None:
-        """Of a step that needs nothing but numbers of its batch: all else is kept, and lies on the device."""
-        if not self.work.by_number:
+        """On one GPU, of a step that needs nothing but numbers of its batch: all else is kept, and lies on the device."""
+        one = self.team.device.type == "cuda" and self.team.world == 1 and self.config.optimiser.accumulate == 1
+        if not (self.config.graphs and one and self.work.by_number):
             return None
         return Graphed(self.losses[0], self.phases[0].weights, self._autocast, self.team.device)
 
@@ -215,21 +214,21 @@ class _Run:
                 self.metrics.note({"step": 0, "seconds": 0.0, **self._validated()})
             self.team.barrier()
         module.train()
-        begun, loss, figures = deque[list[_Begun]](), 0.0, dict[str, float]()
+        pending, loss, figures = deque[list[_Pending]](), 0.0, dict[str, float]()
         for step in bar:
             for optimiser in self.optimisers.values():
                 for group in optimiser.param_groups:
                     group["lr"] = rate_at(plan, step)
-            begun.append(self._step(step))
+            pending.append(self._step(step))
             last, look = step + 1 == plan.steps, self.config.data.validation
             looks = look is not None and ((step + 1) % look.every == 0 or last)
             logs = (step + 1) % self.config.log_every == 0 or last or looks
             saves = (step + 1) % self.config.checkpoint_every == 0 or last
-            # A GPU that is asked how a step went stands still until it is told the next one: that is begun before.
             draws = self.config.samples is not None and (step + 1) % self.every == 0
+            # A GPU that is asked how a step went stands still until it is told the next one: that is begun before.
             left = 0 if logs or saves or draws else AHEAD.get(self.team.device.type, 0)
-            while len(begun) > left:
-                loss, figures = self._settled(begun.popleft())
+            while len(pending) > left:
+                loss, figures = self._settled(pending.popleft())
             if looks:
                 if self.team.leads:
                     figures |= self._validated()
@@ -251,20 +250,20 @@ class _Run:
             self.metrics.close()
         return max(0, plan.steps - self.first)
 
-    def _step(self, step: int) -> list[_Begun]:
+    def _step(self, step: int) -> list[_Pending]:
         """All updates of a step, on one batch; a GPU may be at work on them yet."""
         pieces = _parts(self.loader.batch(step), self.config.optimiser.accumulate)
-        begun = [self._update(step, phase, run, pieces) for phase, run in zip(self.phases, self.losses, strict=True)]
+        updates = [self._update(step, phase, run, pieces) for phase, run in zip(self.phases, self.losses, strict=True)]
         for ema in self.averages:
             ema.update(self.work.module, step)
-        return begun
+        return updates
 
-    def _settled(self, begun: list[_Begun]) -> tuple[float, dict[str, float]]:
+    def _settled(self, updates: list[_Pending]) -> tuple[float, dict[str, float]]:
         """The loss that validation looks at as well, and figures of all updates: means over the whole batch. DivergedError where they
         show that the weights are lost; a checkpoint is written of what has been settled alone.
         """
         loss, figures = 0.0, dict[str, float]()
-        for update in begun:
+        for update in updates:
             own, found = self._read(update)
             loss = loss if update.phase.opposes else own
             before = f"{update.phase.name}_" if update.phase.name else ""
@@ -279,7 +278,7 @@ class _Run:
                 for weight in other.weights:
                     weight.requires_grad_(id(weight) in mine)
 
-    def _update(self, step: int, phase: Phase, run: Loss, pieces: list[Batch]) -> _Begun:
+    def _update(self, step: int, phase: Phase, run: Loss, pieces: list[Batch]) -> _Pending:
         found = list[Figures]()
         if self.graph is not None:
             found.append(self.graph(pieces[0]))
@@ -295,13 +294,13 @@ class _Run:
             found.append({"": loss.detach(), **figures})
         return self._moved(step, phase, found)
 
-    def _moved(self, step: int, phase: Phase, found: list[Figures]) -> _Begun:
+    def _moved(self, step: int, phase: Phase, found: list[Figures]) -> _Pending:
         """The optimiser's step, by the gradients that are there."""
         norm = nn.utils.clip_grad_norm_(phase.weights, self.config.optimiser.clip)
         self.optimisers[phase.name].step()
-        return _Begun(step, phase, found, norm)
+        return _Pending(step, phase, found, norm)
 
-    def _read(self, update: _Begun) -> tuple[float, dict[str, float]]:
+    def _read(self, update: _Pending) -> tuple[float, dict[str, float]]:
         """Waits for an update, and looks at what it found."""
         parts = [read(figures) for figures in update.found]
         names = list(parts[0])

@@ -24,7 +24,7 @@ MAX_BYTES = 1 << 22
 MARGIN = 0.02  # class agreement and cosine less than this below the reference's
 DISTANCE_MARGIN = 0.1  # kernel distance above the reference's by less than this share of it,
 # or, where that is more, by less than this, of features that are standardised: a tenth of next to nothing can be shown of no setting. Two
-# samples of real tiles of other patients, 1,320 each, lie up to 0.003 apart by chance (95 %, the built-in model's card). It was chosen after
+# samples of real tiles of other patients, 1,320 each, lie up to 0.003 apart by chance (95 %, the built-in model's card). Chosen after
 # revision 4's table had been seen, in which it lets ab2 at 10 steps through.
 DISTANCE_FLOOR = 0.005
 MIN_TILES = 96  # below, a bootstrap's intervals are too narrow to go by

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_making import config, make_base
+from training import spoil_loss
 
 from train.config import load_config
 from train.loop import train
@@ -18,13 +19,7 @@ KEPT = {"alignment": 0, "features": "cache"}
 
 
 def test_no_sheet_is_drawn_of_a_step_that_was_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = DiffusionStep.loss
-
-    def broken(self: DiffusionStep, batch: Any) -> Any:
-        loss, figures = real(self, batch)
-        return (loss * float("nan") if batch.step == 2 else loss), figures
-
-    monkeypatch.setattr(DiffusionStep, "loss", broken)
+    spoil_loss(monkeypatch, DiffusionStep, 2)
     monkeypatch.setattr("train.loop.AHEAD", {"cpu": 1})
     samples = {"every": 1, "tiles": 1, "steps": 1}
     path = config(tmp_path, make_base(tmp_path), samples=samples, checkpoint_every=100, log_every=100)

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from test_training import write_config, write_shard
-from training import cut_off, same_averages
+from training import cut_off, same_averages, spoil_loss
 
 from synthfactory.spec.errors import InputError
 from train import checkpoint
@@ -149,13 +149,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
 def test_a_loss_that_is_no_number_stops_the_run_by_name(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.step import EncoderStep
 
-    real = EncoderStep.loss
-
-    def broken(self: EncoderStep, batch: Any) -> Any:
-        loss, figures = real(self, batch)
-        return (loss * float("nan") if batch.step == 5 else loss), figures
-
-    monkeypatch.setattr(EncoderStep, "loss", broken)
+    spoil_loss(monkeypatch, EncoderStep, 5)
     with pytest.raises(
         DivergedError, match=r"step 5: the loss is nan; the last good checkpoint is .*/checkpoints/000004; look"
     ):
@@ -202,14 +196,7 @@ def test_looking_a_step_later_changes_nothing_that_is_kept(shards: Path, monkeyp
         ]
         assert told[0] == told[1] and [line["step"] for line in told[0]] == [3, 6, 9]
 
-        real, seen = EncoderStep.loss, list[int]()
-
-        def broken(self: EncoderStep, batch: Any) -> Any:
-            seen.append(batch.step)
-            loss, figures = real(self, batch)
-            return (loss * float("nan") if batch.step == 4 else loss), figures
-
-        patched.setattr(EncoderStep, "loss", broken)
+        seen = spoil_loss(patched, EncoderStep, 4)
         with pytest.raises(
             DivergedError, match=r"step 4: the loss is nan; the last good checkpoint is .*/000004; look"
         ):

@@ -55,6 +55,15 @@ def test_recomputed_activations_are_not_kept() -> None:
     assert kept_bytes(sit) == whole
 
 
+def test_blocks_get_one_layout() -> None:
+    """What was transposed, torch's compiler got attention's gradients wrong of (2.13, CPU)."""
+    sit, seen = SiT(SiTConfig(latent_size=16, width=32, depth=3, heads=2, condition_width=8)), list[bool]()
+    for block in sit.blocks:
+        block.register_forward_pre_hook(lambda module, given: seen.append(given[0].is_contiguous()))
+    sit(torch.randn(4, 4, 16, 16), torch.rand(4), torch.randn(4, 8))
+    assert seen == [True] * 3
+
+
 def test_recomputing_learns_the_same(tmp_path: Path) -> None:
     for name, recompute in (("plain", False), ("again", True)):
         train(config(tmp_path, recompute=recompute), tmp_path / name, tmp_path / "cache")

@@ -73,3 +73,16 @@ def same_averages(one: Path, other: Path) -> bool:
     """Whether two runs ended with the same averaged weights, bit for bit."""
     first, second = (load_file(checkpoint.average_file(run)[1]) for run in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def spoil_loss(monkeypatch: pytest.MonkeyPatch, step_class: Any, step: int) -> list[int]:
+    """Makes the loss of one step NaN; the steps whose loss is asked for are noted in what is returned."""
+    real, seen = step_class.loss, list[int]()
+
+    def broken(self: Any, batch: Any) -> Any:
+        seen.append(batch.step)
+        loss, figures = real(self, batch)
+        return (loss * float("nan") if batch.step == step else loss), figures
+
+    monkeypatch.setattr(step_class, "loss", broken)
+    return seen
