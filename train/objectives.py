@@ -102,7 +102,7 @@ class DiffusionLosses(FrozenModel):
     """Flow matching, and REPA's alignment to the encoder's patch tokens (arXiv 2410.06940)."""
 
     alignment: float = Field(
-        default=0.5, description="left out in mode finetune, it is 0: there it bends what has been learnt"
+        default=0.5, description="left out in mode finetune, it is 0: where it was tried, drawn tiles got worse"
     )
     null_share: float = Field(default=0.1, description="share of conditions replaced by the null")
     condition_noise: float = Field(default=0.1, description="Gaussian noise on the standardised embedding")
