@@ -141,6 +141,13 @@ class LoRA(FrozenModel):
     )
 
 
+class Guided(FrozenModel):
+    """The base as if guided away from a weaker model: what a SiT is to draw by itself (arXiv 2406.02507, 2210.03142)."""
+
+    by: Model = Field(description="the weaker model, written as a spec's `model:`; of the same encoder and autoencoder")
+    scale: float = Field(default=1.5, gt=1, le=10, description="how far: 1 is the base itself")
+
+
 class Finetune(FrozenModel):
     """What of the base model learns: the weights whose names fit, or adapters."""
 
@@ -157,6 +164,10 @@ class Finetune(FrozenModel):
         le=256,
         description="blocks of the SiT, more than the base has: some are doubled, and draw the same until the copies have learnt; `parts` "
         "counts all of them",
+    )
+    guided: Guided | None = Field(
+        default=None,
+        description="learn what the base draws when a weaker model guides it, in place of the tiles' own velocity",
     )
     statistics: Literal["keep", "measure"] = Field(
         default="keep",
@@ -248,6 +259,12 @@ class TrainConfig(FrozenModel):
         if self.finetune.depth is not None and (self.mode == "vae" or not based or self.finetune.lora is not None):
             what = "adds blocks to a base, which must learn: it goes with modes finetune and repa-e, and without lora"
             raise Problems([("finetune.depth", what)])
+        if self.finetune.guided is not None and (self.mode != "finetune" or self.encoder_run is not None):
+            what = "is for mode finetune, with the base's own encoder; leave it out"
+            raise Problems([("finetune.guided", what)])
+        if self.finetune.guided is not None and self.finetune.statistics == "measure":
+            what = "measure would change what the base and its guide were made for; write keep, or leave guided out"
+            raise Problems([("finetune.statistics", what)])
         if self.mode == "vae" and self.finetune.lora is not None:
             raise Problems([("finetune.lora", "is for networks that draw; mode vae takes finetune.parts")])
         if (

@@ -277,5 +277,6 @@ def _of_base(
         "runs": runs,
         "base": before,
         "learns": extra["learns"],
+        **({"guide": extra["guide"]} if "guide" in extra else {}),
     }
     return {**described, "files": files, "training": training}, hours

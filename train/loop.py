@@ -49,6 +49,7 @@ AHEAD = {"cuda": 1}  # steps that are begun before the last one is looked at, by
 # What a run's weights come from, by its name in RUN/extra.json: none of it may change between two calls.
 ORIGIN = {
     "base": "the model named as base",
+    "guide": "the model named as finetune.guided.by",
     "encoder_step": "encoder_run",
     "encoder_sha256": "encoder_run",
     "vae_step": "vae_run",

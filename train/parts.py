@@ -23,6 +23,7 @@ from synthfactory.spec.errors import InputError
 from train.checkpoint import average_file
 from train.config import TrainConfig, load_config
 from train.deeper import check_gates, deepened, deeper_config
+from train.guided import Guide, guide_of, guided_by
 from train.loader import Loader
 from train.lora import adapt
 from train.place import Place
@@ -40,6 +41,7 @@ class Parts:
     vae_sha256: str
     fresh: bool
     extra: dict[str, Any]
+    guide: Guide | None = None  # whose velocities are learnt in place of the tiles' own
 
 
 def parts_of(config: TrainConfig, loader: Loader, begun: Mapping[str, Any] = {}) -> Parts:
@@ -198,6 +200,9 @@ def _of_base(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> P
         extra |= {"encoder_step": step, "encoder_sha256": digest, "condition": condition}
         state, sit = sit.state_dict(), sit_from_dict(sit.config.model_dump() | extra["condition"])
         sit.load_state_dict(state)
+    guide = None
+    if plan.guided is not None:
+        guide, extra["guide"] = guide_of(plan.guided, folder, sit)
     deep = deeper_config(sit.config, plan.depth, folder.id)
     if deep != sit.config:
         extra["sit"] = {name: getattr(deep, name) for name in ("depth", "projection_depth")}
@@ -211,10 +216,12 @@ def _of_base(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> P
         learns = f"{chosen} of {names} tensors"
     if plan.statistics == "measure":
         learns += ", mean and variance of latents taken anew"
+    if guide is not None:
+        learns += f", {guided_by(guide, extra['guide'])}"
     check_projector(config.mode, sit.config.projection_depth, folder.id)
     extra["learns"] = learns
     digest, fresh = str(folder.config["files"]["vae.safetensors"]), plan.statistics == "measure"
-    return Parts(sit, model.vae.cpu(), encoder, digest, fresh, extra)
+    return Parts(sit, model.vae.cpu(), encoder, digest, fresh, extra, guide)
 
 
 def chosen_weights(network: nn.Module, patterns: Sequence[str]) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from synthfactory.spec.errors import InputError
 from train.config import TrainConfig
 from train.deeper import check_gates, deeper_config
 from train.discriminator import PatchDiscriminator
+from train.guided import guide_folder
 from train.lora import adapt
 from train.objectives import Adversarial
 from train.parts import chosen_weights, config_of
@@ -137,6 +138,18 @@ def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str,
             yield from _discriminator(config.repa_e)
         if sizes["encoder"]:
             yield "encoder", (vit_from_dict(sizes["encoder"]), False)
+        if config.finetune.guided is not None:
+            yield "base's sit", (sit_from_dict(sizes["sit"]), False)
+            yield "guide's sit", (sit_from_dict(_weaker(config)), False)
+
+
+def _weaker(config: TrainConfig) -> dict[str, Any]:
+    """Sizes of the SiT that guides; InputError where it cannot."""
+    assert config.base is not None
+    assert config.finetune.guided is not None
+    base = find_model(config.base)
+    assert isinstance(base, ModelFolder)
+    return dict(guide_folder(config.finetune.guided, base).config["sit"])
 
 
 def _discriminator(wanted: Adversarial) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:

@@ -45,6 +45,7 @@ class DiffusionStep:
         if parts.fresh:
             self._measure(loader.first_rows(2048))
         self.sit.to(place.device, place.dtype)
+        self.guide = parts.guide and parts.guide.to(place)
         self.aligned = self.weights.alignment > 0 and self.sit.config.projection_depth is not None
         self.tokens = Tokens(config, self.encoder, loader, cache, place, aligned=self.aligned)
         loader.decodes = not self.tokens.kept
@@ -108,7 +109,10 @@ class DiffusionStep:
         condition = condition + weights.condition_noise * (drawn.jitter * sit.config.condition_std)
         noisy = noised(latents, drawn.noise, drawn.t)
         velocity, projection = sit(noisy, drawn.t, condition, drawn.is_null, project=self.aligned)
-        flow = F.mse_loss(wide(velocity), velocity_target(latents, drawn.noise))
+        wanted = velocity_target(latents, drawn.noise)
+        if self.guide is not None:
+            wanted = self.guide.velocity(noisy, drawn.t, condition, drawn.is_null)
+        flow = F.mse_loss(wide(velocity), wanted)
         figures = {"flow": flow.detach()}
         if projection is None or patches is None:
             return flow, figures

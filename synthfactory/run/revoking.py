@@ -258,23 +258,25 @@ def _cleared(spec: Spec, lineage: Store) -> Iterator[str]:
 
 
 def models_on(lock: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """(folder, how) of the models below `folders` that were trained on the set, themselves or through a base."""
+    """(folder, how) of the models below `folders` that were trained on the set, themselves or through a base or a guide."""
     for folder in folders:
         for config in sorted(folder.rglob("config.json")):
             try:
                 training = json.loads(config.read_text()).get("training") or {}
             except (OSError, ValueError, AttributeError):
                 continue
-            through = ""
-            while isinstance(training, dict) and training:
+            todo = [(training, "trained on it")]
+            while todo:
+                training, how = todo.pop(0)
+                if not isinstance(training, dict):
+                    continue
                 if any(_same_set(known, lock) for known in training.get("sets") or ()):
-                    yield config.parent, through or "trained on it"
+                    yield config.parent, how
                     break
-                base = training.get("base") or {}
-                training, through = (
-                    base.get("training") or {},
-                    f"goes on from {base.get('id')}, which was trained on it",
-                )
+                for part, verb in (("base", "goes on from"), ("guide", "learnt what differs from")):
+                    before = training.get(part)
+                    if isinstance(before, dict):
+                        todo.append((before.get("training"), f"{verb} {before.get('id')}, which was trained on it"))
 
 
 def _same_set(known: Any, lock: Mapping[str, Any]) -> bool:
