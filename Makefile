@@ -89,8 +89,10 @@ phantom-model: $(VENV)/.run
 		--revision 5 --ema 0.999 --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train run train/configs/phantom-decoder.yaml --set base=$(MODEL)/fourth --set optimiser.steps=1400 --set seed=6 \
 		--run $(MODEL)/decoder-again
-	$(BIN)/synthfactory-train export $(MODEL)/decoder-again $(MODEL)/export --id phantom --revision 6 --ema 0.998 --licence Apache-2.0 \
-		--domain $(DOMAIN)
+	test -f $(MODEL)/fifth/config.json || $(BIN)/synthfactory-train export $(MODEL)/decoder-again $(MODEL)/fifth --id phantom \
+		--revision 6 --ema 0.998 --licence Apache-2.0 --domain $(DOMAIN)
+	$(BIN)/synthfactory-train run train/configs/phantom-guided.yaml --run $(MODEL)/guided
+	$(BIN)/synthfactory-train export $(MODEL)/guided $(MODEL)/export --id phantom --revision 7 --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train measure $(MODEL)/export --cache $(MODEL)/judge --per-class 220 --solver ab2 --steps 10 --scale 1.5
 
 # The bank that the demo draws from: invented patients that no model was trained on.

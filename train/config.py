@@ -144,8 +144,17 @@ class LoRA(FrozenModel):
 class Guided(FrozenModel):
     """The base as if guided away from a weaker model: what a SiT is to draw by itself (arXiv 2406.02507, 2210.03142)."""
 
-    by: Model = Field(description="the weaker model, written as a spec's `model:`; of the same encoder and autoencoder")
+    by: Model = Field(
+        description="the weaker model, written as a spec's `model:`; of the same encoder, latents and terms, for example an earlier one"
+    )
     scale: float = Field(default=1.5, gt=1, le=10, description="how far: 1 is the base itself")
+
+    @field_validator("by")
+    @classmethod
+    def _bare(cls, value: Model) -> Model:
+        if value.encoder is not None:
+            raise ValueError("names an encoder, which a guide does not use; leave it out")
+        return value
 
 
 class Finetune(FrozenModel):
@@ -259,9 +268,11 @@ class TrainConfig(FrozenModel):
         if self.finetune.depth is not None and (self.mode == "vae" or not based or self.finetune.lora is not None):
             what = "adds blocks to a base, which must learn: it goes with modes finetune and repa-e, and without lora"
             raise Problems([("finetune.depth", what)])
-        if self.finetune.guided is not None and (self.mode != "finetune" or self.encoder_run is not None):
-            what = "is for mode finetune, with the base's own encoder; leave it out"
-            raise Problems([("finetune.guided", what)])
+        if self.finetune.guided is not None and self.mode != "finetune":
+            raise Problems([("finetune.guided", f"is for mode finetune; leave it out with mode {self.mode}")])
+        if self.finetune.guided is not None and self.encoder_run is not None:
+            what = "would condition in another way than base and guide were trained for; leave it out, or leave finetune.guided out"
+            raise Problems([("encoder_run", what)])
         if self.finetune.guided is not None and self.finetune.statistics == "measure":
             what = "measure would change what the base and its guide were made for; write keep, or leave guided out"
             raise Problems([("finetune.statistics", what)])

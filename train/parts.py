@@ -202,7 +202,7 @@ def _of_base(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> P
         sit.load_state_dict(state)
     guide = None
     if plan.guided is not None:
-        guide, extra["guide"] = guide_of(plan.guided, folder, sit)
+        guide, extra["guide"] = guide_of(plan.guided, folder, sit, model.vae)
     deep = deeper_config(sit.config, plan.depth, folder.id)
     if deep != sit.config:
         extra["sit"] = {name: getattr(deep, name) for name in ("depth", "projection_depth")}

@@ -140,16 +140,16 @@ def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str,
             yield "encoder", (vit_from_dict(sizes["encoder"]), False)
         if config.finetune.guided is not None:
             yield "base's sit", (sit_from_dict(sizes["sit"]), False)
-            yield "guide's sit", (sit_from_dict(_weaker(config)), False)
+            yield "guide's sit", (_guide(config), False)
 
 
-def _weaker(config: TrainConfig) -> dict[str, Any]:
-    """Sizes of the SiT that guides; InputError where it cannot."""
+def _guide(config: TrainConfig) -> nn.Module:
+    """The weaker SiT; InputError where it cannot guide the base."""
     assert config.base is not None
     assert config.finetune.guided is not None
     base = find_model(config.base)
     assert isinstance(base, ModelFolder)
-    return dict(guide_folder(config.finetune.guided, base).config["sit"])
+    return sit_from_dict(guide_folder(config.finetune.guided, base)[1].model_dump())
 
 
 def _discriminator(wanted: Adversarial) -> Iterator[tuple[str, tuple[nn.Module, bool]]]:

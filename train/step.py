@@ -31,7 +31,10 @@ from train.vae_step import VAEStep
 
 
 class DiffusionStep:
-    """Flow matching on cached latents, conditioned on the encoder's class token, aligned to its patch tokens."""
+    """Flow matching on cached latents, conditioned on the encoder's class token, aligned to its patch tokens.
+
+    With a guide the figure `flow` is the distance to the guided velocity, not to the data's own: not to be compared with other runs.
+    """
 
     def __init__(
         self, config: TrainConfig, loader: Loader, cache: Path, place: Place, begun: Mapping[str, Any] = {}
@@ -109,8 +112,9 @@ class DiffusionStep:
         condition = condition + weights.condition_noise * (drawn.jitter * sit.config.condition_std)
         noisy = noised(latents, drawn.noise, drawn.t)
         velocity, projection = sit(noisy, drawn.t, condition, drawn.is_null, project=self.aligned)
-        wanted = velocity_target(latents, drawn.noise)
-        if self.guide is not None:
+        if self.guide is None:
+            wanted = velocity_target(latents, drawn.noise)
+        else:
             wanted = self.guide.velocity(noisy, drawn.t, condition, drawn.is_null)
         flow = F.mse_loss(wide(velocity), wanted)
         figures = {"flow": flow.detach()}

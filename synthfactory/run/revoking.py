@@ -265,18 +265,22 @@ def models_on(lock: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
                 training = json.loads(config.read_text()).get("training") or {}
             except (OSError, ValueError, AttributeError):
                 continue
-            todo = [(training, "trained on it")]
+            todo = [(training, "", "trained on it")]
             while todo:
-                training, how = todo.pop(0)
+                training, path, how = todo.pop(0)
                 if not isinstance(training, dict):
                     continue
                 if any(_same_set(known, lock) for known in training.get("sets") or ()):
-                    yield config.parent, how
+                    yield config.parent, path + how
                     break
-                for part, verb in (("base", "goes on from"), ("guide", "learnt what differs from")):
+                # A guide's sets are all that it rests on, those of its own base included.
+                for part, verb, how in (
+                    ("base", "goes on from", "was trained on it"),
+                    ("guide", "learnt what differs from", "rests on it"),
+                ):
                     before = training.get(part)
                     if isinstance(before, dict):
-                        todo.append((before.get("training"), f"{verb} {before.get('id')}, which was trained on it"))
+                        todo.append((before.get("training"), f"{path}{verb} {before.get('id')}, which ", how))
 
 
 def _same_set(known: Any, lock: Mapping[str, Any]) -> bool:

@@ -154,6 +154,7 @@ def test_models_that_were_trained_on_the_set_are_named(make: Callable[..., Path]
             "base": {"id": "x", "training": {"base": {"id": "y", "training": {}}}},
             "guide": {"id": "direct", "training": own},
         },
+        "after": {"base": {"id": "guided", "training": {"guide": {"id": "direct", "training": own}}}},
         "other": {"sets": [{"name": "x", "recipe_sha256": "0"}]},
     }.items():
         (tmp_path / "models" / name).mkdir(parents=True)
@@ -162,6 +163,7 @@ def test_models_that_were_trained_on_the_set_are_named(make: Callable[..., Path]
     text = " ".join(listed.out.split())
     assert "models/direct: trained on it" in text
     assert "models/later: goes on from direct, which was trained on it" in text
-    assert "models/guided: learnt what differs from direct, which was trained on it" in text
+    assert "models/guided: learnt what differs from direct, which rests on it" in text
+    assert "models/after: goes on from guided, which learnt what differs from direct, which rests on it" in text
     assert "models/other" not in text
     assert "0 tiles of 0 shards rest on the patient" in text
