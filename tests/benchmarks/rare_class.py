@@ -1,6 +1,6 @@
 """Does fine-tuning on a rare class help it? A base whose SiT has never seen the class, against itself after 12 patients' tiles of it.
 
-    python tests/benchmarks/rare_class.py [--seeds 5] [--first-seed 0] [--class phantom-keratin] [--steps 150] [--rate 3e-4] [--base phantom]
+    python tests/benchmarks/rare_class.py [--seeds 5] [--first-seed 0] [--class NAME] [--steps 150] [--rate 3e-4] [--base phantom]
 
 The base is made first: a new SiT beside the built-in model's autoencoder and encoder (which know the class), trained on 1,500 tiles of
 each of the other five classes for 4,000 steps of 16. `--base phantom` takes the built-in model, which knows thousands of the class.

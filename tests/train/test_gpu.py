@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_making import config, make_base
+from finetune_making import config, make_base, make_weaker
 from safetensors.torch import load_file
 
 from train import checkpoint
@@ -17,13 +17,14 @@ from train.streams import normal, uniform
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_graph_learns_what_its_kernels_learn(tmp_path: Path, recompute: bool) -> None:
-    base = make_base(tmp_path)
+@pytest.mark.parametrize(("recompute", "guided"), [(False, False), (True, False), (False, True)])
+def test_a_graph_learns_what_its_kernels_learn(tmp_path: Path, recompute: bool, guided: bool) -> None:
+    base, weaker = make_base(tmp_path), make_weaker(tmp_path)
     for name, graphs in (("graph", True), ("apart", False)):
         changes = {
             "graphs": graphs,
             "recompute": recompute,
+            "finetune": {"guided": {"by": str(weaker)}} if guided else {},
             "diffusion": {"alignment": 0, "features": "cache"},
             "samples": None,
         }

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_making import config, make_base
+from finetune_making import config, make_base, make_weaker
 from safetensors.torch import load_file, save_file
-from tinymodel import make_tiny_model
 from training import cut_off, same_averages
 
 from synthfactory.model.files import sha256_of
@@ -34,12 +33,8 @@ OPTIMISER = {"steps": 150, "batch": 12, "rate": 1e-2, "warmup": 5, "ema": 0.9}
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """TMP/base, and TMP/weaker, which is another SiT beside the same autoencoder and encoder."""
-    found, weaker = make_base(tmp_path), make_tiny_model(tmp_path / "weaker", seed=1)
-    for part in ("vae", "encoder"):
-        shutil.copyfile(found / f"{part}.safetensors", weaker / f"{part}.safetensors")
-    rewritten(
-        tmp_path, lambda description: (description.update(id="weak", revision="7"), hashed(tmp_path, description))
-    )
+    found = make_base(tmp_path)
+    make_weaker(tmp_path)
     return found
 
 
