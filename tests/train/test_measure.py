@@ -50,7 +50,7 @@ def test_the_built_in_model_is_measured_and_the_command_resumes(
         "--per-class",
         "12",
         "--steps",
-        "2",
+        "4",
     ]
     assert CliRunner().invoke(cli, command).exit_code != 0
     before = sum(drawn[:-1])
@@ -60,7 +60,7 @@ def test_the_built_in_model_is_measured_and_the_command_resumes(
     assert sum(drawn) - drawn[3] == 72 + 36  # nothing was drawn twice; of 12 tiles of a class there are 3 patients
     figures = open_model(str(tmp_path / "model")).figures
     assert figures["agreement"]["ratio"] > 0.7
-    assert figures["agreement"]["command"].endswith("--per-class 12 --solver heun --steps 2 --scale 1.5")
+    assert figures["agreement"]["command"].endswith("--per-class 12 --solver heun --steps 4 --scale 1.5")
     assert {"encoder", "judge"} == figures["probes"].keys() == figures["distances"].keys()
     card = (tmp_path / "model" / "README.md").read_text()
     for text in (
