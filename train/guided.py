@@ -10,7 +10,7 @@ network.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from synthfactory.model.ancestry import ancestry
 from synthfactory.model.find import find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.sit import SiT, SiTConfig, sit_from_dict
@@ -103,10 +104,10 @@ def guide_of(wanted: Guided, base: ModelFolder, sit: SiT, vae: VAE) -> tuple[Gui
             f"finetune.guided.by: {wanted.by.name}: its autoencoder encodes tiles, or its SiT normalises latents, in another way than "
             f"those of the base, {base.id} of revision {base.revision}; name one that was trained on the same latents"
         )
-    sets: list[Any] = []
-    for known in _sets(folder.config.get("training")):
-        if known not in sets:
-            sets.append(known)
+    # In one flat list: lineages would double with every guide.
+    sets = list[dict[str, Any]]()
+    for _, own in ancestry(folder.config.get("training")):
+        sets += [known for known in own if known not in sets]
     noted = {"id": folder.id, "revision": folder.revision, "sha256": folder.sha256, "training": {"sets": sets}}
     return Guide(copy.deepcopy(sit).eval().requires_grad_(False), model.sit, wanted.scale), noted
 
@@ -148,13 +149,3 @@ def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         torch.equal(value.cpu(), other[name].cpu()) for name, value in one.items()
     )
-
-
-def _sets(training: Any) -> Iterator[Any]:
-    """All sets that a model learnt from, itself or through what it rests on: flat, so that lineages do not double with every guide."""
-    todo = [training]
-    while todo:
-        known = todo.pop()
-        if isinstance(known, dict):
-            yield from known.get("sets") or ()
-            todo += [part.get("training") for part in (known.get("base"), known.get("guide")) if isinstance(part, dict)]

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from synthfactory.model.ancestry import ancestry
 from synthfactory.plan.lock import LOCK, check_same_recipe, lock_yaml, read_lock
 from synthfactory.run.belonging import recipe_of
 from synthfactory.run.driver import check_affordable
@@ -262,29 +263,14 @@ def models_on(lock: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
     for folder in folders:
         for config in sorted(folder.rglob("config.json")):
             try:
-                training = json.loads(config.read_text()).get("training") or {}
-            except (OSError, ValueError, AttributeError):
+                training = json.loads(config.read_text()).get("training")
+            except (OSError, ValueError, AttributeError, RecursionError):
                 continue
-            todo = [(training, "", "trained on it")]
-            while todo:
-                training, path, how = todo.pop(0)
-                if not isinstance(training, dict):
-                    continue
-                if any(_same_set(known, lock) for known in training.get("sets") or ()):
-                    yield config.parent, path + how
+            for how, sets in ancestry(training):
+                if any(_same_set(known, lock) for known in sets):
+                    yield config.parent, how
                     break
-                # A guide's sets are all that it rests on, those of its own base included.
-                for part, verb, how in (
-                    ("base", "goes on from", "was trained on it"),
-                    ("guide", "learnt what differs from", "rests on it"),
-                ):
-                    before = training.get(part)
-                    if isinstance(before, dict):
-                        todo.append((before.get("training"), f"{path}{verb} {before.get('id')}, which ", how))
 
 
-def _same_set(known: Any, lock: Mapping[str, Any]) -> bool:
-    return isinstance(known, dict) and (known.get("name"), known.get("recipe_sha256")) == (
-        lock["name"],
-        lock["recipe_sha256"],
-    )
+def _same_set(known: Mapping[str, Any], lock: Mapping[str, Any]) -> bool:
+    return (known.get("name"), known.get("recipe_sha256")) == (lock["name"], lock["recipe_sha256"])

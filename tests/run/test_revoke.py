@@ -155,6 +155,11 @@ def test_models_that_were_trained_on_the_set_are_named(make: Callable[..., Path]
             "guide": {"id": "direct", "training": own},
         },
         "after": {"base": {"id": "guided", "training": {"guide": {"id": "direct", "training": own}}}},
+        "strange": {
+            "sets": 3,
+            "base": [1],
+            "guide": {"id": "direct", "training": {"sets": [7, None], "base": {"training": own}}},
+        },
         "other": {"sets": [{"name": "x", "recipe_sha256": "0"}]},
     }.items():
         (tmp_path / "models" / name).mkdir(parents=True)
@@ -165,5 +170,6 @@ def test_models_that_were_trained_on_the_set_are_named(make: Callable[..., Path]
     assert "models/later: goes on from direct, which was trained on it" in text
     assert "models/guided: learnt what differs from direct, which rests on it" in text
     assert "models/after: goes on from guided, which learnt what differs from direct, which rests on it" in text
+    assert "models/strange: learnt what differs from direct, which goes on from None, which was trained on it" in text
     assert "models/other" not in text
     assert "0 tiles of 0 shards rest on the patient" in text
