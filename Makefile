@@ -91,8 +91,15 @@ phantom-model: $(VENV)/.run
 		--run $(MODEL)/decoder-again
 	test -f $(MODEL)/fifth/config.json || $(BIN)/synthfactory-train export $(MODEL)/decoder-again $(MODEL)/fifth --id phantom \
 		--revision 6 --ema 0.998 --licence Apache-2.0 --domain $(DOMAIN)
+	$(BIN)/synthfactory phantom shards $(MODEL)/still-more --cohort train --per-class 3000 --first-patient 2000
+	$(BIN)/synthfactory phantom shards $(MODEL)/still-more-structure --cohort train --class phantom-keratin --class phantom-stroma \
+		--class phantom-gland --per-class 2000 --first-patient 2375
+	$(BIN)/synthfactory-train run train/configs/phantom-longer.yaml --run $(MODEL)/longer
+	test -f $(MODEL)/sixth/config.json || $(BIN)/synthfactory-train export $(MODEL)/longer $(MODEL)/sixth --id phantom \
+		--revision 8 --ema 0.999 --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train run train/configs/phantom-guided.yaml --run $(MODEL)/guided
-	$(BIN)/synthfactory-train export $(MODEL)/guided $(MODEL)/export --id phantom --revision 7 --licence Apache-2.0 --domain $(DOMAIN)
+	test -f $(MODEL)/export/config.json || $(BIN)/synthfactory-train export $(MODEL)/guided $(MODEL)/export --id phantom --revision 9 \
+		--ema 0.995 --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train measure $(MODEL)/export --cache $(MODEL)/judge --per-class 220 --solver ab2 --steps 10 --scale 1.5
 
 # The bank that the demo draws from: invented patients that no model was trained on.

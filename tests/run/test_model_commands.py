@@ -115,7 +115,7 @@ def test_show_says_what_is_there_and_fetches_no_weights(hub: Hub, tmp_path: Path
     assert not [line for line in hub.downloads() if line.endswith(".safetensors")]
     ended = run("model", "show", "phantom")
     assert ended.code == 0
-    assert "phantom revision 7, run by our code" in ended.out
+    assert "phantom revision 9, run by our code" in ended.out
     assert re.search(r"sit +\d+\.\dM parameters, sha256 [0-9a-f]{64}", ended.out)
 
 
