@@ -40,7 +40,7 @@ import json, resource, sys
 import torch
 from train import checkpoint
 from train.cli import cli
-checkpoint.save = lambda *given, **named: None  # no step's work, and at 683 M weights minutes of writing
+checkpoint.save = lambda *given, **named: None  # no step's work; of 683 M weights about 11 GB
 cli(sys.argv[1:], standalone_mode=False)
 cuda = torch.cuda.is_available()
 peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
