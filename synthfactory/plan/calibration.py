@@ -186,10 +186,32 @@ def _steps(spec: Spec, name: str, sampler: Sampler, found: Calibration | None) -
     setting = f"{sampler.solver} at guidance {guidance.scale:g} ({guidance.low:g} to {guidance.high:g})"
     if rows:
         tried = ", ".join(str(row.sampler.steps) for _, row in rows)
-        why = f"none of the steps that were tried ({tried}) was surely as good as the reference, on {rows[0][1].tiles:,} tiles"
+        tiles = f"{rows[0][1].tiles:,} tiles"
+        why = (
+            f"of {setting}, none of the steps that were tried ({tried}) was surely as good as the reference, on {tiles}"
+        )
+        good = ", ".join(_others(sampler, found))
+        advice = (
+            f"write a number of steps, or take a solver of which some are: {good}"
+            if good
+            else "write a number of steps"
+        )
     else:
-        why = f"{spec.model.name} has no calibration of {setting}; run `synthfactory calibrate`"
-    raise spec.error(f"{path}.steps", f"auto: {why}, or write a number of steps")
+        why = f"{spec.model.name} has no calibration of {setting}"
+        advice = "run `synthfactory calibrate`, or write a number of steps"
+    raise spec.error(f"{path}.steps", f"auto: {why}; {advice}")
+
+
+def _others(sampler: Sampler, found: Calibration | None) -> list[str]:
+    """Solvers that `auto` has an answer for at this guidance, by what they cost: as a sentence names them."""
+    tables = [] if found is None else [table for table in found.tables if table.guidance == sampler.guidance]
+    good = sorted(
+        (row.calls_per_tile, row.sampler.solver) for table in tables for row in table.rows if table.no_worse(row)
+    )
+    cheapest: dict[str, int] = {}
+    for calls, solver in good:
+        cheapest.setdefault(solver, calls)
+    return [f"{solver} ({calls} calls a tile)" for solver, calls in cheapest.items()]
 
 
 def _rows(sampler: Sampler, found: Calibration | None) -> list[tuple[Table, Row]]:
