@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from synthfactory.model.formats import slow_format
 from synthfactory.spec.errors import InputError
-from train import checkpoint
+from train import checkpoint, taught
 from train.config import TrainConfig, config_text, load_config
 from train.ema import Ema
 from train.graphed import Graphed
@@ -99,8 +99,14 @@ def train(
         divided = split(config.data, cache)
         if team.leads:
             claim(config, run)
+            taught.note(run, config, divided)
     slow = slow_format(config.precision, team.device)
-    for text in (*divided.warnings, *([f"precision: {slow}; write float32"] if slow else [])) if team.leads else ():
+    unwise = (
+        *divided.warnings,
+        *taught.flattering(config, divided),
+        *([f"precision: {slow}; write float32"] if slow else []),
+    )
+    for text in unwise if team.leads else ():
         say(f"warning: {text}")
     data, index = config.data, divided.index
     order = Order(config.seed, divided.train, index.labels[divided.train], divided.weights(data), data.sampling)

@@ -36,6 +36,7 @@ from train.sizes import (
     check_tiles,
 )
 from train.split import Split, split
+from train.taught import flattering
 
 MB = 1e6
 
@@ -50,7 +51,7 @@ def plan(config: TrainConfig, cache: Path) -> list[str]:
         *_work(config, divided),
         "",
         *_networks(config, size_px, divided.index.grid.shape[1]),
-        *_warnings(divided),
+        *(f"warning: {text}" for text in (*divided.warnings, *flattering(config, divided))),
     ]
 
 
@@ -187,8 +188,3 @@ def _of_runs(config: TrainConfig) -> dict[str, dict[str, Any]]:
     width = found["encoder"]["width"]
     sit = {**config.network, "condition_width": width, "projection_width": width}
     return {**found, "sit": sit}
-
-
-def _warnings(divided: Split) -> Iterator[str]:
-    for text in divided.warnings:
-        yield f"warning: {text}"

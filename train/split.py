@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +19,21 @@ from synthfactory.embeddings.rows import spelled
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import counted, shown
-from train.config import Data
+from train.config import Data, ShardSet
 from train.shardset import Index, open_index
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the index that are trained on and those that are only looked at, int64; what is allowed, but should be known."""
+    """Rows of the index that are trained on and those that are only looked at, int64; patients (`spelled`) of either, those behind
+    synthetic tiles included as far as lineages are named; what is allowed, but should be known.
+    """
 
     index: Index
     train: np.ndarray
     validation: np.ndarray
+    taught: frozenset[str]
+    judged: frozenset[str]
     warnings: tuple[str, ...]
 
     @property
@@ -56,7 +60,8 @@ def split(data: Data, cache: Path) -> Split:
     if data.validation is None:
         everything = np.arange(len(index))
         warnings += [*_untaught(index, everything), *_mixed(index, everything)]
-        return Split(index, everything, everything[:0], tuple(warnings))
+        taught = _people(index, everything).union(*_behind(data.shards))
+        return Split(index, everything, everything[:0], taught, frozenset(), tuple(warnings))
     unknown = (index.patients < 0) & ~index.synthetic
     if unknown.any() and data.unknown_patients == "refuse":
         label = index.classes[int(index.labels[unknown][0])]
@@ -69,7 +74,7 @@ def split(data: Data, cache: Path) -> Split:
         _check_tars(index, len(data.shards))
     held = index.sets >= len(data.shards) if share is None else _held_out(index, share)
     _check_sides(index, held)
-    _check_synthetic(index, held, data)
+    taught, judged = _check_synthetic(index, held, data)
     if held.all() or not held.any():
         side = "training" if held.all() else "validation"
         raise InputError(f"data.validation: no tile is left for {side}; there are too few patients to divide them")
@@ -86,7 +91,8 @@ def split(data: Data, cache: Path) -> Split:
             "synthetic validation tiles may rest on patients that are trained on; name the set's lineage under data.validation.shards"
         )
     kept = np.flatnonzero(~held)
-    return Split(index, kept, np.flatnonzero(held), (*warnings, *_untaught(index, kept), *_mixed(index, kept)))
+    warnings += [*_untaught(index, kept), *_mixed(index, kept)]
+    return Split(index, kept, np.flatnonzero(held), taught, judged, tuple(warnings))
 
 
 def _held_out(index: Index, share: float) -> np.ndarray:
@@ -146,24 +152,33 @@ def _names(index: Index, side: np.ndarray) -> list[str]:
     return [index.patient_names[at] for at in np.unique(index.patients[side]) if at >= 0]
 
 
-def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> None:
-    """InputError where synthetic tiles of one side rest on patients of the other, as far as lineages say."""
+def _people(index: Index, side: np.ndarray) -> frozenset[str]:
+    return frozenset(map(spelled, _names(index, side)))
+
+
+def _behind(entries: Sequence[ShardSet]) -> list[frozenset[str]]:
+    """Patients behind the synthetic tiles of each set, as far as its lineage is named."""
+    return [frozenset(map(spelled, _rests_on(entry.lineage)) if entry.lineage else ()) for entry in entries]
+
+
+def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> tuple[frozenset[str], frozenset[str]]:
+    """Patients of the training side and of the other, all that are known. InputError where synthetic tiles of one side rest on patients of
+    the other.
+    """
     assert data.validation is not None
-    apart = data.validation.shards or []
-    behind = [{spelled(n) for n in _rests_on(entry.lineage)} if entry.lineage else set() for entry in apart]
-    judged = {spelled(name) for name in _names(index, held)}.union(*behind)
-    trained = {spelled(name) for name in _names(index, ~held)}
+    teaching, judging = _behind(data.shards), _behind(data.validation.shards or [])
+    trained, judged = _people(index, ~held), _people(index, held).union(*judging)
     sides = [
-        *((f"data.shards.{at}", judged, set(map(spelled, _rests_on(entry.lineage))), "validation")
-          for at, entry in enumerate(data.shards) if entry.lineage),
-        *((f"data.validation.shards.{at}", trained, names, "training") for at, names in enumerate(behind)),
-    ]  # fmt: skip
+        *((f"data.shards.{at}", judged, names, "validation") for at, names in enumerate(teaching)),
+        *((f"data.validation.shards.{at}", trained, names, "training") for at, names in enumerate(judging)),
+    ]
     for where, others, names, side in sides:
         if both := others & names:
             raise InputError(
                 f"{where}: its tiles were drawn from {counted(len(both), 'patient')} of the {side} side, so what is measured would "
                 "flatter; build the set from the others"
             )
+    return trained.union(*teaching), judged
 
 
 def _rests_on(lineage: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from running import run
 from tinymodel import make_bank_file, make_tiny_model
 from training import SIDE, image_of, plain, write_tar, write_yaml
 
+from synthfactory.embeddings.rows import spelled
 from synthfactory.spec.errors import InputError
 from train import shardset
 from train.config import Data
@@ -246,6 +247,7 @@ def test_sets_of_ours_bring_their_patients_and_their_conditions(tmp_path: Path) 
     import pyarrow.parquet as pq
 
     patients = pq.read_table(bank, columns=["label", "patient_id"]).to_pylist()
+    assert split(data_of([made]), tmp_path / "cache").taught == {spelled(row["patient_id"]) for row in patients}
     write_tar(tmp_path / "real" / "0.tar", range(4), lambda n: patients[n], side=lambda n: 32)
     validation = {"shards": [{"shards": str(tmp_path / "real")}]}
     with pytest.raises(
