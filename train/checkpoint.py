@@ -119,7 +119,8 @@ def _write(
 
 def steps(run: Path) -> list[int]:
     """Steps that have a complete checkpoint, ascending."""
-    return sorted(int(path.name) for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())
+    found = (path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())
+    return sorted(int(path.name) for path in found if path.name.isdecimal())  # others are somebody's copies
 
 
 def restore(
@@ -139,8 +140,9 @@ def restore(
             ema.state[name].copy_(value)
     try:
         state = json.loads((folder / "state.json").read_text())
-    except ValueError:
-        raise InputError(f"{folder}/state.json: is damaged; {_EARLIER}") from None
+        int(state["step"]), dict(state["optimiser"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"{folder}/state.json: is missing or damaged; {_EARLIER}") from None
     entries: dict[str, dict[int, dict[str, Any]]] = {phase: {} for phase in optimisers}
     flat = {**state["optimiser"], **read_tensors(folder / "optimiser.safetensors", _EARLIER)}
     for name, value in flat.items():

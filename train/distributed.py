@@ -27,6 +27,7 @@ from train.checkpoint import steps
 from train.config import TrainConfig
 from train.loop import claim, train
 from train.optimiser import check_workers
+from train.plan import unwise
 from train.split import split
 from train.team import Team
 from train.watch import DivergedError, StoppedError
@@ -56,8 +57,7 @@ def train_with_ray(
     StoppedError where workers died more than twice.
     """
     check_workers(config.optimiser, workers)
-    for text in split(config.data, cache).warnings:  # what is wrong with the data is said before any worker starts
-        say(f"warning: {text}")
+    divided = split(config.data, cache)  # what is wrong with the data is said before any worker starts
     claim(config, run)
     before = _done(run)
     if before >= config.optimiser.steps:
@@ -65,6 +65,8 @@ def train_with_ray(
     start_ray(address, workers * config.threads + 1 if address is None else 0)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
+        for text in unwise(config, divided, torch.device("cuda" if gpus else "cpu")):
+            say(f"warning: {text}")
         where = f"Ray at {address}" if address else "this machine"
         say(f"{workers} workers on {'GPUs' if gpus else 'CPUs'} of {where}")
         with _progress(run, config.optimiser.steps), tempfile.TemporaryDirectory(prefix=".ray-", dir=run) as scratch:

@@ -14,9 +14,8 @@ from torch import Tensor
 from synthfactory.embeddings.bank import MPP
 from synthfactory.model.config_check import FORMAT
 from synthfactory.model.files import sha256_of
-from synthfactory.model.find import find_encoder, find_model
+from synthfactory.model.find import find_model
 from synthfactory.model.folder import FIGURES, ModelFolder
-from synthfactory.model.licence import NOT_STATED, known_licence
 from synthfactory.model.sit import SiTConfig
 from synthfactory.model.tensors import read_tensors, write_tensors
 from synthfactory.model.vae import VAEConfig
@@ -25,8 +24,10 @@ from train import checkpoint
 from train.card import write_card
 from train.config import TrainConfig, load_config
 from train.lora import merged
+from train.metrics import last_line
 from train.parts import vae_state, vit_state
 from train.repa_e_names import check_form, write_repa_e
+from train.terms import conditioned, export_terms, notes_of, runs_behind, saw_real, sets_behind
 
 
 def _average(run: Path, decay: float | None = None) -> tuple[int, dict[str, Tensor]]:
@@ -36,8 +37,7 @@ def _average(run: Path, decay: float | None = None) -> tuple[int, dict[str, Tens
 
 def _seconds(run: Path) -> float:
     """Of a run that was stopped between a log line and its checkpoint, and went on from there, the log may be empty."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+    return float(last["seconds"]) if (last := last_line(run)) else 0.0
 
 
 def _write(path: Path, state: dict[str, Tensor], dtype: torch.dtype = torch.float16) -> str:
@@ -75,9 +75,10 @@ def export(
         raise InputError(
             f"{run}: is a run of mode {config.mode}; export names one of mode diffusion, finetune or repa-e, or of mode vae with a base"
         )
-    extra = json.loads((run / "extra.json").read_text())
+    extra = notes_of(run)
     step, state = _average(run, None if decay == config.optimiser.ema[0] else decay)
-    terms = _terms(config, licence, extra)
+    behind = runs_behind(run, config)
+    terms = export_terms(config, licence, behind)
     if repa_e:
         check_form(_vae_sizes(config))
     made = _of_runs if config.base is None else _of_base
@@ -90,12 +91,12 @@ def export(
         "synthetic_tiles": extra["synthetic_tiles"],
         "classes": extra["classes"],
         "data_sha256": extra["data_sha256"],
-        **({"sets": extra["sets"]} if extra.get("sets") else {}),
+        **({"sets": sets} if (sets := sets_behind(behind)) else {}),
         "torch": torch.__version__,
     }
     if domain:
         description["domain"] = domain
-    elif _saw_real(extra):  # whatever the base drew
+    elif saw_real(behind):  # whatever the base drew
         description.pop("domain", None)
     if repa_e:
         write_repa_e(out, description["vae"])
@@ -104,54 +105,6 @@ def export(
     (out / FIGURES).write_text(json.dumps({"training_hours": hours}, indent=1) + "\n")
     write_card(out)
     return out
-
-
-def _saw_real(extra: dict[str, Any]) -> bool:
-    """Whether tiles taught that are not flagged synthetic."""
-    return int(extra["tiles"]) > int(extra["synthetic_tiles"])
-
-
-def _terms(config: TrainConfig, licence: dict[str, Any] | None, extra: dict[str, Any]) -> dict[str, Any]:
-    """What the export states. InputError, before anything is written, where terms would be changed that are not its maker's to change:
-    those of a base that may not be shared, or that is gated, of a gated encoder whose embeddings it learnt from, and of built sets that
-    may not be shared.
-    """
-    closed = next((each for each in extra.get("sets") or () if each.get("sharing", "allowed") != "allowed"), None)
-    if closed is not None and licence is not None and licence.get("sharing") == "allowed":
-        raise InputError(
-            f"data.shards: set {closed['name']} is under {closed['licence']}, sharing {closed['sharing']}, which binds what learns from "
-            "it; leave the licence out"
-        )
-    if config.base is None:
-        return {"name": NOT_STATED, "sharing": "local"} if licence is None else licence
-    base = find_model(config.base)
-    stated = dict(base.licence)
-    bound = base.gated
-    if isinstance(base, ModelFolder) and _conditioned(config) is None:
-        behind = known_licence(base.encoder["id"])
-        if not behind and not base.has_encoder:
-            apart = find_encoder(config.base, base)
-            behind = dict(apart.licence) if apart.gated else {}
-        if behind:
-            bound = True
-            stated = {**behind, **stated, "embeddings": f"{base.encoder['id']}: {behind['name']}"}
-    if bound:
-        stated["sharing"] = "local"
-    if licence is not None and stated.get("sharing") != "allowed" and licence != stated:
-        raise InputError(f"base: {config.base.name} is under {_named(stated)}, whose terms stay; leave the licence out")
-    if licence is None and (closed is not None or _saw_real(extra)):
-        stated["sharing"] = "local"  # whoever holds the real tiles may decide otherwise, and says so by a licence
-    return stated if licence is None else licence
-
-
-def _conditioned(config: TrainConfig) -> str | None:
-    """The run whose encoder takes the place of the base's; mode vae only looks through the one that it names."""
-    return None if config.mode == "vae" else config.encoder_run
-
-
-def _named(terms: dict[str, Any]) -> str:
-    embeddings = terms.get("embeddings")
-    return f"{terms.get('name')}{f' (embeddings of {embeddings})' if embeddings else ''}"
 
 
 def _vae_sizes(config: TrainConfig) -> dict[str, Any]:
@@ -244,10 +197,10 @@ def _of_base(
             f"{config.base.name}: is another model than the run went on from ({extra['base']['sha256'][:12]})"
         )
     base.check_files()
-    conditioned = _conditioned(config)
-    if conditioned:
-        encoder_step, encoder = _average(Path(conditioned))
-        _check_origin(extra, "encoder", conditioned)
+    encoding = conditioned(config)
+    if encoding:
+        encoder_step, encoder = _average(Path(encoding))
+        _check_origin(extra, "encoder", encoding)
     if config.finetune.lora is not None:
         own = {**own, "sit": merged(own["sit"], config.finetune.lora.scale)}
     out.mkdir(parents=True, exist_ok=True)
@@ -265,13 +218,13 @@ def _of_base(
     described = {key: base.config[key] for key in kept if key in base.config}
     described["sit"] = described["sit"] | extra.get("sit", {})
     runs, hours = {"vae" if config.mode == "vae" else "sit": _ran(config, step)}, {}
-    if conditioned:
-        taught = load_config(f"{conditioned}/config.yaml")
+    if encoding:
+        taught = load_config(f"{encoding}/config.yaml")
         files["encoder.safetensors"] = _write(out / "encoder.safetensors", vit_state(encoder))
         described["encoder"] = dict(taught.network)
         described["sit"] = described["sit"] | extra["condition"]
         runs["encoder"] = _ran(taught, encoder_step)
-        hours["encoder"] = _hours(Path(conditioned))
+        hours["encoder"] = _hours(Path(encoding))
     before = {**extra["base"], "training": base.config.get("training")}  # the whole line of ancestors
     training = {
         "runs": runs,

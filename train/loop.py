@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from synthfactory.model.formats import slow_format
 from synthfactory.spec.errors import InputError
 from train import checkpoint, taught
 from train.config import TrainConfig, config_text, load_config
@@ -26,13 +25,14 @@ from train.loader import Batch, Loader
 from train.metrics import Metrics
 from train.optimiser import check_workers, optimiser_of, rate_at
 from train.place import Figures, Loss, Phase, Step, read
+from train.plan import unwise
 from train.sampler import Order
 from train.samples import Sheets
-from train.shardset import built_sets
 from train.speed import prepare
 from train.split import Split, split
 from train.step import step_for
 from train.team import Team
+from train.terms import built_sets, notes_of, stated_terms
 from train.watch import DivergedError, Watch
 
 FREE = (
@@ -99,14 +99,7 @@ def train(
         divided = split(config.data, cache)
         if team.leads:
             claim(config, run)
-            taught.note(run, config, divided)
-    slow = slow_format(config.precision, team.device)
-    unwise = (
-        *divided.warnings,
-        *taught.flattering(config, divided),
-        *([f"precision: {slow}; write float32"] if slow else []),
-    )
-    for text in unwise if team.leads else ():
+    for text in unwise(config, divided, team.device) if team.leads else ():
         say(f"warning: {text}")
     data, index = config.data, divided.index
     order = Order(config.seed, divided.train, index.labels[divided.train], divided.weights(data), data.sampling)
@@ -162,6 +155,7 @@ class _Run:
         self.sheets = Sheets(wanted, loader, shown) if wanted and team.leads else None
         if team.leads:
             self._state()
+            taught.note(run, config, divided, resumed=self.first > 0)
         self.metrics = Metrics(run, self.first, board=config.tensorboard) if team.leads else None
 
     def _graph(self) -> Graphed | None:
@@ -175,7 +169,7 @@ class _Run:
         """Writes RUN/extra.json, what an export says of the run's origin. InputError where a resumed run rests on something else."""
         path, now = self.run / "extra.json", self._extra()
         if self.first and path.exists():
-            before = json.loads(path.read_text())
+            before = notes_of(self.run)
             # Runs that were begun before these were noted go on.
             of_old = {"encoder_sha256", "vae_sha256", "split_sha256"}
             if self.config.mode == "vae" and self.config.base is None:
@@ -201,6 +195,7 @@ class _Run:
             "data_sha256": index.digest,
             "split_sha256": self.divided.digest,
             "sets": built_sets(self.config.data),
+            "terms": stated_terms(self.divided),
             "skipped": index.skipped,
         }
 
@@ -390,8 +385,7 @@ class _Run:
 
 def _begun(run: Path) -> dict[str, Any]:
     """What RUN/extra.json says, of a run that has a checkpoint; {} where none is begun."""
-    path = run / "extra.json"
-    return dict(json.loads(path.read_text())) if checkpoint.steps(run) and path.exists() else {}
+    return notes_of(run) if checkpoint.steps(run) and (run / "extra.json").exists() else {}
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

@@ -34,6 +34,23 @@ class Metrics:
             self._board.close()
 
 
+def last_line(run: Path) -> dict[str, Any]:
+    """The last whole line of RUN/metrics.jsonl, {} where there is none: who was killed as it logged leaves half a line."""
+    return lines[-1] if (lines := _lines(run / "metrics.jsonl")) else {}
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    found = list[dict[str, Any]]()
+    for text in log.read_text(errors="replace").splitlines() if log.exists() else ():
+        try:
+            line = json.loads(text)
+            int(line["step"]), float(line["seconds"])
+        except (ValueError, TypeError, KeyError):  # cut off
+            continue
+        found.append(line)
+    return found
+
+
 def _writer(folder: Path, first: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -50,15 +67,8 @@ def _shortened(log: Path, step: int) -> float:
     """
     if not log.exists():
         return 0.0
-    lines = []
-    for text in log.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:  # cut off
-            continue
-        if step and line["step"] <= step:
-            lines.append(text)
+    lines = [line for line in _lines(log) if step and line["step"] <= step]
     temporary = log.with_name(".tmp-metrics")
-    temporary.write_text("".join(f"{text}\n" for text in lines))
+    temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     temporary.replace(log)
-    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+    return float(lines[-1]["seconds"]) if lines else 0.0

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from train.guided import Guide, guide_of, guided_by
 from train.loader import Loader
 from train.lora import adapt
 from train.place import Place
-from train.sizes import check_fit, check_projector
+from train.sizes import check_condition, check_fit, check_projector
 from train.streams import torch_generator
 
 
@@ -96,6 +97,8 @@ def _noted(found: Mapping[str, Any] | None) -> dict[str, float]:
 
 def config_of(run: str, mode: str) -> TrainConfig:
     """The config of a run that another builds on. InputError where it is none, or of another mode."""
+    if not (Path(run) / "config.yaml").exists():
+        raise InputError(f"{mode}_run: {run}: is no run folder yet; train it first, or name another")
     config = load_config(f"{run}/config.yaml")
     if config.mode != mode:
         raise InputError(f"{mode}_run: {run}: is a run of mode {config.mode}; name one of mode {mode}")
@@ -190,12 +193,7 @@ def _of_base(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> P
     encoder = model.encoder.cpu()
     if config.encoder_run is not None:
         step, encoder, digest = _encoder_of_run(config.encoder_run)
-        takes = {sit.config.condition_width} | ({sit.config.projection_width} if sit.config.projection_depth else set())
-        if takes != {encoder.config.width}:
-            wanted = " and ".join(map(str, sorted(takes)))
-            raise InputError(
-                f"encoder_run: {config.encoder_run}: its embeddings are {encoder.config.width} wide; {folder.id} takes {wanted}"
-            )
+        check_condition(config.encoder_run, encoder.config.width, sit.config, folder.id)
         condition = _noted(begun.get("condition")) or condition_statistics(encoder, loader)
         extra |= {"encoder_step": step, "encoder_sha256": digest, "condition": condition}
         state, sit = sit.state_dict(), sit_from_dict(sit.config.model_dump() | extra["condition"])

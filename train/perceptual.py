@@ -13,6 +13,7 @@ from synthfactory.spec.errors import InputError
 from train import losses
 from train.objectives import VAELosses
 from train.place import Place, wide
+from train.sizes import check_compared
 
 
 class Features:
@@ -35,12 +36,7 @@ def features_of(wanted: VAELosses, encoder: ViT | None, place: Place) -> Feature
         return Features(1.0 if wanted.perceptual is None else wanted.perceptual, _lpips(place))
     if encoder is None:
         return None
-    patch, largest = encoder.config.patch_size, encoder.config.image_size
-    if wanted.crop % patch or wanted.crop > largest:
-        raise InputError(
-            f"vae.crop: {wanted.crop} px cannot be compared by the encoder's features; choose a multiple of {patch} up to {largest}, "
-            "or write vae.perceptual: 0"
-        )
+    check_compared(wanted.crop, encoder.config.patch_size, encoder.config.image_size)
     there = encoder.to(place.device, place.dtype)
 
     def compare(found: Tensor, wanted: Tensor) -> Tensor:

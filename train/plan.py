@@ -12,9 +12,11 @@ from torch import nn
 
 from synthfactory.model.find import find_model
 from synthfactory.model.folder import ModelFolder
+from synthfactory.model.formats import slow_format
 from synthfactory.model.sit import sit_from_dict
 from synthfactory.model.vae import VAEConfig, vae_from_dict
-from synthfactory.model.vit import ViTConfig, parameter_count, vit_from_dict
+from synthfactory.model.vit import ViT, ViTConfig, parameter_count, vit_from_dict
+from synthfactory.model.weights import default_device
 from synthfactory.spec.errors import InputError
 from train.config import TrainConfig
 from train.deeper import check_gates, deeper_config
@@ -26,6 +28,8 @@ from train.parts import chosen_weights, config_of
 from train.sampler import Order
 from train.shardset import Reader
 from train.sizes import (
+    check_compared,
+    check_condition,
     check_crop,
     check_discriminator,
     check_factor,
@@ -51,8 +55,15 @@ def plan(config: TrainConfig, cache: Path) -> list[str]:
         *_work(config, divided),
         "",
         *_networks(config, size_px, divided.index.grid.shape[1]),
-        *(f"warning: {text}" for text in (*divided.warnings, *flattering(config, divided))),
+        *(f"warning: {text}" for text in unwise(config, divided, default_device())),
     ]
+
+
+def unwise(config: TrainConfig, divided: Split, device: torch.device) -> list[str]:
+    """What is allowed, but should be known before a run begins."""
+    slow = slow_format(config.precision, device)
+    noted = [*divided.warnings, *flattering(config, divided)]
+    return [*noted, f"precision: {slow}; write float32"] if slow else noted
 
 
 def _data(divided: Split) -> Iterator[str]:
@@ -118,6 +129,9 @@ def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str,
                 yield from _discriminator(config.vae)
             if config.vae.redrawn is not None:
                 yield from _redrawing(config, size_px)
+            if (compared := _compared(config)) is not None:
+                check_compared(config.vae.crop, compared.config.patch_size, compared.config.image_size)
+                yield "compared by", (compared, False)
             return
         sizes = _of_base(config) if config.base is not None else _of_runs(config)
         if config.base is None:
@@ -137,11 +151,24 @@ def _parts(config: TrainConfig, size_px: int, cells: int) -> Iterator[tuple[str,
         if config.mode == "repa-e":
             check_discriminator("repa_e", config.repa_e.discriminator_layers, size_px, "a tile of data.shards")
             yield from _discriminator(config.repa_e)
+        if config.base is not None and config.encoder_run is not None:
+            sizes["encoder"] = config_of(config.encoder_run, "encoder").network
+            check_condition(config.encoder_run, sizes["encoder"]["width"], sit.config, config.base.name)
         if sizes["encoder"]:
             yield "encoder", (vit_from_dict(sizes["encoder"]), False)
         if config.finetune.guided is not None:
             yield "base's sit", (sit_from_dict(sizes["sit"]), False)
             yield "guide's sit", (_guide(config), False)
+
+
+def _compared(config: TrainConfig) -> ViT | None:
+    """The encoder whose features mode vae compares, if any."""
+    if config.vae.perceptual == 0 or config.vae.features != "encoder":
+        return None
+    if config.encoder_run is not None:
+        return vit_from_dict(config_of(config.encoder_run, "encoder").network)
+    sizes = _of_base(config)["encoder"] if config.base is not None else {}
+    return vit_from_dict(sizes) if sizes else None
 
 
 def _guide(config: TrainConfig) -> nn.Module:
@@ -180,11 +207,8 @@ def _of_base(config: TrainConfig) -> dict[str, dict[str, Any]]:
 
 
 def _of_runs(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for part, run in (("encoder", config.encoder_run), ("vae", config.vae_run)):
-        if not (Path(str(run)) / "config.yaml").exists():
-            raise InputError(f"{part}_run: {run}: is no run folder yet; train it first, or name another")
-        found[part] = config_of(str(run), part).network
+    named = (("encoder", config.encoder_run), ("vae", config.vae_run))
+    found: dict[str, dict[str, Any]] = {part: config_of(str(run), part).network for part, run in named}
     width = found["encoder"]["width"]
     sit = {**config.network, "condition_width": width, "projection_width": width}
     return {**found, "sit": sit}

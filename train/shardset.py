@@ -17,7 +17,7 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,6 @@ import numpy as np
 from synthfactory.embeddings.places import expand, identity, is_pattern, local
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.tile_shards import tar_samples
-from synthfactory.plan.lock import LOCK, read_lock
 from synthfactory.run.pack import read_patients
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.store import Store, open_source, open_store
@@ -38,7 +37,10 @@ from synthfactory.spec.text import shown
 from train.config import Data, ShardSet
 
 END_BYTES = 1024  # two blocks of zeros end a tar
-FORMAT = "2"  # of a cached piece
+FORMAT = "3"  # of a cached piece
+
+
+Terms = tuple[str, str]  # name of a licence, sharing
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Index:
     tar_sha256: tuple[str, ...] = field(repr=False)
     digest: str  # sha256 over the tars' sha256
     skipped: tuple[str, ...]  # what is wrong with each tar that was left out
+    tar_terms: tuple[tuple[Terms, ...], ...] = field(
+        repr=False
+    )  # of each tar, what its tiles state; none where they state nothing
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,6 +96,7 @@ class _Piece:
     synthetic: list[bool]
     attribute_names: list[str]
     grid_channels: list[str]
+    terms: list[Terms]
     spans: np.ndarray  # int64 (n, 2): offset and length of the image
     attributes: np.ndarray
     grid: np.ndarray
@@ -154,19 +160,16 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
     return [_Tar(f"{place.rstrip('/')}/{name}") for name in names]
 
 
-def built_sets(data: Data) -> list[dict[str, Any]]:
-    """Name, recipe and terms of each set of ours among the data: by them a model is known that was trained on a set, and they bind it."""
-    found = []
-    for entry in data.shards:
-        if entry.shards.endswith(".tar") or is_pattern(entry.shards):
-            continue
-        try:
-            lock = read_lock(open_store(entry.shards, reading=True).read(LOCK))
-        except (OSError, InputError):
-            continue
-        terms = {"licence": str(lock["model"]["licence"].get("name")), "sharing": str(lock["terms"]["sharing"])}
-        found.append({"name": str(lock["name"]), "recipe_sha256": str(lock["recipe_sha256"]), **terms})
-    return found
+def _terms_of(record: Mapping[str, Any]) -> Terms | None:
+    """What a synthetic tile states of its terms, as sets of ours do: licence {name, sharing}. Of real ones their holder decides."""
+    licence = record.get("licence")
+    if (
+        record.get("synthetic") is not True
+        or not isinstance(licence, dict)
+        or not isinstance(licence.get("sharing"), str)
+    ):
+        return None
+    return str(licence.get("name")), licence["sharing"]
 
 
 def _piece(tar: _Tar, cache: Path) -> _Piece:
@@ -199,7 +202,9 @@ def _read(tar: _Tar) -> _Piece:
     """One pass over the tar for its checksum, one over its headers."""
     sha256, size = _checked(tar)
     beside = tar.patients() if tar.patients else None
-    piece = _Piece(sha256, [], [], [], [], [], [], np.zeros((0, 2), np.int64), np.zeros((0, 0)), np.zeros((0, 0, 0, 0)))
+    piece = _Piece(
+        sha256, [], [], [], [], [], [], [], np.zeros((0, 2), np.int64), np.zeros((0, 0)), np.zeros((0, 0, 0, 0))
+    )
     spans, attributes, grids = [], [], []
     try:
         for key, sample in tar_samples(tar.place):
@@ -217,21 +222,25 @@ def _read(tar: _Tar) -> _Piece:
             piece.labels.append(label)
             piece.synthetic.append(record.get("synthetic") is True)
             piece.patients.append(known(beside.get(key) if beside is not None else record.get("patient_id")))
+            if (stated := _terms_of(record)) is not None and stated not in piece.terms:
+                piece.terms.append(stated)
             found = record.get("attributes") or {}
             if not piece.keys[1:]:
-                piece.attribute_names.extend(found)
+                piece.attribute_names.extend(dict(found))
                 piece.grid_channels.extend(record.get("grid_channels") or [])
             attributes.append([float(found[name]) for name in piece.attribute_names])
             grids.append(_grid_of(record))
+            if not (np.isfinite(attributes[-1]).all() and np.isfinite(grids[-1]).all()):
+                raise BadShardError(f"{tar.place}: attributes or grid of {shown(key)} hold NaN or infinity")
         grid = np.stack(grids)
     except BadShardError:
         raise
     except InputError as error:  # of the reader: no tar, cut off in a header
         raise BadShardError(str(error)) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise BadShardError(f"{tar.place}: attributes or grid are not of one form ({shown(str(error))})") from None
     return _Piece(
-        sha256, piece.keys, piece.labels, piece.patients, piece.synthetic, piece.attribute_names, piece.grid_channels,
+        sha256, piece.keys, piece.labels, piece.patients, piece.synthetic, piece.attribute_names, piece.grid_channels, piece.terms,
         np.asarray(spans, np.int64).reshape(-1, 2), np.asarray(attributes, np.float32).reshape(len(spans), -1), grid,
     )  # fmt: skip
 
@@ -271,7 +280,7 @@ _TEXTS = ("sha256", "keys", "labels", "patients", "synthetic", "attribute_names"
 
 def _packed(piece: _Piece) -> bytes:
     sink = io.BytesIO()
-    text = json.dumps({name: getattr(piece, name) for name in _TEXTS}).encode()
+    text = json.dumps({name: getattr(piece, name) for name in (*_TEXTS, "terms")}).encode()
     arrays = {name: getattr(piece, name) for name in ("spans", "attributes", "grid")}
     np.savez(sink, text=np.frombuffer(text, np.uint8), **arrays)
     return sink.getvalue()
@@ -281,7 +290,9 @@ def _unpacked(data: bytes) -> _Piece:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         text = json.loads(arrays["text"].tobytes())
         return _Piece(
-            **{name: text[name] for name in _TEXTS}, **{n: arrays[n] for n in ("spans", "attributes", "grid")}
+            terms=[(name, sharing) for name, sharing in text["terms"]],
+            **{name: text[name] for name in _TEXTS},
+            **{n: arrays[n] for n in ("spans", "attributes", "grid")},
         )
 
 
@@ -322,6 +333,7 @@ def _joined(pieces: Sequence[tuple[int, str, _Piece]], skipped: Sequence[str], w
         tar_sha256=tuple(piece.sha256 for piece in parts),
         digest=hashlib.sha256("".join(piece.sha256 for piece in parts).encode()).hexdigest(),
         skipped=tuple(skipped),
+        tar_terms=tuple(tuple(piece.terms) for piece in parts),
     )
 
 

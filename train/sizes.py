@@ -122,3 +122,20 @@ def check_projector(mode: str, projection_depth: int | None, name: str) -> None:
     """InputError where repa-e would have nothing to align through."""
     if mode == "repa-e" and projection_depth is None:
         raise InputError(f"base: {name} has no projector, so nothing can be aligned through it; use mode finetune")
+
+
+def check_condition(run: str, width: int, sit: SiTConfig, name: str) -> None:
+    """InputError where the embeddings of `encoder_run` are not as wide as a base's conditions, or as its projector's aims."""
+    takes = {sit.condition_width} | ({sit.projection_width} if sit.projection_depth else set())
+    if takes != {width}:
+        wanted = " and ".join(map(str, sorted(takes)))
+        raise InputError(f"encoder_run: {run}: its embeddings are {width} wide; {name} takes {wanted}")
+
+
+def check_compared(crop: int, patch: int, largest: int) -> None:
+    """InputError where the crop is no multiple of the patch of the encoder that compares, or larger than what that takes."""
+    if crop % patch or crop > largest:
+        raise InputError(
+            f"vae.crop: {crop} px cannot be compared by the encoder's features; choose a multiple of {patch} up to {largest}, "
+            "or write vae.perceptual: 0"
+        )

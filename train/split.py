@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthfactory.embeddings.rows import spelled
@@ -25,15 +26,11 @@ from train.shardset import Index, open_index
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the index that are trained on and those that are only looked at, int64; patients (`spelled`) of either, those behind
-    synthetic tiles included as far as lineages are named; what is allowed, but should be known.
-    """
+    """Rows of the index that are trained on and those that are only looked at, int64; what is allowed, but should be known."""
 
     index: Index
     train: np.ndarray
     validation: np.ndarray
-    taught: frozenset[str]
-    judged: frozenset[str]
     warnings: tuple[str, ...]
 
     @property
@@ -60,8 +57,7 @@ def split(data: Data, cache: Path) -> Split:
     if data.validation is None:
         everything = np.arange(len(index))
         warnings += [*_untaught(index, everything), *_mixed(index, everything)]
-        taught = _people(index, everything).union(*_behind(data.shards))
-        return Split(index, everything, everything[:0], taught, frozenset(), tuple(warnings))
+        return Split(index, everything, everything[:0], tuple(warnings))
     unknown = (index.patients < 0) & ~index.synthetic
     if unknown.any() and data.unknown_patients == "refuse":
         label = index.classes[int(index.labels[unknown][0])]
@@ -74,7 +70,7 @@ def split(data: Data, cache: Path) -> Split:
         _check_tars(index, len(data.shards))
     held = index.sets >= len(data.shards) if share is None else _held_out(index, share)
     _check_sides(index, held)
-    taught, judged = _check_synthetic(index, held, data)
+    _check_synthetic(index, held, data)
     if held.all() or not held.any():
         side = "training" if held.all() else "validation"
         raise InputError(f"data.validation: no tile is left for {side}; there are too few patients to divide them")
@@ -92,7 +88,7 @@ def split(data: Data, cache: Path) -> Split:
         )
     kept = np.flatnonzero(~held)
     warnings += [*_untaught(index, kept), *_mixed(index, kept)]
-    return Split(index, kept, np.flatnonzero(held), taught, judged, tuple(warnings))
+    return Split(index, kept, np.flatnonzero(held), tuple(warnings))
 
 
 def _held_out(index: Index, share: float) -> np.ndarray:
@@ -152,24 +148,23 @@ def _names(index: Index, side: np.ndarray) -> list[str]:
     return [index.patient_names[at] for at in np.unique(index.patients[side]) if at >= 0]
 
 
-def _people(index: Index, side: np.ndarray) -> frozenset[str]:
+def people(index: Index, side: np.ndarray) -> frozenset[str]:
+    """Patients of these rows that are known, as `spelled`."""
     return frozenset(map(spelled, _names(index, side)))
 
 
-def _behind(entries: Sequence[ShardSet]) -> list[frozenset[str]]:
-    """Patients behind the synthetic tiles of each set, as far as its lineage is named."""
-    return [frozenset(map(spelled, _rests_on(entry.lineage)) if entry.lineage else ()) for entry in entries]
+def behind(entry: ShardSet) -> frozenset[str]:
+    """Patients on whom the synthetic tiles of a set rest, as far as its lineage is named. InputError where that cannot be read."""
+    return frozenset(map(spelled, _rests_on(entry.lineage))) if entry.lineage else frozenset()
 
 
-def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> tuple[frozenset[str], frozenset[str]]:
-    """Patients of the training side and of the other, all that are known. InputError where synthetic tiles of one side rest on patients of
-    the other.
-    """
+def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> None:
+    """InputError where synthetic tiles of one side rest on patients of the other, as far as lineages say."""
     assert data.validation is not None
-    teaching, judging = _behind(data.shards), _behind(data.validation.shards or [])
-    trained, judged = _people(index, ~held), _people(index, held).union(*judging)
+    judging = [behind(entry) for entry in data.validation.shards or []]
+    trained, judged = people(index, ~held), people(index, held).union(*judging)
     sides = [
-        *((f"data.shards.{at}", judged, names, "validation") for at, names in enumerate(teaching)),
+        *((f"data.shards.{at}", judged, behind(entry), "validation") for at, entry in enumerate(data.shards)),
         *((f"data.validation.shards.{at}", trained, names, "training") for at, names in enumerate(judging)),
     ]
     for where, others, names, side in sides:
@@ -178,7 +173,6 @@ def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> tuple[frozen
                 f"{where}: its tiles were drawn from {counted(len(both), 'patient')} of the {side} side, so what is measured would "
                 "flatter; build the set from the others"
             )
-    return trained.union(*teaching), judged
 
 
 def _rests_on(lineage: str) -> Iterator[str]:
@@ -187,11 +181,17 @@ def _rests_on(lineage: str) -> Iterator[str]:
     if not found:
         raise InputError(f"data.shards: lineage {lineage}: holds no units; name the lineage of the set's spec")
     for path in found:
-        with store.open(path) as handle:
-            columns = ["sources", "accepted"]
-            table = pq.ParquetFile(handle, pre_buffer=False).read(columns=columns, use_threads=False)
-        kept = (row["sources"] for row in table.to_pylist() if row["accepted"])
-        yield from (part["patient_id"] for parts in kept for part in parts if part["patient_id"])
+        try:
+            with store.open(path) as handle:
+                columns = ["sources", "accepted"]
+                table = pq.ParquetFile(handle, pre_buffer=False).read(columns=columns, use_threads=False)
+            kept = [row["sources"] for row in table.to_pylist() if row["accepted"]]
+            behind = [str(part["patient_id"]) for parts in kept for part in parts if part["patient_id"]]
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"data.shards: lineage {lineage}: {path} is damaged or no lineage ({shown(str(error).splitlines()[0])}); put it back"
+            ) from None
+        yield from behind
 
 
 def _mixed(index: Index, rows: np.ndarray) -> Iterator[str]:

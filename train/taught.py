@@ -9,49 +9,99 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from synthfactory.spec.text import counted
-from train.config import TrainConfig
-from train.split import Split
+from synthfactory.spec.errors import InputError
+from train.config import ShardSet, TrainConfig
+from train.split import Split, behind, people
 
 TAUGHT = "taught.json"
 
 
-def note(run: Path, config: TrainConfig, divided: Split) -> None:
-    """Writes RUN/taught.json: patients of the tiles that this run learns from, and of the runs that it builds on."""
-    patients = _hashed(divided.taught).union(*(_noted(parent) or () for parent in _parents(config).values()))
+@dataclass(frozen=True)
+class Taught:
+    """Hashes of patients; `complete` where nobody else can have taught: of every tile somebody is known."""
+
+    patients: frozenset[str]
+    complete: bool
+
+
+def note(run: Path, config: TrainConfig, divided: Split, *, resumed: bool) -> None:
+    """Writes RUN/taught.json: patients of the tiles that this run learns from, and of the runs whose networks it learns from. Who stands
+    there as it is `resumed` stays: a parent may have lost its own note since.
+    """
+    known = [_of_data(config, divided), *(_noted(parent) for parent in _parents(config).values())]
+    before = _noted(str(run)) if resumed else None
+    patients = frozenset[str]().union(*(one.patients for one in (*known, before) if one is not None))
+    complete = all(one is not None and one.complete for one in known) and (before is None or before.complete)
     temporary = run / f".tmp-{TAUGHT}"
-    temporary.write_text(json.dumps({"format": 1, "patients": sorted(patients)}))
+    temporary.write_text(json.dumps({"format": 1, "complete": complete, "patients": sorted(patients)}))
     temporary.replace(run / TAUGHT)
 
 
 def flattering(config: TrainConfig, divided: Split) -> Iterator[str]:
-    """Warnings of runs named in the config that learnt from patients who are held out here. Exports do not say whom they learnt from."""
-    judged = _hashed(divided.judged)
-    for field, parent in _parents(config).items() if judged else ():
+    """Warnings of runs named in the config that learnt, or may have learnt, from patients who are held out here. Exports do not say whom
+    they learnt from.
+    """
+    if config.data.validation is None or not len(divided.validation):
+        return
+    apart = config.data.validation.shards or []
+    judged = _hashed(people(divided.index, divided.validation).union(*(behind(entry) for entry in apart)))
+    for field, parent in _parents(config).items():
         noted = _noted(parent)
-        if noted is None:
-            yield f"{field}: {parent} does not say whom it learnt from; hold the same patients out of every run"
-        elif both := judged & noted:
+        both = judged & noted.patients if noted is not None else frozenset()
+        if both:
             yield (
-                f"{field}: {parent} learnt from {len(both):,} of the {counted(len(judged), 'patient')} that are held out here, so what "
-                "is measured on them flatters; hold the same patients out of every run"
+                f"{field}: {parent} learnt from {len(both):,} of {len(judged):,} patients held out here, so what is measured on them "
+                "flatters; hold the same patients out of every run"
+            )
+        elif noted is None or not noted.complete:
+            yield (
+                f"{field}: {parent} does not say of all tiles whom it learnt from, so what is measured here may flatter; hold the same "
+                "patients out of every run"
             )
 
 
+def _of_data(config: TrainConfig, divided: Split) -> Taught:
+    index, rows = divided.index, divided.train
+    patients, complete = people(index, rows), bool((index.synthetic | (index.patients >= 0))[rows].all())
+    for number, entry in enumerate(config.data.shards):
+        found = _behind(entry) if index.synthetic[rows[index.sets[rows] == number]].any() else frozenset()
+        patients, complete = patients | (found or frozenset()), complete and found is not None
+    return Taught(_hashed(patients), complete)
+
+
+def _behind(entry: ShardSet) -> frozenset[str] | None:
+    """None where nobody can say: no lineage is named, or it is gone, which stops no run that holds nobody out."""
+    try:
+        return behind(entry) if entry.lineage else None
+    except (InputError, OSError):
+        return None
+
+
 def _parents(config: TrainConfig) -> dict[str, str]:
-    named = {"encoder_run": config.encoder_run, "vae_run": config.vae_run}
+    """Runs whose networks teach this one, or stand in what it makes, by the field that names them; others are named in vain."""
+    compares = config.mode == "vae" and config.vae.perceptual != 0 and config.vae.features == "encoder"
+    named = {
+        "encoder_run": config.encoder_run if compares or config.mode not in ("encoder", "vae") else None,
+        "vae_run": config.vae_run if config.base is None and config.mode in ("diffusion", "repa-e") else None,
+    }
     return {field: run for field, run in named.items() if run is not None}
 
 
-def _noted(run: str) -> frozenset[str] | None:
+def _noted(run: str) -> Taught | None:
     """None where a run does not say, or not in a form that is known."""
     try:
-        found = json.loads((Path(run) / TAUGHT).read_text())
-        return frozenset(map(str, found["patients"])) if found["format"] == 1 else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found: Any = json.loads((Path(run) / TAUGHT).read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    if not isinstance(found, dict) or found.get("format") != 1 or not isinstance(found.get("patients"), list):
+        return None
+    if not all(isinstance(name, str) for name in found["patients"]):
+        return None
+    return Taught(frozenset(found["patients"]), found.get("complete") is True)
 
 
 def _hashed(names: frozenset[str]) -> frozenset[str]:

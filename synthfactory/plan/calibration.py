@@ -184,34 +184,31 @@ def _steps(spec: Spec, name: str, sampler: Sampler, found: Calibration | None) -
     rows = _rows(sampler, found)
     guidance = sampler.guidance
     setting = f"{sampler.solver} at guidance {guidance.scale:g} ({guidance.low:g} to {guidance.high:g})"
+    others = ", ".join(_others(sampler, found))
+    advice = f"write a number of steps{f', or take a solver that has an answer: {others}' if others else ''}"
     if rows:
         tried = ", ".join(str(row.sampler.steps) for _, row in rows)
         tiles = f"{rows[0][1].tiles:,} tiles"
         why = (
             f"of {setting}, none of the steps that were tried ({tried}) was surely as good as the reference, on {tiles}"
         )
-        good = ", ".join(_others(sampler, found))
-        advice = (
-            f"write a number of steps, or take a solver of which some are: {good}"
-            if good
-            else "write a number of steps"
-        )
     else:
         why = f"{spec.model.name} has no calibration of {setting}"
-        advice = "run `synthfactory calibrate`, or write a number of steps"
+        advice = f"run `synthfactory calibrate`, {'' if others else 'or '}{advice}"
     raise spec.error(f"{path}.steps", f"auto: {why}; {advice}")
 
 
 def _others(sampler: Sampler, found: Calibration | None) -> list[str]:
-    """Solvers that `auto` has an answer for at this guidance, by what they cost: as a sentence names them."""
+    """Solvers that `auto` has an answer for at this guidance, the cheapest first, as a sentence names them."""
     tables = [] if found is None else [table for table in found.tables if table.guidance == sampler.guidance]
-    good = sorted(
-        (row.calls_per_tile, row.sampler.solver) for table in tables for row in table.rows if table.no_worse(row)
-    )
-    cheapest: dict[str, int] = {}
-    for calls, solver in good:
-        cheapest.setdefault(solver, calls)
-    return [f"{solver} ({calls} calls a tile)" for solver, calls in cheapest.items()]
+    good = [row for table in tables for row in table.rows if table.no_worse(row)]
+    cheapest: dict[str, Row] = {}
+    for row in sorted(good, key=lambda row: (row.calls_per_tile, row.sampler.solver)):
+        cheapest.setdefault(row.sampler.solver, row)
+    return [
+        f"{solver} ({'' if row.sampler.method == sampler.method else f'method {row.sampler.method}, '}{row.calls_per_tile} calls a tile)"
+        for solver, row in cheapest.items()
+    ]
 
 
 def _rows(sampler: Sampler, found: Calibration | None) -> list[tuple[Table, Row]]:

@@ -135,7 +135,7 @@ def test_a_solver_without_an_answer_names_those_that_have_one(spec_file: MakeSpe
     assert run("calibrate", spec, *QUICK, *solvers, "--steps", 11, "--steps", 12).code == 0
     surely_good(own / "model" / "calibration.json", "heun", "euler")
     said = " ".join(run("plan", spec).err.split())
-    assert said.endswith("or take a solver of which some are: euler (22 calls a tile), heun (42 calls a tile)"), said
+    assert said.endswith("or take a solver that has an answer: euler (22 calls a tile), heun (42 calls a tile)"), said
 
 
 def test_every_guidance_of_a_spec_is_measured(spec_file: MakeSpec, own: Path) -> None:

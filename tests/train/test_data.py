@@ -15,11 +15,11 @@ from training import SIDE, image_of, plain, write_tar, write_yaml
 from synthfactory.embeddings.rows import spelled
 from synthfactory.spec.errors import InputError
 from train import shardset
-from train.config import Data
+from train.config import Data, ShardSet
 from train.loader import Loader, Share
 from train.sampler import Order
 from train.shardset import Reader, open_index
-from train.split import split
+from train.split import behind, split
 from train.symmetry import transformed, with_stain
 
 if TYPE_CHECKING:
@@ -232,6 +232,15 @@ def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
         split(data_of(tmp_path / "a", validation=apart), tmp_path / "cache")
 
 
+def pq_bytes(columns: dict[str, Any]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return bytes(sink.getvalue())
+
+
 def test_sets_of_ours_bring_their_patients_and_their_conditions(tmp_path: Path) -> None:
     """A packed set, and a synthetic one whose lineage says on whose tiles it rests."""
     model = make_tiny_model(tmp_path / "model")
@@ -247,7 +256,7 @@ def test_sets_of_ours_bring_their_patients_and_their_conditions(tmp_path: Path) 
     import pyarrow.parquet as pq
 
     patients = pq.read_table(bank, columns=["label", "patient_id"]).to_pylist()
-    assert split(data_of([made]), tmp_path / "cache").taught == {spelled(row["patient_id"]) for row in patients}
+    assert behind(ShardSet.model_validate(made)) == {spelled(row["patient_id"]) for row in patients}
     write_tar(tmp_path / "real" / "0.tar", range(4), lambda n: patients[n], side=lambda n: 32)
     validation = {"shards": [{"shards": str(tmp_path / "real")}]}
     with pytest.raises(
@@ -268,6 +277,13 @@ def test_sets_of_ours_bring_their_patients_and_their_conditions(tmp_path: Path) 
         split(other_way, tmp_path / "cache")
     unsaid = split(data_of(tmp_path / "old", validation={"shards": [{"shards": made["shards"]}]}), tmp_path / "cache")
     assert "lineage under data.validation.shards" in unsaid.warnings[0]
+    unit = next((tmp_path / "lineage" / "units").glob("*.parquet"))
+    whole = unit.read_bytes()
+    for damaged in (whole[:100], pq_bytes({"key": ["a"]})):
+        unit.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"lineage .*parquet is damaged or no lineage"):
+            split(data_of([made], validation=validation), tmp_path / "cache")
+    unit.write_bytes(whole)
     (tmp_path / "made" / "shards").rename(tmp_path / "elsewhere")  # it was listed before
     with pytest.raises(InputError, match=r"\.tar: is missing or cannot be read"):
         open_index(data_of([made]), tmp_path / "cache")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def test_terms_and_domain_follow_what_taught(tmp_path: Path, base: Path, synthet
     assert (out.licence, out.config["domain"]) == (mine, "skin")
 
 
-def test_a_set_that_may_not_be_shared_binds_the_model_that_learns_from_it(tmp_path: Path, base: Path) -> None:
+@pytest.fixture
+def closed(tmp_path: Path, base: Path) -> Path:
+    """A set built under terms that allow no sharing; the base itself is open."""
     bank = make_bank_file(tmp_path / "bank.parquet", base, classes={"one": 3})
     values = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(
@@ -72,19 +75,61 @@ def test_a_set_that_may_not_be_shared_binds_the_model_that_learns_from_it(tmp_pa
     }  # fmt: skip
     assert run("build", write_yaml(tmp_path / "spec.yaml", spec), "--local").code == 0
     (base / "config.json").write_text(json.dumps({**values, "licence": {"name": "Apache-2.0", "sharing": "allowed"}}))
-    train(
-        load_config(config(tmp_path, base, data={"shards": str(tmp_path / "out")})),
-        tmp_path / "run",
-        tmp_path / "cache",
-    )
-    with pytest.raises(InputError, match=r"set closed is under CC-BY-NC-ND-4\.0, sharing local, which binds"):
-        export(
-            tmp_path / "run", tmp_path / "x", model_id="m", revision="1", licence={"name": "MIT", "sharing": "allowed"}
-        )
+    return tmp_path / "out"
+
+
+MINE = {"name": "MIT", "sharing": "allowed"}
+
+
+@pytest.mark.parametrize("named", ["", "/shards", "/shards/*.tar", "copied"])
+def test_a_set_that_may_not_be_shared_binds_the_model_that_learns_from_it(
+    tmp_path: Path, base: Path, closed: Path, named: str
+) -> None:
+    """Whatever it is named by: the set, its folder of tars, a pattern, or a copy of a tar, which speaks for itself."""
+    shards = f"{closed}{named}"
+    if named == "copied":
+        (tmp_path / "copied").mkdir()
+        shards = str(shutil.copy(next((closed / "shards").glob("*.tar")), tmp_path / "copied/one.tar"))
+    train(load_config(config(tmp_path, base, data={"shards": shards})), tmp_path / "run", tmp_path / "cache")
+    who = "synthetic tiles are" if named == "copied" else "set closed is"
+    with pytest.raises(InputError, match=rf"data\.shards: {who} under CC-BY-NC-ND-4\.0, sharing local, which binds"):
+        export(tmp_path / "run", tmp_path / "x", model_id="m", revision="1", licence=MINE)
     assert not (tmp_path / "x").exists()
-    assert open_model(str(export(tmp_path / "run", tmp_path / "y", model_id="m", revision="1"))).licence == {
-        "name": "Apache-2.0", "sharing": "local",
-    }  # fmt: skip
+    out = open_model(str(export(tmp_path / "run", tmp_path / "y", model_id="m", revision="1")))
+    assert out.licence == {"name": "Apache-2.0", "sharing": "local"}
+    assert [each["name"] for each in out.config["training"].get("sets", [])] == (
+        [] if named == "copied" else ["closed"]
+    )
+
+
+def test_real_tiles_that_taught_the_encoder_make_an_export_local(tmp_path: Path, base: Path, closed: Path) -> None:
+    """Its weights are in the export, whatever the rest learnt from."""
+    values = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**values, "domain": "invented tissue"}))
+    learned = str(encoder_run(tmp_path))
+    write_tar(tmp_path / "tars" / "0.tar", range(12), lambda n: {**plain(n), "synthetic": True}, lambda n: SIDE)
+    for taught_by, sharing in ((learned, "local"), (None, "allowed")):
+        name = "with" if taught_by else "without"
+        train(load_config(config(tmp_path, base, encoder_run=taught_by)), tmp_path / name, tmp_path / "cache")
+        out = open_model(str(export(tmp_path / name, tmp_path / f"{name}-out", model_id="m", revision="1")))
+        assert (out.licence["sharing"], out.config.get("domain")) == (
+            sharing, None if taught_by else "invented tissue"
+        )  # fmt: skip
+
+
+def test_a_closed_set_that_taught_the_encoder_binds_as_well(tmp_path: Path, base: Path, closed: Path) -> None:
+    learned = encoder_run(tmp_path)
+    noted = json.loads((learned / "extra.json").read_text())
+    (learned / "extra.json").write_text(
+        json.dumps({**noted, "sets": [{"name": "closed", "recipe_sha256": "0", "licence": "CC", "sharing": "local"}]})
+    )
+    train(load_config(config(tmp_path, base, encoder_run=str(learned))), tmp_path / "run", tmp_path / "cache")
+    with pytest.raises(InputError, match=r"encoder_run: set closed is under CC, sharing local"):
+        export(tmp_path / "run", tmp_path / "x", model_id="m", revision="1", licence=MINE)
+    for damaged in ("{", "[]"):
+        (learned / "extra.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"extra\.json: is missing or damaged"):
+            export(tmp_path / "run", tmp_path / "x", model_id="m", revision="1")
 
 
 @pytest.mark.parametrize(
