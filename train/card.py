@@ -87,6 +87,9 @@ def _training(model: ModelFolder) -> list[str]:
     made = training.get("synthetic_tiles", 0)
     if made:
         lines += ["", f"{made:,} of the tiles were synthetic."]
+    left_out = training.get("tars_left_out", 0)
+    if left_out:
+        lines += ["", f"{left_out:,} of the tars were damaged and left out."]
     learns, base = training.get("learns"), training.get("base")
     while base:
         before = base.get("training") or {}
@@ -105,7 +108,7 @@ def _training(model: ModelFolder) -> list[str]:
 def _figures(model: ModelFolder) -> list[str]:
     found, timing = model.figures.get("agreement"), model.figures.get("timing")
     if not found or not timing:
-        return ["## Figures", "", "Not measured yet: `synthfactory-train measure FOLDER`."]
+        return ["## Figures", "", *_logged(model)]
     sampler, figures = found["sampler"], model.figures
     lines = [
         "## Figures",
@@ -147,6 +150,22 @@ def _figures(model: ModelFolder) -> list[str]:
         f"![Real and drawn tiles side by side]({SHEET})",
         "",
         "Not measured: memorisation of training tiles, anything on a GPU.",
+    ]
+
+
+def _logged(model: ModelFolder) -> list[str]:
+    """What a run's own log says, where nothing else was measured."""
+    log = {name: value for name, value in model.figures.get("log", {}).items() if isinstance(value, int | float)}
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in log.items() if name != "step")
+    return [
+        *([f"Last line of the run's log, at step {log['step']:,}: {said}."] if said and "step" in log else []),
+        *(
+            ["`validation` is of patients that were held out of that run."]
+            if any("validation" in name for name in log)
+            else []
+        ),
+        "Tiles that it draws have not been measured: of phantom tissue `synthfactory-train measure FOLDER` does, of any other "
+        "`synthfactory evaluate` a set that was built with it.",
     ]
 
 

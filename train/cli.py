@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,15 @@ def plan(config: str, cache: str | None, settings: tuple[str, ...]) -> None:
     folder = Path(cache) if cache else cache_folder() / "train"
     for line in lines(load_config(config, _overrides(settings)), folder):
         click.echo(line)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors that complete and check YAML."""
+    from synthfactory.spec.jsonschema import json_schema
+    from train.config import TrainConfig
+
+    click.echo(json.dumps(json_schema(TrainConfig), indent=1))
 
 
 @cli.command()

@@ -70,7 +70,9 @@ class Data(FrozenModel):
         default="refuse", description="where patients are split: what becomes of tiles of nobody knows whom"
     )
     on_bad_shard: Literal["stop", "skip"] = Field(
-        default="stop", description="a tar that is missing, cut off or damaged"
+        default="stop",
+        description="a tar that is missing, cut off, differs from its checksum or is damaged where it is listed; a picture that does "
+        "not decode stops the run either way, and its tar is named",
     )
     symmetries: bool = Field(default=True, description="augment with the eight symmetries of the square")
     stain_jitter: float = Field(

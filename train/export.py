@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from synthfactory.model.folder import FIGURES, ModelFolder
 from synthfactory.model.sit import SiTConfig
 from synthfactory.model.tensors import read_tensors, write_tensors
 from synthfactory.model.vae import VAEConfig
+from synthfactory.plan.calibration import CALIBRATION
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import shown
 from train import checkpoint
-from train.card import write_card
+from train.card import SHEET, write_card
 from train.config import TrainConfig, load_config
 from train.lora import merged
 from train.metrics import last_line
@@ -65,7 +70,7 @@ def export(
     the first of the config. With `repa_e` the networks lie in OUT/repa-e.pt as well, under REPA-E's names.
 
     InputError where a run has no checkpoint or is of another mode, where encoder, VAE or base moved on since, and where the base
-    model's terms are not to be changed.
+    model's terms are not to be changed; where `out` holds what is no part of a model.
     """
     config = load_config(f"{run}/config.yaml")
     based = None if config.base is None else find_model(config.base)
@@ -81,30 +86,66 @@ def export(
     terms = export_terms(config, licence, behind)
     if repa_e:
         check_form(_vae_sizes(config))
-    made = _of_runs if config.base is None else _of_base
-    own = _own(config, state)
-    description, hours = made(config, extra, step, own, out)
-    description |= {"format": FORMAT, "id": model_id, "revision": revision, "licence": terms}
-    description["encoder"].setdefault("id", f"{model_id}-encoder")
-    description["training"] |= {
-        "tiles": extra["tiles"],
-        "synthetic_tiles": extra["synthetic_tiles"],
-        "classes": extra["classes"],
-        "data_sha256": extra["data_sha256"],
-        **({"sets": sets} if (sets := sets_behind(behind)) else {}),
-        "torch": torch.__version__,
-    }
-    if domain:
-        description["domain"] = domain
-    elif saw_real(behind):  # whatever the base drew
-        description.pop("domain", None)
-    if repa_e:
-        write_repa_e(out, description["vae"])
-    (out / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
-    hours["vae" if config.mode == "vae" else "sit"] = _hours(run)
-    (out / FIGURES).write_text(json.dumps({"training_hours": hours}, indent=1) + "\n")
-    write_card(out)
+    made, own = _of_runs if config.base is None else _of_base, _own(config, state)
+    with _made_whole(out) as place:
+        description, hours = made(config, extra, step, own, place)
+        description |= {"format": FORMAT, "id": model_id, "revision": revision, "licence": terms}
+        description["encoder"].setdefault("id", f"{model_id}-encoder")
+        description["training"] |= {
+            "tiles": extra["tiles"],
+            "synthetic_tiles": extra["synthetic_tiles"],
+            "classes": extra["classes"],
+            "data_sha256": extra["data_sha256"],
+            **({"sets": sets} if (sets := sets_behind(behind)) else {}),
+            **({"tars_left_out": left} if (left := len(extra.get("skipped") or ())) else {}),
+            "torch": torch.__version__,
+        }
+        if domain:
+            description["domain"] = domain
+        elif saw_real(behind):  # whatever the base drew
+            description.pop("domain", None)
+        if repa_e:
+            write_repa_e(place, description["vae"])
+        (place / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+        hours["vae" if config.mode == "vae" else "sit"] = _hours(run)
+        log = {name: value for name, value in last_line(run).items() if name not in ("seconds", "rate", "waiting")}
+        (place / FIGURES).write_text(json.dumps({"training_hours": hours, "log": log}, indent=1) + "\n")
+        write_card(place)
     return out
+
+
+# What an export, or a command that measures it, writes into a model's folder.
+OWN = frozenset((
+    "config.json", "README.md", "repa-e.pt", "sit.safetensors", "vae.safetensors", "encoder.safetensors", "projection.safetensors",
+    FIGURES, SHEET, CALIBRATION,
+))  # fmt: skip
+
+
+@contextlib.contextmanager
+def _made_whole(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `out` when all is written: nobody finds new weights under an old description.
+    InputError where `out` holds what is no model's.
+    """
+    strange = sorted(path.name for path in out.iterdir() if path.name not in OWN) if out.is_dir() else []
+    if strange or (out.exists() and not out.is_dir()):
+        what = f"holds {shown(strange[0])}, which is no part of a model" if strange else "is a file"
+        raise InputError(f"{out}: {what}; name a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place, before = (out.parent / f".tmp-{secrets.token_hex(6)}" for _ in range(2))
+    try:
+        place.mkdir()
+        yield place
+        if out.exists():
+            out.rename(before)
+        try:
+            place.rename(out)
+        except OSError:
+            if before.exists():
+                before.rename(out)
+            raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _vae_sizes(config: TrainConfig) -> dict[str, Any]:
@@ -147,7 +188,6 @@ def _of_runs(
     vae_step, vae = _average(vae_run)
     _check_origin(extra, "encoder", str(encoder_run))
     _check_origin(extra, "vae", str(vae_run))
-    out.mkdir(parents=True, exist_ok=True)
     files = {
         "sit.safetensors": _write(out / "sit.safetensors", own["sit"]),
         "vae.safetensors": _write(out / "vae.safetensors", own.get("vae", vae_state(vae))),
@@ -203,7 +243,6 @@ def _of_base(
         _check_origin(extra, "encoder", encoding)
     if config.finetune.lora is not None:
         own = {**own, "sit": merged(own["sit"], config.finetune.lora.scale)}
-    out.mkdir(parents=True, exist_ok=True)
     files = {}
     for part, state in own.items():
         name = f"{part}.safetensors"

@@ -18,10 +18,16 @@ class Metrics:
         self._board = _writer(run / "tensorboard", first) if board else None
 
     def note(self, line: dict[str, float]) -> None:
-        """Appends a line with `step` and figures."""
+        """Appends a line with `step` and figures. InputError where it cannot be written."""
         rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()}
-        with open(self._path, "a") as log:
-            log.write(json.dumps(rounded) + "\n")
+        try:
+            with open(self._path, "a") as log:
+                log.write(json.dumps(rounded) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self._path}: step {line['step']} cannot be noted: {error.strerror or error}; make room and run the same command: it "
+                "goes on from the last checkpoint"
+            ) from None
         if self._board is not None:
             for name, value in rounded.items():
                 if name != "step":

@@ -124,7 +124,11 @@ class RepaELosses(Adversarial):
     """Autoencoder and discriminator of end-to-end training (REPA-E, arXiv 2504.10483); the SiT's are those of `diffusion`."""
 
     l1: float = 1.0
-    perceptual: float = Field(default=1.0, description="cosine of the encoder's patch tokens")
+    perceptual: float = 1.0
+    features: Literal["encoder", "lpips"] = Field(
+        default="encoder",
+        description="what the perceptual loss compares: the encoder's patch tokens, by cosine; lpips needs the extra of that name",
+    )
     kl: float = 1e-6
     gan: float = Field(default=0.1, ge=0)
     alignment: float = 1.5

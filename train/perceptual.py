@@ -33,7 +33,7 @@ def features_of(wanted: VAELosses, encoder: ViT | None, place: Place) -> Feature
     if wanted.perceptual == 0:
         return None
     if wanted.features == "lpips":
-        return Features(1.0 if wanted.perceptual is None else wanted.perceptual, _lpips(place))
+        return Features(1.0 if wanted.perceptual is None else wanted.perceptual, lpips_of(place, "vae.features"))
     if encoder is None:
         return None
     check_compared(wanted.crop, encoder.config.patch_size, encoder.config.image_size)
@@ -47,19 +47,19 @@ def features_of(wanted: VAELosses, encoder: ViT | None, place: Place) -> Feature
     return Features(1.0 if wanted.perceptual is None else wanted.perceptual, compare)
 
 
-def _lpips(place: Place) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS (arXiv 1801.03924) on VGG-16, of the package of that name."""
+def lpips_of(place: Place, field: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (arXiv 1801.03924) on VGG-16, of the package of that name. InputError, at the config's `field`, where it is not there."""
     try:
         import lpips
     except (ImportError, RuntimeError) as error:
         raise InputError(
-            f"vae.features: lpips cannot be imported ({error}); pip install 'synthfactory[lpips]', or write features: encoder"
+            f"{field}: lpips cannot be imported ({error}); pip install 'synthfactory[lpips]', or write features: encoder"
         ) from None
     try:
         found = lpips.LPIPS(net="vgg", verbose=False)
     except OSError as error:  # it fetches VGG-16 at its first use
         raise InputError(
-            f"vae.features: lpips cannot fetch its weights ({error}); put them into torch's cache, or write features: encoder"
+            f"{field}: lpips cannot fetch its weights ({error}); put them into torch's cache, or write features: encoder"
         ) from None
     network: Any = found.to(place.device, place.dtype).eval().requires_grad_(False)
     return lambda found, wanted: wide(network(found, wanted)).mean()

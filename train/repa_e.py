@@ -6,7 +6,7 @@
 3. sit            denoising + alignment on the same latents, detached, with the same times and noise. Latents are normalised by the
                   statistics of the batch over all workers (SyncBN), which move the running ones.
 
-The perceptual loss compares the encoder's patch tokens (cosine) of a tile and of its reconstruction.
+The perceptual loss compares the encoder's patch tokens (cosine) of a tile and of its reconstruction, or takes LPIPS.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from train.config import TrainConfig
 from train.discriminator import PatchDiscriminator, adaptive_weight, generator_loss
 from train.loader import Batch, Loader
 from train.parts import drawing_model, parts_of
+from train.perceptual import lpips_of
 from train.place import Figures, Phase, wide
 from train.sizes import check_discriminator
 from train.streams import normal, torch_generator
@@ -66,6 +67,8 @@ class RepaEStep:
         check_discriminator("repa_e", config.repa_e.discriminator_layers, loader.size_px, "a tile of data.shards")
         discriminator.initialise(torch_generator(config.seed, "discriminator"))
         parts.vae.requires_grad_(True)
+        by_lpips = config.repa_e.features == "lpips" and config.repa_e.perceptual != 0
+        self.lpips = lpips_of(self.place, "repa_e.features") if by_lpips else None
         self.module = RepaEModule(parts.sit, parts.vae, discriminator).to(self.place.device, self.place.dtype)
         self.sit, self.vae, self.discriminator = self.module.sit, self.module.vae, self.module.discriminator
         if parts.fresh:
@@ -131,7 +134,10 @@ class RepaEStep:
         self._seen[int(batch.positions[0])] = _Seen(latents, decoded, pixels, tokens)
         l1 = (decoded - pixels).abs().mean()
         patches = self.encoder.patch_tokens
-        perceptual = 1 - F.cosine_similarity(patches(self._tokens(decoded)), patches(tokens), dim=-1).mean()
+        if self.lpips is not None:
+            perceptual = self.lpips(decoded, pixels)
+        else:
+            perceptual = 1 - F.cosine_similarity(patches(self._tokens(decoded)), patches(tokens), dim=-1).mean()
         kl = losses.kl_to_unit(mean, log_variance) * mean[0].numel()  # summed over a tile, as the weight is meant
         rebuilt = weights.l1 * l1 + weights.perceptual * perceptual
         adversarial = generator_loss(wide(self.discriminator(decoded)))

@@ -54,6 +54,8 @@ def split(data: Data, cache: Path) -> Split:
     apart = [] if data.validation is None else data.validation.shards or []
     index = open_index(data, cache, [*data.shards, *apart])
     warnings = [f"left out: {text}" for text in index.skipped]
+    if len(warnings) > 1:
+        warnings.append(f"left out: {len(warnings):,} of {len(warnings) + len(index.tars):,} tars in all")
     if data.validation is None:
         everything = np.arange(len(index))
         warnings += [*_untaught(index, everything), *_mixed(index, everything)]

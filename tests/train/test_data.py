@@ -151,7 +151,19 @@ def _joined(path: Path) -> None:
     path.write_bytes(path.read_bytes() + write_tar(path.with_name("more"), range(9, 12), plain).read_bytes())
 
 
-@pytest.mark.parametrize("fault", [_cut, _cut_hard, _garbage, _unlabelled, _flipped, _joined])
+def _says(**record: Any) -> Any:
+    """Each tile's JSON says this as well."""
+    return lambda path: write_tar(path, range(3), lambda n: {**plain(n), **record})
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        _cut, _cut_hard, _garbage, _unlabelled, _flipped, _joined, _says(attributes=[1, 2]), _says(attributes={"size": float("nan")}),
+        _says(attributes={"size": 10**400}), _says(grid="AAAA", grid_channels=[]), _says(grid_channels=3),
+        _says(grid="AAAA", grid_channels=["a"], grid_scale=float("inf"), grid_min=0),
+    ],
+)  # fmt: skip
 def test_a_bad_tar_is_named_and_skipped_only_where_asked(tmp_path: Path, fault: Any) -> None:
     write_tar(tmp_path / "a" / "0.tar", range(6), plain)
     fault(write_tar(tmp_path / "a" / "1.tar", range(6, 9), plain))
@@ -161,6 +173,9 @@ def test_a_bad_tar_is_named_and_skipped_only_where_asked(tmp_path: Path, fault: 
     assert len(index) == 6
     assert len(index.skipped) == 1
     assert "1.tar" in index.skipped[0]
+    fault(write_tar(tmp_path / "a" / "2.tar", range(9, 12), plain))
+    said = split(data_of(tmp_path / "a", on_bad_shard="skip"), tmp_path / "cache").warnings
+    assert said[2] == "left out: 2 of 3 tars in all"
     (tmp_path / "a" / "0.tar").unlink()
     with pytest.raises(InputError, match="no tile is left"):
         open_index(data_of(tmp_path / "a", on_bad_shard="skip"), tmp_path / "cache")
@@ -173,6 +188,7 @@ def test_a_bad_tar_is_named_and_skipped_only_where_asked(tmp_path: Path, fault: 
         ("nowhere.tar", {}, "nowhere.tar: is missing or cannot be read"),
         ("a", {"classes": ["a", "b"]}, "has a tile of label 'c', which is none of them"),
         ("a", {"validation": {"shards": [{"shards": "empty"}]}}, "holds no .tar"),
+        ("one", {"validation": {"share": 0.5}}, "no tile is left for validation; there are too few patients"),
         ("a", {"validation": {"share": 0.1}, "classes": ["a", "b", "c"]}, None),
     ],
 )
@@ -181,6 +197,7 @@ def test_what_cannot_be_trained_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_tar(tmp_path / "a" / "0.tar", range(12), plain)
+    write_tar(tmp_path / "one" / "0.tar", range(3), lambda n: {"label": "a", "patient_id": "p"})
     (tmp_path / "empty").mkdir()
     if message is None:
         split(data_of(shards, **more), tmp_path / "cache")

@@ -136,9 +136,10 @@ def test_workers_that_keep_dying_end_the_run_in_one_line(
             )
 
     write_tar(tmp_path / "tars" / "0.tar", range(12), plain, side=lambda n: 32)
+    (tmp_path / "encoder").mkdir()
     values = {
-        "mode": "finetune", "base": str(make_tiny_model(tmp_path / "base")), "data": {"shards": str(tmp_path / "tars")},
-        "optimiser": {"steps": 3, "batch": 4, "rate": 1e-3},
+        "mode": "finetune", "base": str(make_tiny_model(tmp_path / "base")), "encoder_run": str(tmp_path / "encoder"),
+        "data": {"shards": str(tmp_path / "tars"), "validation": {"share": 0.5}}, "optimiser": {"steps": 3, "batch": 4, "rate": 1e-3},
     }  # fmt: skip
     config = str(write_yaml(tmp_path / "config.yaml", values))
     monkeypatch.setattr(distributed, "_trainer", lambda *given: DyingTrainer())
@@ -154,6 +155,7 @@ def test_workers_that_keep_dying_end_the_run_in_one_line(
         signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr().err
     assert ended.value.code == 1
+    assert said.count(f"warning: encoder_run: {tmp_path}/encoder does not say of all tiles whom it learnt from") == 1
     assert said.count("a worker ended; going on from step 0") == 2
     assert said.splitlines()[-1].startswith("Error: workers ended 3 times, last with: no space left; 0 steps are kept")
     assert "Traceback" not in said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +74,42 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(runs: Path, tmp_pa
     open_model(str(tmp_path / "model")).check_files()
 
 
+def test_an_export_takes_the_place_of_another_whole_or_not_at_all(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = export(runs / "sit", tmp_path / "model", model_id="first", revision="1")
+    for of_these_weights in ("calibration.json", "repa-e.pt"):
+        (out / of_these_weights).write_text("{}")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("train.export.write_card", full)
+        with pytest.raises(OSError, match="No space left"):
+            export(runs / "sit16", out, model_id="second", revision="1")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    export(runs / "sit16", out, model_id="second", revision="1")
+    open_model(str(out)).check_files()
+    assert {path.name for path in out.iterdir()} == set(before) - {"calibration.json", "repa-e.pt"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"model: holds notes\.txt, which is no part of a model; name a new folder"):
+        export(runs / "sit", out, model_id="third", revision="1")
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_log_that_was_cut_off_and_copies_of_checkpoints_are_passed_over(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "sit", tmp_path / "sit")
+    with open(tmp_path / "sit/metrics.jsonl", "a") as log:
+        log.write('{"step": 9, "seco')
+    last = checkpoint.steps(tmp_path / "sit")[-1]
+    shutil.copytree(tmp_path / f"sit/checkpoints/{last:06d}", tmp_path / f"sit/checkpoints/{last:06d}.bak")
+    out = export(tmp_path / "sit", tmp_path / "model", model_id="m", revision="1")
+    assert open_model(str(out)).figures["log"]["step"] == last
+
+
 def test_equal_runs_give_the_same_identity_whatever_the_clock_says(runs: Path, tmp_path: Path) -> None:
     first = open_model(str(export(runs / "sit", tmp_path / "a", model_id="m", revision="1", licence=TERMS)))
     log = runs / "sit" / "metrics.jsonl"
@@ -90,7 +128,8 @@ def test_the_card_says_what_is_not_measured(runs: Path, tmp_path: Path) -> None:
     out = export(runs / "sit", tmp_path / "model", model_id="m", revision="1", licence=TERMS)
     before = open_model(str(out)).sha256
     text = (out / "README.md").read_text()
-    assert "Not measured yet" in text
+    assert "Tiles that it draws have not been measured" in text
+    assert re.search(r"Last line of the run's log, at step \d: loss \d\.\d+, flow ", text)
     assert "12 tiles of 3 classes (class-0, class-1, class-2)" in text
     assert before in text
     found = {

@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
     last = shards / "run" / "checkpoints" / "000004"
     os.truncate(last / name, 40)
     with pytest.raises(
-        InputError, match=rf"000004/{name}: is damaged.*; remove the folder that it lies in, and the same"
+        InputError, match=rf"000004/{name}: is (missing or )?damaged.*; remove the folder that it lies in, and the same"
     ):
         train(config, shards / "run", shards / "cache")
     shutil.rmtree(last)
@@ -251,6 +251,43 @@ def test_a_jump_of_ten_deviations_stops_a_run_and_noise_does_not() -> None:
     young = Watch()
     for step in range(AFTER_STEPS):
         young.look(step, 1.0 if step % 2 else 50.0)
+
+
+def test_a_jump_stops_the_run_where_it_stands(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.step import EncoderStep
+
+    real = EncoderStep.loss
+    monkeypatch.setattr("train.watch.AFTER_STEPS", 3)
+
+    def jumps(self: Any, batch: Any) -> Any:
+        loss, figures = real(self, batch)
+        return (loss * 1000 if batch.step == 5 else loss), figures
+
+    monkeypatch.setattr(EncoderStep, "loss", jumps)
+    with pytest.raises(
+        DivergedError, match=r"step 5: the loss jumps to .*; the last good checkpoint is .*/000004; look"
+    ):
+        train(load_config(write_config(shards)), shards / "run", shards / "cache")
+    assert checkpoint.steps(shards / "run") == [2, 4]
+
+
+def test_a_log_that_cannot_be_written_is_one_line_and_the_same_command_goes_on(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, real = load_config(write_config(shards, log_every=1)), open
+
+    def full(path: Any, *given: Any) -> Any:
+        if str(path).endswith("metrics.jsonl") and checkpoint.steps(shards / "run"):
+            raise OSError(28, "No space left on device")
+        return real(path, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("train.metrics.open", full, raising=False)
+        with pytest.raises(
+            InputError, match=r"metrics\.jsonl: step 3 cannot be noted: No space left on device; make room"
+        ):
+            train(config, shards / "run", shards / "cache")
+    assert train(config, shards / "run", shards / "cache") == config.optimiser.steps - 2
 
 
 def test_a_config_that_may_change_and_one_that_may_not(shards: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from tinymodel import make_tiny_model
 from training import plain, write_tar, write_yaml
 
+import train as train_package
 from synthfactory.model.vit import vit_from_dict
 from synthfactory.spec.errors import InputError
 from train.cli import cli
@@ -67,6 +69,45 @@ def test_a_discriminator_counts(tmp_path: Path) -> None:
         changes = {"mode": "vae", "network": sizes, "vae": {"gan": gan, "crop": 16, "discriminator_layers": 1}}
         lines = plan(load_config(str(config(tmp_path, **changes))), tmp_path / "cache")
         assert any(line.startswith("critic ") for line in lines) == bool(gan)
+
+
+def test_the_encoder_that_compares_counts_and_one_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    vae = {"mode": "vae", "network": {}, "base": str(base)}
+    for perceptual in (None, 0):
+        given = config(tmp_path, **vae, vae={"crop": 16, "perceptual": perceptual})
+        lines = plan(load_config(str(given)), tmp_path / "cache")
+        assert any(line.startswith("compared by ") for line in lines) == (perceptual is None)
+    (tmp_path / "coarse").mkdir()
+    (tmp_path / "coarse/config.yaml").write_text(config(tmp_path, network={**VIT, "patch_size": 16}).read_text())
+    with pytest.raises(InputError, match=r"vae\.crop: 24 px cannot be compared .* a multiple of 16 up to 32"):
+        plan(
+            load_config(str(config(tmp_path, **vae, vae={"crop": 24}, encoder_run=str(tmp_path / "coarse")))),
+            tmp_path / "cache",
+        )
+    (tmp_path / "wide").mkdir()
+    (tmp_path / "wide/config.yaml").write_text(config(tmp_path).read_text())
+    finetune = {"mode": "finetune", "network": {}, "base": str(base)}
+    for run, message in (("wide", r"encoder_run: .*wide: its embeddings are 32 wide; tiny takes 16"),
+                         ("no", r"encoder_run: .*no: is no run folder yet")):  # fmt: skip
+        for mode in (finetune, vae) if run == "no" else (finetune,):
+            with pytest.raises(InputError, match=message):
+                plan(load_config(str(config(tmp_path, **mode, encoder_run=str(tmp_path / run)))), tmp_path / "cache")
+
+
+def test_the_schema_describes_what_a_config_may_hold() -> None:
+    ended = CliRunner().invoke(cli, ["schema"])
+    assert ended.exit_code == 0
+    described = json.loads(ended.output)
+    assert "optimiser" in described["required"]
+    assert "on_bad_shard" in described["$defs"]["Data"]["properties"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(train_package.__file__).parent.glob("configs/*.yaml")), ids=lambda p: p.stem
+)
+def test_configs_that_ship_are_read(path: Path) -> None:
+    assert load_config(str(path)).optimiser.steps > 0
 
 
 def test_runs_that_are_not_there_yet_are_named(tmp_path: Path) -> None:

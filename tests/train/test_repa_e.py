@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training import write_config, write_shard
-from training import cut_off, same_averages
+from training import cut_off, install_lpips, same_averages
 
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
@@ -138,6 +139,23 @@ def test_statistics_are_those_of_the_batch(run: Any) -> None:
     assert torch.allclose(run.work._normalised(latents), own(latents), atol=1e-5)
     assert torch.allclose(run.work.sit.bn.running_mean, own.running_mean, atol=1e-6)
     assert torch.allclose(run.work.sit.bn.running_var, own.running_var, atol=1e-5)
+
+
+def test_lpips_takes_the_place_of_the_encoders_tokens(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = install_lpips(monkeypatch)
+    losses = []
+    for features in ("encoder", "lpips"):
+        chosen = load_config(config(begun, repa_e={**SMALL, "features": features}, samples=None))
+        train(chosen, tmp_path / features, begun / "cache")
+        lines = (tmp_path / features / "metrics.jsonl").read_text().splitlines()
+        losses.append(json.loads(lines[-1])["vae_perceptual"])
+    assert len(asked) == 1
+    assert losses[0] != losses[1] > 0
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(InputError, match=r"repa_e\.features: lpips cannot be imported .*synthfactory\[lpips\]"):
+        train(chosen, tmp_path / "without", begun / "cache")
 
 
 def test_a_cut_off_run_ends_with_the_same_weights_and_draws(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tinymodel import make_tiny_model
-from training import cut_off, plain, same_averages, write_tar, write_yaml
+from training import cut_off, install_lpips, plain, same_averages, write_tar, write_yaml
 
 from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
@@ -161,24 +161,12 @@ def test_a_crop_is_seen_with_the_positions_of_the_corner(base: Path) -> None:
 
 
 def test_lpips_is_used_where_it_is_installed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    class LPIPS(
-        torch.nn.Module
-    ):  # the package's interface: lpips.LPIPS(net=...)(a, b) -> (B, 1, 1, 1), tiles in [-1, 1]
-        def __init__(self, **named: Any) -> None:
-            super().__init__()
-            asked.append(named)
-
-        def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-            return (one - other).square().mean((1, 2, 3), keepdim=True)
-
-    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
+    asked = install_lpips(monkeypatch)
     train(config(tmp_path, base, {"features": "lpips"}), tmp_path / "run", tmp_path / "cache")
     assert asked == [{"net": "vgg", "verbose": False}]
     assert last_line(tmp_path / "run")["perceptual"] > 0
 
-    def offline(**_: Any) -> LPIPS:
+    def offline(**_: Any) -> Any:
         raise URLError("no route to host")
 
     monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=offline))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,3 +88,21 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch, step_class: Any, step: int) -> l
 
     monkeypatch.setattr(step_class, "loss", broken)
     return seen
+
+
+def install_lpips(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A stand-in for the package of that name, by squares; what its network is asked for is noted in what is returned."""
+    asked: list[dict[str, Any]] = []
+
+    class LPIPS(torch.nn.Module):
+        """The package's interface: lpips.LPIPS(net=...)(a, b) -> (B, 1, 1, 1), tiles in [-1, 1]."""
+
+        def __init__(self, **named: Any) -> None:
+            super().__init__()
+            asked.append(named)
+
+        def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return (one - other).square().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
+    return asked
