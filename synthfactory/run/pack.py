@@ -55,7 +55,7 @@ class PackReport:
     classes: dict[str, int]
     patients: dict[str, int]  # of each class
     unknown_patients: dict[str, int]  # tiles of each class
-    duplicates: list[list[str]]  # keys of tiles with the very same bytes
+    duplicates: list[list[str]]  # keys of tiles with the very same picture
     across: int = 0  # of the duplicates: groups of more than one label or patient
     blank: list[str] = field(default_factory=list)
     lossy: int = 0
@@ -195,6 +195,7 @@ class _Tile:
     tissue: float
     converted: bool
     described: bool
+    pixels_sha256: str
 
 
 def _read(data: bytes, where: str, size_px: int) -> _Tile:
@@ -203,10 +204,10 @@ def _read(data: bytes, where: str, size_px: int) -> _Tile:
         kind, plain = str(picture.format), picture.mode == "RGB"
         picture.load()  # of a PNG, what stands behind the pixels is known only now
         described = bool({str(name).lower() for name in picture.info} - PLAIN_INFO)
-    tissue = float(tissue_fraction(pixels[None])[0])
+    tissue, seen = float(tissue_fraction(pixels[None])[0]), sha256_hex(np.ascontiguousarray(pixels).tobytes())
     if plain and kind in KEPT_AS_THEY_ARE:
-        return _Tile(data, KEPT_AS_THEY_ARE[kind], tissue, False, described)
-    return _Tile(encode_image(np.ascontiguousarray(pixels), "png"), "png", tissue, True, False)  # the same pixels
+        return _Tile(data, KEPT_AS_THEY_ARE[kind], tissue, False, described, seen)
+    return _Tile(encode_image(np.ascontiguousarray(pixels), "png"), "png", tissue, True, False, seen)
 
 
 def _pack_shard(
@@ -253,7 +254,7 @@ def _pack_shard(
                 {
                     "key": record.key, "shard": shard, "label": label, **_facts(tiles, row), "tissue": tile.tissue,
                     "image_sha256": sha256_hex(tile.data), "source": tiles.files[row], "format": tile.format,
-                    "converted": tile.converted, "described": tile.described,
+                    "converted": tile.converted, "described": tile.described, "pixels_sha256": tile.pixels_sha256,
                 }
             )  # fmt: skip
             yield record, tile.data
@@ -294,7 +295,8 @@ def _report(store: Store, plan: _Plan) -> PackReport:
                 unknown[row["label"]] += 1
             else:
                 patients[row["label"]].add(row["patient_id"])
-            alike[bytes.fromhex(row["image_sha256"])].append((row["key"], row["label"], row["patient_id"]))
+            seen = bytes.fromhex(row["pixels_sha256"] or row["image_sha256"])
+            alike[seen].append((row["key"], row["label"], row["patient_id"]))
             if row["tissue"] < BLANK_BELOW:
                 found.blank.append(row["key"])
             found.lossy += row["format"] == "jpeg"
@@ -321,7 +323,7 @@ def render(report: PackReport, out: str, width: int = 80) -> Sequence[str]:
     if report.duplicates:
         extra = sum(len(keys) - 1 for keys in report.duplicates)
         across = f", in {counted(report.across, 'group')} of more than one label or patient" if report.across else ""
-        lines.append(f"the very same bytes again: {counted(extra, 'tile')}{across} ({_some(report.duplicates[0])})")
+        lines.append(f"the very same picture again: {counted(extra, 'tile')}{across} ({_some(report.duplicates[0])})")
     if report.blank:
         lines.append(
             f"nearly blank (tissue below {BLANK_BELOW:.0%}): {counted(len(report.blank), 'tile')} ({_some(report.blank)})"
@@ -330,7 +332,8 @@ def render(report: PackReport, out: str, width: int = 80) -> Sequence[str]:
         lines.append(f"JPEG: {counted(report.lossy, 'tile')}; a model learns its artefacts too")
     if report.converted:
         lines.append(
-            f"no plain RGB PNG, WebP or JPEG: {counted(report.converted, 'tile')}, packed as PNG of the same pixels"
+            f"no plain RGB PNG, WebP or JPEG: {counted(report.converted, 'tile')}, packed as PNG of the same colours (what is "
+            "transparent is not kept)"
         )
     if report.described:
         lines.append(

@@ -27,10 +27,12 @@ SIDE_SCHEMA = pa.schema(
         ("image_sha256", pa.string()),
         ("source", pa.string()),
         ("format", pa.string()),
-        ("converted", pa.bool_()),  # to PNG, with the same pixels
+        ("converted", pa.bool_()),  # to PNG, with the same colours
         ("described", pa.bool_()),  # the image file holds text or EXIF
+        ("pixels_sha256", pa.string()),  # of the decoded picture: one picture may be two files
     ]
 )
+BEFORE = SIDE_SCHEMA.remove(SIDE_SCHEMA.get_field_index("pixels_sha256"))  # sets that were packed by an earlier version
 
 
 def side_path(shard: int, tar_sha256: str) -> str:
@@ -46,12 +48,12 @@ def side_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def read_side(data: bytes) -> list[dict[str, Any]]:
-    """Rows of a shard's patients. ValueError where it is no such parquet."""
+    """Rows of a shard's patients; `pixels_sha256` is None where an earlier version packed them. ValueError where it is no such parquet."""
     try:
         table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
-        if not table.schema_arrow.equals(SIDE_SCHEMA):
+        if not (table.schema_arrow.equals(SIDE_SCHEMA) or table.schema_arrow.equals(BEFORE)):
             raise ValueError("has other columns than patients have")
         rows: list[dict[str, Any]] = table.read(use_threads=False).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"is no parquet ({error})") from None
-    return rows
+    return [{"pixels_sha256": None, **row} for row in rows]

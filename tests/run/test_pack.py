@@ -114,6 +114,7 @@ def test_an_interrupted_pack_goes_on_to_the_same_bytes(source: Path, tmp_path: P
 
 def test_what_a_user_should_know_of_the_tiles_is_said(source: Path, tmp_path: Path) -> None:
     (source / "stroma/MRN4711-1.png").write_bytes((source / "gland/MRN4711-0.png").read_bytes())
+    Image.open(source / "gland/MRN4711-10.png").save(source / "stroma/MRN4711-9.png", compress_level=0)  # another file
     Image.new("RGB", (SIDE, SIDE), (250, 250, 250)).save(source / "gland/MRN4711-2.png")
     picture(4).save(source / "gland/MRN4711-4.png", "JPEG")  # whatever its name says
     picture(5).convert("P").save(source / "stroma/MRN4711-5.png")
@@ -129,10 +130,13 @@ def test_what_a_user_should_know_of_the_tiles_is_said(source: Path, tmp_path: Pa
     ended = pack(source, out)
     assert ended.code == 0, ended.err
     text = " ".join(ended.out.split())
-    assert "the very same bytes again: 1 tile, in 1 group of more than one label or patient" in text
+    assert "the very same picture again: 2 tiles, in 2 groups of more than one label or patient" in text
     assert "nearly blank (tissue below 5%): 1 tile" in text
     assert "JPEG: 1 tile" in text
-    assert "no plain RGB PNG, WebP or JPEG: 1 tile, packed as PNG of the same pixels" in text
+    assert (
+        "no plain RGB PNG, WebP or JPEG: 1 tile, packed as PNG of the same colours (what is transparent is not kept)"
+        in text
+    )
     assert "text or EXIF inside the image file: 2 tiles" in text
     (row,) = [row for row in sides(out) if row["converted"]]
     wanted = np.asarray(Image.open(source / row["source"]).convert("RGB"))
