@@ -121,7 +121,7 @@ def _figures(model: ModelFolder) -> list[str]:
         "",
         "| | |",
         "|---|---:|",
-        f"| judge's accuracy on reals | {found['judge_accuracy_on_real']:.3f} |",
+        f"| judge's accuracy on reals | {_with(found, 'judge_accuracy_on_real', 'judge_accuracy_on_real_95')} |",
         f"| judge agrees with the class of the condition | {_with(found, 'agreement_of_generated', 'agreement_95')} |",
         f"| ratio | {_with(found, 'ratio', 'ratio_95')} |",
         *(
@@ -137,7 +137,8 @@ def _figures(model: ModelFolder) -> list[str]:
         "|---|---:|---:|",
     ]
     lines.extend(
-        f"| {name} | {pair['real']:.3f} | {pair['generated']:.3f} |" for name, pair in found["per_class"].items()
+        f"| {name} | {_with(pair, 'real', 'real_95')} | {_with(pair, 'generated', 'generated_95')} |"
+        for name, pair in found["per_class"].items()
     )
     return [
         *lines,
@@ -191,12 +192,13 @@ def _distances(spaces: dict[str, dict[str, Any]]) -> list[str]:
         "Distances to the conditions' tiles, in spaces standardised by them; beside each that of as many real tiles of other patients.",
         "",
         "| space | tiles | kernel, drawn | kernel, real | Frechet, drawn | Frechet, real |",
-        "|---|---:|---|---|---:|---:|",
+        "|---|---:|---|---|---|---|",
     ]
     for name, found in spaces.items():
         kernels = [_with(found, f"kernel_{who}", f"kernel_{who}_95") for who in ("drawn", "real")]
         frechet = [
-            f"{found[key]:.2f}" if key in found else "too few tiles" for key in ("frechet_drawn", "frechet_real")
+            _with(found, key, f"{key}_95", 2) if key in found else "too few tiles"
+            for key in ("frechet_drawn", "frechet_real")
         ]
         lines.append(f"| {name} | {found['tiles']:,} | {' | '.join([*kernels, *frechet])} |")
     return [*lines, ""]

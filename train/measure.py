@@ -159,18 +159,24 @@ def _agreement(judge: TileCNN, others: HeldOut, conditions: HeldOut, drawn: np.n
     on_drawn = judged(judge, drawn) == conditions.labels
     return {
         "judge_accuracy_on_real": round(float(on_real.mean()), 4),
+        "judge_accuracy_on_real_95": rounded(wilson(list(on_real), others.patients)),
         "agreement_of_generated": round(float(on_drawn.mean()), 4),
         "agreement_95": rounded(wilson(list(on_drawn), conditions.patients)),
         "ratio": round(float(on_drawn.mean() / on_real.mean()), 4),
         "ratio_95": rounded(_ratio(on_drawn, conditions.patients, on_real, others.patients)),
         "per_class": {
             name: {
-                "real": round(float(on_real[others.labels == number].mean()), 4),
-                "generated": round(float(on_drawn[conditions.labels == number].mean()), 4),
+                **_share("real", on_real, others.patients, others.labels == number),
+                **_share("generated", on_drawn, conditions.patients, conditions.labels == number),
             }
             for number, name in enumerate(CLASSES)
         },
     }
+
+
+def _share(name: str, hits: np.ndarray, patients: np.ndarray, mine: np.ndarray) -> dict[str, Any]:
+    value, interval = float(hits[mine].mean()), wilson(list(hits[mine]), patients[mine])
+    return {name: round(value, 4), f"{name}_95": rounded(interval)}
 
 
 def _ratio(above: np.ndarray, patients: np.ndarray, below: np.ndarray, others: np.ndarray) -> tuple[float, float]:

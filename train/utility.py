@@ -8,10 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from synthfactory.evaluate.distance import ROWS_PER_DIMENSION, KernelDistance, frechet_distance, standardised
-from synthfactory.evaluate.intervals import bootstrap, patient_weights, rounded
+from synthfactory.evaluate.distance import (
+    ROWS_PER_DIMENSION,
+    KernelDistance,
+    frechet_distance,
+    gaussian_distance,
+    standardised,
+)
+from synthfactory.evaluate.intervals import bootstrap, dealt, jackknife, patient_weights, rounded
 from synthfactory.evaluate.labels import LabelProbe
 from train.streams import stream
+
+GROUPS = 20  # of patients, left out in turn for the intervals of Frechet distances
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,13 @@ def distances(space: Space, rows: Rows) -> dict[str, Any]:
         found[f"kernel_{name}_95"] = rounded(bootstrap(weights, partial(distance.of, matrices)), 5)
     near = standardised(space.conditions, space.drawn, space.others)
     if len(rows.labels) >= ROWS_PER_DIMENSION * near[0].shape[1]:
-        found["frechet_drawn"] = round(frechet_distance(near[0], near[1]), 3)
-        found["frechet_real"] = round(frechet_distance(near[0], near[2]), 3)
+        mine = dealt(rows.patients, rows.labels, GROUPS, seed=11)
+        theirs = dealt(rows.other_patients, rows.other_labels, GROUPS, seed=12)
+        for name, features, groups in (("drawn", near[1], mine), ("real", near[2], theirs)):
+            value = frechet_distance(near[0], features)
+            without = [gaussian_distance(near[0][mine != out], features[groups != out]) for out in range(GROUPS)]
+            found[f"frechet_{name}"] = round(value, 3)
+            found[f"frechet_{name}_95"] = rounded(jackknife(value, without), 3)
     return found
 
 

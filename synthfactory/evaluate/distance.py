@@ -99,6 +99,11 @@ def frechet_distance(one_NE: np.ndarray, other_ME: np.ndarray) -> float:
             f"a Frechet distance needs equal numbers of rows, at least {ROWS_PER_DIMENSION} for each of {width} coordinates; "
             f"there are {rows} and {len(other_ME)}"
         )
+    return gaussian_distance(one_NE, other_ME)
+
+
+def gaussian_distance(one_NE: np.ndarray, other_ME: np.ndarray) -> float:
+    """FID's formula of any two sets, however few rows there are: for parts of sets that are large enough."""
     (mean, a), (other_mean, b) = (moments(values) for values in (one_NE, other_ME))
     values, vectors = np.linalg.eigh(a)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T

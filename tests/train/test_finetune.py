@@ -288,7 +288,7 @@ def test_real_tissue_of_an_unseen_patient_is_learnt(tmp_path: Path) -> None:
     tuned = export(tmp_path / "vae", tmp_path / "model", model_id="tuned", revision="1")
     sit = {**changes, "optimiser": {"steps": 60, "batch": 16, "rate": 3e-4, "warmup": 10, "ema": 0.95}}
     train(load_config(config(tmp_path, tuned, **sit)), tmp_path / "sit", tmp_path / "cache")
-    psnr, loss = (of_validation(tmp_path / name, what) for name, what in (("vae", "psnr_db"), ("sit", "loss")))
+    psnr, loss = (of_validation(tmp_path / name, what) for name, what in (("vae", "psnr_db"), ("sit", "flow")))
     print(
         f"PSNR before and after: {psnr[0]:.2f} and {psnr[-1]:.2f} dB; denoising loss: {loss[0]:.3f} and {loss[-1]:.3f}"
     )

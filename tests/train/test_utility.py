@@ -108,3 +108,21 @@ def test_intervals_cover_and_widen_where_tiles_share_patients() -> None:
     assert wilson([True] * 80, np.repeat(np.arange(20), 4)) == pytest.approx(wilson([True] * 20))
     by_tile = bootstrap(patient_weights(np.arange(200), random), mean)
     assert by_patient[1] - by_patient[0] > 2 * (by_tile[1] - by_tile[0])
+
+
+def test_a_frechet_distances_interval_is_as_wide_as_it_varies() -> None:
+    """Over sets drawn anew, patients of four tiles that are alike: the deviation that the interval stands for is the one that is seen."""
+    patients = np.repeat(np.arange(100), 4)
+    rows = Rows(LABELS[patients], patients, LABELS[patients], patients)
+
+    def drawn(seed: int, off: float) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        person = random.standard_normal((100, 4))[patients]
+        return person + 0.5 * random.standard_normal((400, 4)) + off
+
+    found = [
+        distances(Space("s", drawn(3 * n, 0.0), drawn(3 * n + 1, 0.7), drawn(3 * n + 2, 0.0)), rows) for n in range(40)
+    ]
+    seen = np.std([each["frechet_drawn"] for each in found])
+    stands = np.mean([(each["frechet_drawn_95"][1] - each["frechet_drawn"]) / 2.093 for each in found])  # t of 19
+    assert 0.7 < stands / seen < 1.4, stands / seen
