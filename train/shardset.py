@@ -37,7 +37,7 @@ from synthfactory.spec.text import shown
 from train.config import Data, ShardSet
 
 END_BYTES = 1024  # two blocks of zeros end a tar
-FORMAT = "3"  # of a cached piece
+FORMAT = "4"  # of a cached piece
 
 
 Terms = tuple[str, str]  # name of a licence, sharing
@@ -64,6 +64,9 @@ class Index:
     tar_sha256: tuple[str, ...] = field(repr=False)
     digest: str  # sha256 over the tars' sha256
     skipped: tuple[str, ...]  # what is wrong with each tar that was left out
+    pictures: np.ndarray = field(
+        repr=False
+    )  # uint64 (N,), equal for equal pictures; 0: unknown, as of all tars that are not packed
     tar_terms: tuple[tuple[Terms, ...], ...] = field(
         repr=False
     )  # of each tar, what its tiles state; none where they state nothing
@@ -74,14 +77,14 @@ class Index:
 
 @dataclass(frozen=True)
 class _Tar:
-    """A tar to read. `patients` gives those of its tiles by key, where they stand beside it; `size` is what lies there in a store
+    """A tar to read. `beside` gives what stands beside it of its tiles, by key; `size` is what lies there in a store
     that was listed, None where nothing does; `listing` is the sha256 of what a packed set says of its patients.
     """
 
     place: str
     sha256: str | None = None
     size: int | None = None
-    patients: Callable[[], dict[str, str | None]] | None = None
+    beside: Callable[[], dict[str, dict[str, Any]]] | None = None
     listing: str = ""
 
 
@@ -98,6 +101,7 @@ class _Piece:
     grid_channels: list[str]
     terms: list[Terms]
     spans: np.ndarray  # int64 (n, 2): offset and length of the image
+    pictures: np.ndarray
     attributes: np.ndarray
     grid: np.ndarray
 
@@ -140,12 +144,12 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
         found = []
         for commit in commits.values():
 
-            def patients(commit: Any = commit) -> dict[str, str | None]:
-                return {row["key"]: row["patient_id"] for row in read_patients(store, commit)}
+            def beside(commit: Any = commit) -> dict[str, dict[str, Any]]:
+                return {row["key"]: row for row in read_patients(store, commit)}
 
             where = f"{place.rstrip('/')}/{commit.objects[0]}"
             sha256, size = str(commit.body["tar"]["sha256"]), lying.get(commit.objects[0])
-            found.append(_Tar(where, sha256, size, patients if packed else None, listing))
+            found.append(_Tar(where, sha256, size, beside if packed else None, listing))
         return found
     # Hidden files are what somebody is still writing, or left behind: tars have their names when they are whole.
     names = sorted(
@@ -201,11 +205,10 @@ def _piece(tar: _Tar, cache: Path) -> _Piece:
 def _read(tar: _Tar) -> _Piece:
     """One pass over the tar for its checksum, one over its headers."""
     sha256, size = _checked(tar)
-    beside = tar.patients() if tar.patients else None
-    piece = _Piece(
-        sha256, [], [], [], [], [], [], [], np.zeros((0, 2), np.int64), np.zeros((0, 0)), np.zeros((0, 0, 0, 0))
-    )
-    spans, attributes, grids = [], [], []
+    beside = tar.beside() if tar.beside else None
+    none = np.zeros(0)
+    piece = _Piece(sha256, [], [], [], [], [], [], [], none, none, none, none)
+    spans, attributes, grids, pictures = [], [], [], []
     try:
         for key, sample in tar_samples(tar.place):
             if sample.span is None or sample.record is None:
@@ -221,7 +224,11 @@ def _read(tar: _Tar) -> _Piece:
             piece.keys.append(key)
             piece.labels.append(label)
             piece.synthetic.append(record.get("synthetic") is True)
-            piece.patients.append(known(beside.get(key) if beside is not None else record.get("patient_id")))
+            more = record if beside is None else beside.get(key, {})
+            piece.patients.append(known(more.get("patient_id")))
+            pictures.append(
+                int(more["pixels_sha256"][:16], 16) if beside is not None and more.get("pixels_sha256") else 0
+            )
             if (stated := _terms_of(record)) is not None and stated not in piece.terms:
                 piece.terms.append(stated)
             found = record.get("attributes") or {}
@@ -241,7 +248,8 @@ def _read(tar: _Tar) -> _Piece:
         raise BadShardError(f"{tar.place}: attributes or grid are not of one form ({shown(str(error))})") from None
     return _Piece(
         sha256, piece.keys, piece.labels, piece.patients, piece.synthetic, piece.attribute_names, piece.grid_channels, piece.terms,
-        np.asarray(spans, np.int64).reshape(-1, 2), np.asarray(attributes, np.float32).reshape(len(spans), -1), grid,
+        np.asarray(spans, np.int64).reshape(-1, 2), np.asarray(pictures, np.uint64),
+        np.asarray(attributes, np.float32).reshape(len(spans), -1), grid,
     )  # fmt: skip
 
 
@@ -281,7 +289,7 @@ _TEXTS = ("sha256", "keys", "labels", "patients", "synthetic", "attribute_names"
 def _packed(piece: _Piece) -> bytes:
     sink = io.BytesIO()
     text = json.dumps({name: getattr(piece, name) for name in (*_TEXTS, "terms")}).encode()
-    arrays = {name: getattr(piece, name) for name in ("spans", "attributes", "grid")}
+    arrays = {name: getattr(piece, name) for name in ("spans", "pictures", "attributes", "grid")}
     np.savez(sink, text=np.frombuffer(text, np.uint8), **arrays)
     return sink.getvalue()
 
@@ -292,7 +300,7 @@ def _unpacked(data: bytes) -> _Piece:
         return _Piece(
             terms=[(name, sharing) for name, sharing in text["terms"]],
             **{name: text[name] for name in _TEXTS},
-            **{n: arrays[n] for n in ("spans", "attributes", "grid")},
+            **{n: arrays[n] for n in ("spans", "pictures", "attributes", "grid")},
         )
 
 
@@ -333,6 +341,7 @@ def _joined(pieces: Sequence[tuple[int, str, _Piece]], skipped: Sequence[str], w
         tar_sha256=tuple(piece.sha256 for piece in parts),
         digest=hashlib.sha256("".join(piece.sha256 for piece in parts).encode()).hexdigest(),
         skipped=tuple(skipped),
+        pictures=np.concatenate([piece.pictures for piece in parts]),
         tar_terms=tuple(tuple(piece.terms) for piece in parts),
     )
 

@@ -88,6 +88,10 @@ def split(data: Data, cache: Path) -> Split:
         warnings.append(
             "synthetic validation tiles may rest on patients that are trained on; name the set's lineage under data.validation.shards"
         )
+    if twice := np.intersect1d(index.pictures[held], index.pictures[~held & (index.pictures > 0)]).size:
+        warnings.append(
+            f"{counted(twice, 'picture')} of packed tiles on both sides, under different patients: look whether one person has two names"
+        )
     kept = np.flatnonzero(~held)
     warnings += [*_untaught(index, kept), *_mixed(index, kept)]
     return Split(index, kept, np.flatnonzero(held), tuple(warnings))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from running import run
 from tinymodel import make_bank_file, make_tiny_model
 from training import SIDE, image_of, plain, write_tar, write_yaml
@@ -247,6 +248,24 @@ def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "c" / "0.tar", range(200, 206), lambda n: {"label": "a", "patient_id": "P-A- 1"})
     with pytest.raises(InputError, match=r'letters only \("p-a-1" in training and "P-A- 1" in validation\)'):
         split(data_of(tmp_path / "a", validation=apart), tmp_path / "cache")
+
+
+def test_one_picture_of_two_patients_on_both_sides_is_said(tmp_path: Path) -> None:
+    """As packed sets tell pictures apart, by their pixels."""
+    for number in range(8):
+        place = tmp_path / f"tiles/a/p{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image_of(0 if number < 4 else number)).save(place, compress_level=number)
+    lines = ["tile,patient_id", *(f"a/p{number}.png,p{number}" for number in range(8))]
+    (tmp_path / "tiles/tiles.csv").write_text("\n".join(lines))
+    given = ["--metadata", tmp_path / "tiles/tiles.csv", "--label-level", "tile", "--mpp", 0.5]
+    assert run("pack", tmp_path / "tiles", tmp_path / "packed", *given).code == 0
+    said = split(data_of(tmp_path / "packed", validation={"share": 0.5}), tmp_path / "cache")
+    held = {said.index.patient_names[at] for at in said.index.patients[said.validation]}
+    assert 0 < len(held & {"p0", "p1", "p2", "p3"}) < 4  # else the case is not that of this test
+    assert said.warnings == (
+        "1 picture of packed tiles on both sides, under different patients: look whether one person has two names",
+    )
 
 
 def pq_bytes(columns: dict[str, Any]) -> bytes:
