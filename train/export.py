@@ -130,6 +130,7 @@ def _made_whole(out: Path) -> Iterator[Path]:
     if strange or (out.exists() and not out.is_dir()):
         what = f"holds {shown(strange[0])}, which is no part of a model" if strange else "is a file"
         raise InputError(f"{out}: {what}; name a new folder")
+    out = out.resolve()  # of a link, what it points to is replaced
     out.parent.mkdir(parents=True, exist_ok=True)
     place, before = (out.parent / f".tmp-{secrets.token_hex(6)}" for _ in range(2))
     try:

@@ -90,8 +90,11 @@ def test_an_export_takes_the_place_of_another_whole_or_not_at_all(
         with pytest.raises(OSError, match="No space left"):
             export(runs / "sit16", out, model_id="second", revision="1")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    export(runs / "sit16", out, model_id="second", revision="1")
+    (tmp_path / "link").symlink_to(out)
+    export(runs / "sit16", tmp_path / "link", model_id="second", revision="1")
+    (tmp_path / "link").unlink()
     open_model(str(out)).check_files()
+    assert open_model(str(out)).id == "second"
     assert {path.name for path in out.iterdir()} == set(before) - {"calibration.json", "repa-e.pt"}
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (out / "notes.txt").write_text("mine")
