@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import safe_open
 
 from synthfactory.model.folder import FIGURES, ModelFolder, open_model
+from synthfactory.phantom import CLASSES
 from synthfactory.plan.calibration import (
     DISTANCE_FLOOR,
     DISTANCE_MARGIN,
@@ -44,8 +45,7 @@ def _head(model: ModelFolder) -> list[str]:
         f"# {model.id}, revision {model.revision}",
         "",
         f"A latent diffusion model of {model.tile_size_px} x {model.tile_size_px} px tiles at {model.resolution_mpp} um/px, conditioned on "
-        f"embeddings of width {model.condition_width}. For research on data tools; no tile shows a real patient or diagnosis where the "
-        "training tiles are invented (the built-in phantom model), and none is ever fit for diagnosis.",
+        f"embeddings of width {model.condition_width}. For research on data tools, never for diagnosis. {_taught(model)}",
         "",
         "| | |",
         "|---|---|",
@@ -56,6 +56,20 @@ def _head(model: ModelFolder) -> list[str]:
         f"| terms | {licence['name']}; sharing: {licence.get('sharing', 'local')} |",
         "",
     ]
+
+
+def _taught(model: ModelFolder) -> str:
+    """What its tiles may show of whom: flagged synthetic tiles, and those of invented tissue, are of nobody."""
+    training = model.config["training"]
+    classes, real = set(training["classes"]), training["tiles"] - training.get("synthetic_tiles", 0)
+    if not real or classes <= set(CLASSES):
+        return "No tile shows a real patient or diagnosis where the tiles that taught it are invented, as the built-in model's are."
+    unknown = training.get("unknown_patients", 0)
+    whose = f" ({unknown:,} of them of unknown patients)" if unknown else ""
+    return (
+        f"{real:,} tiles that taught it were not flagged synthetic{whose}: it may have kept something of these patients, and what it draws "
+        "may show it. Nothing was measured of that."
+    )
 
 
 def _formats(model: ModelFolder) -> str:

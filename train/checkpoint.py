@@ -166,6 +166,9 @@ def average_file(run: str | Path, decay: float | None = None) -> tuple[int, Path
     folder = Path(run) / "checkpoints" / f"{found[-1]:06d}"
     path = folder / average_name(decay or 0.0, decay is None)
     if not path.exists():
-        there = sorted(file.stem.partition("-")[2] or "the first of the config" for file in folder.glob("average*"))
-        raise InputError(f"{run}: has no average of decay {decay:g}; it has {', '.join(there)}")
+        there = sorted(file.stem.partition("-")[2] for file in folder.glob("average-*"))
+        more = f"{', '.join(there)} and " if there else ""
+        raise InputError(
+            f"{run}: has no average of decay {decay:g}; it has {more}that of the config's first, without --ema"
+        )
     return found[-1], path

@@ -110,12 +110,21 @@ def schema() -> None:
 @click.argument("out")
 @click.option("--id", "model_id", required=True, help="Name of the model, as published sets will state it.")
 @click.option("--revision", default="1", show_default=True, help="Version of the weights.")
-@click.option("--licence", help="Terms that travel with every artefact (default: the base model's, else not stated).")
+@click.option(
+    "--licence",
+    help="Terms that travel with every artefact, such as CC-BY-4.0 (default: the base model's, else not stated). Sharing is allowed by "
+    "Apache-2.0, MIT, BSD-3-Clause, CC0-1.0 and CC-BY-4.0, spelled so.",
+)
 @click.option(
     "--domain", help="What the model draws, where that is not what its labels say; plans and cards repeat it."
 )
 @click.option("--ema", type=click.FloatRange(0, 1), help="Decay of the average to write (default: the config's first).")
-@click.option("--repa-e", "repa_e", is_flag=True, help="Write OUT/repa-e.pt as well: REPA-E's names, tensors alone.")
+@click.option(
+    "--repa-e",
+    "repa_e",
+    is_flag=True,
+    help="Write OUT/repa-e.pt as well: REPA-E's names, tensors alone; of autoencoders of its form.",
+)
 def export(
     run_folder: str,
     out: str,
@@ -134,6 +143,7 @@ def export(
     from train.export import export as write
 
     terms = None if licence is None else licence_of("", licence)
+    replaced = (Path(out) / "config.json").exists()
     folder = write(
         Path(run_folder),
         Path(out),
@@ -145,7 +155,14 @@ def export(
         repa_e=repa_e,
     )
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    click.echo(f"{folder}: {total / 1e6:.1f} MB; name it as `model:` in a spec")
+    written = json.loads((folder / "config.json").read_text())
+    stated = written["licence"]
+    click.echo(
+        f"{folder}: {total / 1e6:.1f} MB{', in place of the model that was there' if replaced else ''}; name it as `model:` in a spec"
+    )
+    click.echo(f"terms: {stated['name']}; sharing: {stated.get('sharing', 'local')}")
+    if "domain" not in written:
+        click.echo("what it draws is not stated; --domain says it, and plans and cards repeat it")
 
 
 def _measuring(command: Callable[..., None]) -> Callable[..., None]:

@@ -37,7 +37,12 @@ class ShardSet(FrozenModel):
 class Validation(FrozenModel):
     """Tiles that are never trained on: a share of the patients, or sets of their own."""
 
-    share: float | None = Field(default=None, gt=0, le=0.5, description="share of the patients of each class")
+    share: float | None = Field(
+        default=None,
+        gt=0,
+        le=0.5,
+        description="share of the patients of each class: whole patients, at least one of two",
+    )
     shards: list[ShardSet] | None = Field(default=None, min_length=1)
     every: int = Field(default=500, ge=1, description="steps between two looks")
     tiles: int = Field(default=256, ge=1, description="tiles looked at, always the same")
@@ -79,13 +84,16 @@ class Data(FrozenModel):
         default=0.0, ge=0, le=0.5, description="spread of a random gain of optical density per channel"
     )
 
-    @field_validator("shards", mode="before")
+    @field_validator(
+        "shards", mode="before", json_schema_input_type=str | Annotated[list[ShardSet], Field(min_length=1)]
+    )
     @classmethod
     def _one(cls, value: Any) -> Any:
         return [{"shards": value}] if isinstance(value, str) else value
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimiser(FrozenModel):
@@ -95,22 +103,24 @@ class Optimiser(FrozenModel):
         default="adamw",
         description="muon: for the matrices inside blocks, and AdamW for the rest; a step costs more, and fewer are needed",
     )
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, description="updates of the whole run", examples=[1000])
     batch: int = Field(ge=1, description="tiles of one step over all workers")
     accumulate: int = Field(default=1, ge=1, description="parts that a batch is cut into, where memory is short")
-    rate: float = Field(gt=0)
-    warmup: int = Field(default=100, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = Field(default=0.0, ge=0)
+    rate: float = Field(gt=0, description="learning rate after the warm-up", examples=[1e-4])
+    warmup: int = Field(default=100, ge=0, description="steps in which the rate rises to its full height")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="after the warm-up; cosine: to 2 % of the rate"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled, per unit of the rate")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.99)
-    clip: float = Field(default=1.0, gt=0)
-    ema: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+    clip: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
+    ema: list[Decay] = Field(
         default=[0.999],
         min_length=1,
         description="decay of the averaged weights per step, or several; an export takes the first, or as it is told",
     )
 
-    @field_validator("ema", mode="before")
+    @field_validator("ema", mode="before", json_schema_input_type=Decay | Annotated[list[Decay], Field(min_length=1)])
     @classmethod
     def _one(cls, value: Any) -> Any:
         return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -189,7 +199,9 @@ class Finetune(FrozenModel):
 class TrainConfig(FrozenModel):
     """One run. `network` is the ViTConfig, VAEConfig or SiTConfig of the mode; `init` names runs or folders it builds on."""
 
-    mode: Literal["encoder", "vae", "diffusion", "finetune", "repa-e"] = Field(examples=["diffusion"])
+    mode: Literal["encoder", "vae", "diffusion", "finetune", "repa-e"] = Field(
+        description="what learns: see train/README.md", examples=["diffusion"]
+    )
     data: Data
     network: dict[str, Any] = Field(default={}, description="sizes; of a base model they are its own")
     optimiser: Optimiser
@@ -209,7 +221,7 @@ class TrainConfig(FrozenModel):
         description="run whose averaged encoder conditions (finetune: in place of the base's); vae: whose features are compared",
     )
     vae_run: str | None = Field(default=None, description="diffusion: run whose averaged VAE gives the latents")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the order of tiles, noise and new weights")
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32",
         description="bfloat16: matrix products under autocast, weights and optimiser stay float32; float64: for checks",
@@ -228,11 +240,13 @@ class TrainConfig(FrozenModel):
     tensorboard: bool = Field(
         default=False, description="metrics into RUN/tensorboard as well; needs the extra of that name"
     )
-    threads: int = Field(default=2, ge=1)
-    checkpoint_every: int = Field(default=100, ge=1)
+    threads: int = Field(default=2, ge=1, description="CPU threads of a worker; other numbers round otherwise")
+    checkpoint_every: int = Field(
+        default=100, ge=1, description="steps; what was done since the last is done again after a stop"
+    )
     keep_last: int = Field(default=2, ge=1, description="checkpoints that stay")
     keep_every: int | None = Field(default=None, ge=1, description="steps whose checkpoints stay for good: multiples")
-    log_every: int = Field(default=20, ge=1)
+    log_every: int = Field(default=20, ge=1, description="steps between two lines of metrics.jsonl")
 
     @model_validator(mode="before")
     @classmethod

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from synthfactory.run.ray_pool import start_ray
 from synthfactory.spec.errors import InputError
 from train.checkpoint import steps
+from train.claim import claim, kept_says
 from train.config import TrainConfig
-from train.loop import claim, train
+from train.loop import train
 from train.optimiser import check_workers
 from train.plan import unwise
 from train.split import split
@@ -82,6 +83,9 @@ def train_with_ray(
                             "and once that is mended, the same command goes on from there"
                         ) from None
                     say(f"a worker ended; going on from step {_done(run)}")
+    except KeyboardInterrupt:
+        say(kept_says(config, run))
+        raise
     finally:
         ray.shutdown()
     return _done(run) - before

@@ -72,6 +72,11 @@ def export(
     InputError where a run has no checkpoint or is of another mode, where encoder, VAE or base moved on since, and where the base
     model's terms are not to be changed; where `out` holds what is no part of a model.
     """
+    if not (run / "config.yaml").exists():
+        what = "is an exported model already" if (run / "config.json").exists() else "is no run folder"
+        raise InputError(f"{run}: {what}; name the folder that `synthfactory-train run --run` wrote")
+    if not model_id.strip():
+        raise InputError("--id: is empty; name the model as published sets shall state it")
     config = load_config(f"{run}/config.yaml")
     based = None if config.base is None else find_model(config.base)
     if isinstance(based, ModelFolder) and out.resolve() == based.path.resolve():
@@ -95,6 +100,7 @@ def export(
             "tiles": extra["tiles"],
             "synthetic_tiles": extra["synthetic_tiles"],
             "classes": extra["classes"],
+            **({"unknown_patients": unknown} if (unknown := extra.get("unknown_patients")) else {}),
             "data_sha256": extra["data_sha256"],
             **({"sets": sets} if (sets := sets_behind(behind)) else {}),
             **({"tars_left_out": left} if (left := len(extra.get("skipped") or ())) else {}),

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from synthfactory.spec.errors import InputError
 from train import checkpoint, taught
-from train.config import TrainConfig, config_text, load_config
+from train.claim import claim, kept_says
+from train.config import TrainConfig
 from train.ema import Ema
 from train.graphed import Graphed
 from train.loader import Batch, Loader
@@ -35,16 +36,6 @@ from train.team import Team
 from train.terms import built_sets, notes_of, stated_terms
 from train.watch import DivergedError, Watch
 
-FREE = (
-    "threads",
-    "tensorboard",
-    "samples",
-    "log_every",
-    "graphs",
-    "checkpoint_every",
-    "keep_last",
-    "keep_every",
-)  # may change while a run goes on
 AHEAD = {"cuda": 1}  # steps that are begun before the last one is looked at, by the device's type
 # What a run's weights come from, by its name in RUN/extra.json: none of it may change between two calls.
 ORIGIN = {
@@ -57,22 +48,6 @@ ORIGIN = {
     "data_sha256": "the tiles",
     "split_sha256": "the tiles' patients, or which of them are held out,",
 }
-
-
-def claim(config: TrainConfig, run: Path) -> None:
-    """Writes RUN/config.yaml, or refuses a run that was begun with another config (resuming it would mix two recipes). A run without
-    a checkpoint has nothing to resume: a config that failed at once may be mended.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / "config.yaml"
-    text = config_text(config)
-    if not path.exists() or not checkpoint.steps(run):
-        path.write_text(text)
-        return
-    before, now = load_config(str(path)).model_dump(), config.model_dump()
-    changed = sorted(key for key in now if now[key] != before[key] and key not in FREE)
-    if changed:
-        raise InputError(f"{run}: was begun with another config ({', '.join(changed)} differ); use another run folder")
 
 
 def train(
@@ -113,7 +88,12 @@ def train(
         stain_jitter=data.stain_jitter,
         end=config.optimiser.steps,
     ) as loader:
-        return _Run(config, run, cache, divided, loader, team).go()
+        try:
+            return _Run(config, run, cache, divided, loader, team).go()
+        except KeyboardInterrupt:
+            if team.leads:
+                say(kept_says(config, run))
+            raise
 
 
 class _Pending(NamedTuple):
@@ -191,6 +171,7 @@ class _Run:
             "tiles": len(self.divided.train),
             "validation_tiles": len(self.divided.validation),
             "synthetic_tiles": int(index.synthetic[self.divided.train].sum()),
+            "unknown_patients": int(((index.patients < 0) & ~index.synthetic)[self.divided.train].sum()),
             "classes": index.classes,
             "data_sha256": index.digest,
             "split_sha256": self.divided.digest,

@@ -27,6 +27,7 @@ from synthfactory.report.contact import contact_sheet
 from synthfactory.sample.engine import Engine
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Sampler
+from synthfactory.spec.text import shown
 from train.card import SHEET, add_figures
 from train.held_out import HeldOut, held_out
 from train.judge import judge_features, judged, train_judge
@@ -65,6 +66,12 @@ def figures_of(
         raise InputError(
             f"{name}: its figures would be of phantom tissue, 224 px a tile, by its own encoder; it "
             + (f"draws {opened.tile_size_px} px" if opened.has_encoder else "holds none")
+        )
+    classes = (opened.config.get("training") or {}).get("classes") or CLASSES
+    if not set(classes) & set(CLASSES):
+        raise InputError(
+            f"{name}: its figures would be of phantom tissue, and it learnt {', '.join(map(shown, sorted(classes)[:3]))}; build a set with "
+            "it, and look at that with `synthfactory evaluate`"
         )
     model = load_model(opened)
     cache.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,13 @@ def _noted(found: Mapping[str, Any] | None) -> dict[str, float]:
 def config_of(run: str, mode: str) -> TrainConfig:
     """The config of a run that another builds on. InputError where it is none, or of another mode."""
     if not (Path(run) / "config.yaml").exists():
-        raise InputError(f"{mode}_run: {run}: is no run folder yet; train it first, or name another")
+        exported = (Path(run) / "config.json").exists()
+        what = (
+            "is an exported model; name the run that it is of, or the model as base"
+            if exported
+            else "is no run folder yet; train it first, or name another"
+        )
+        raise InputError(f"{mode}_run: {run}: {what}")
     config = load_config(f"{run}/config.yaml")
     if config.mode != mode:
         raise InputError(f"{mode}_run: {run}: is a run of mode {config.mode}; name one of mode {mode}")

@@ -18,6 +18,7 @@ from synthfactory.model.vae import VAEConfig, vae_from_dict
 from synthfactory.model.vit import ViT, ViTConfig, parameter_count, vit_from_dict
 from synthfactory.model.weights import default_device
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import counted, shown
 from train.config import TrainConfig
 from train.deeper import check_gates, deeper_config
 from train.discriminator import PatchDiscriminator
@@ -62,8 +63,21 @@ def plan(config: TrainConfig, cache: Path) -> list[str]:
 def unwise(config: TrainConfig, divided: Split, device: torch.device) -> list[str]:
     """What is allowed, but should be known before a run begins."""
     slow = slow_format(config.precision, device)
-    noted = [*divided.warnings, *flattering(config, divided)]
+    noted = [*divided.warnings, *flattering(config, divided), *_numbers(config, divided)]
     return [*noted, f"precision: {slow}; write float32"] if slow else noted
+
+
+def _numbers(config: TrainConfig, divided: Split) -> Iterator[str]:
+    """Numbers that do not go together."""
+    plan, index = config.optimiser, divided.index
+    if plan.warmup > plan.steps:
+        yield f"optimiser.warmup: {plan.warmup:,} steps of {plan.steps:,}: the rate never gets to its height"
+    if plan.batch > len(divided.train):
+        yield f"optimiser.batch: {plan.batch:,} of {counted(len(divided.train), 'tile')}: a batch holds the same tile more than once"
+    judged = np.bincount(index.labels[divided.validation], minlength=len(index.classes))
+    unlooked = [name for name, count in zip(index.classes, judged, strict=True) if not count]
+    if len(divided.validation) and unlooked:
+        yield f"data.validation: no tile of {', '.join(map(shown, unlooked[:3]))}{' and others' if len(unlooked) > 3 else ''} is held out"
 
 
 def _data(divided: Split) -> Iterator[str]:

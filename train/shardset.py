@@ -158,8 +158,10 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
         if path.endswith(".tar") and not any(p.startswith(".") for p in path.split("/"))
     )
     if not names:
+        if not is_url(place) and not local(place).exists():
+            raise InputError(f"data.shards: {place}: there is no such folder")
         raise InputError(
-            f"data.shards: {place}: holds no .tar; name a folder of WebDataset shards, or a built or packed set"
+            f"data.shards: {place}: holds no .tar; name a folder of WebDataset shards, a built set, or what `synthfactory pack` has made"
         )
     return [_Tar(f"{place.rstrip('/')}/{name}") for name in names]
 
@@ -219,7 +221,7 @@ def _read(tar: _Tar) -> _Piece:
             record = sample.record
             label = record.get("label")
             if not isinstance(label, str) or not label:
-                raise BadShardError(f"{tar.place}: the JSON of {shown(key)} has no label")
+                raise BadShardError(f"{tar.place}: the JSON of {shown(key)} has no label that is text")
             spans.append((offset, length))
             piece.keys.append(key)
             piece.labels.append(label)

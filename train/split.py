@@ -75,7 +75,10 @@ def split(data: Data, cache: Path) -> Split:
     _check_synthetic(index, held, data)
     if held.all() or not held.any():
         side = "training" if held.all() else "validation"
-        raise InputError(f"data.validation: no tile is left for {side}; there are too few patients to divide them")
+        why = (
+            "there are too few patients to divide them" if (index.patients >= 0).any() else "no tile's patient is known"
+        )
+        raise InputError(f"data.validation: no tile is left for {side}; {why}")
     if unknown[held].any():
         warnings.append(
             f"the patient of {counted(int(unknown[held].sum()), 'validation tile')} is unknown, and may be trained on"

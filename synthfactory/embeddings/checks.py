@@ -125,7 +125,8 @@ def check_mpp_known(mpp: float | None, declared: float | None, where: str, hint:
     found = mpp if mpp is not None else declared
     if found is None:
         raise InputError(
-            f"{where}: does not say how many um a pixel has{hint}; if its tiles are at {MPP} um/px, write mpp: {MPP} under embeddings"
+            f"{where}: does not say how many um a pixel has{hint}; if its tiles are at {MPP} um/px, write mpp: {MPP} under embeddings "
+            f"(of a command: --mpp {MPP})"
         )
     check_mpp(found, where)
 

@@ -170,6 +170,10 @@ def open_model(name: str) -> ModelFolder:
         if name in BUILT_IN:
             raise InputError(f"model: {name}: its weights are not installed; reinstall the package") from None
         known = ", ".join(BUILT_IN)
+        if url is None and (path / "checkpoints").is_dir():
+            raise InputError(
+                f"model: '{name}': is a run of synthfactory-train; `synthfactory-train export {name} MODEL --id ID`, and name MODEL"
+            ) from None
         raise InputError(
             f"model: '{name}': neither a built-in model ({known}) nor a folder with config.json, as `synthfactory-train export` writes "
             "(a repository of the Hub is hf://OWNER/REPO, or cytosyn)"

@@ -185,7 +185,8 @@ def test_a_bad_tar_is_named_and_skipped_only_where_asked(tmp_path: Path, fault: 
 @pytest.mark.parametrize(
     ("shards", "more", "message"),
     [
-        ("nowhere", {}, "holds no .tar"),
+        ("nowhere", {}, "nowhere: there is no such folder"),
+        ("empty", {}, "holds no .tar"),
         ("nowhere.tar", {}, "nowhere.tar: is missing or cannot be read"),
         ("a", {"classes": ["a", "b"]}, "has a tile of label 'c', which is none of them"),
         ("a", {"validation": {"shards": [{"shards": "empty"}]}}, "holds no .tar"),

@@ -120,7 +120,7 @@ def test_two_workers_follow_one(tmp_path: Path) -> None:
     other = write_config(tmp_path, data={"shards": str(tmp_path / "nowhere")})
     missing = by_ray(other, tmp_path / "four", cache)
     assert missing.returncode == 2, missing.stderr
-    assert "holds no .tar" in missing.stderr
+    assert "there is no such folder" in missing.stderr
     assert "Traceback" not in missing.stderr
 
 

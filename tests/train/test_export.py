@@ -24,6 +24,7 @@ from train.card import add_figures, write_card
 from train.config import load_config
 from train.export import export
 from train.loop import train
+from train.measure import figures_of
 from train.plan import plan
 
 VAE = {"unshuffle": 4, "channels": [8, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}
@@ -101,6 +102,26 @@ def test_an_export_takes_the_place_of_another_whole_or_not_at_all(
     with pytest.raises(InputError, match=r"model: holds notes\.txt, which is no part of a model; name a new folder"):
         export(runs / "sit", out, model_id="third", revision="1")
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_who_taught_stands_in_the_card_and_measure_is_for_phantom_tissue_alone(runs: Path, tmp_path: Path) -> None:
+    out = export(runs / "sit", tmp_path / "model", model_id="m", revision="1")
+    text = " ".join((out / "README.md").read_text().split())
+    assert "12 tiles that taught it were not flagged synthetic: it may have kept something of these patients" in text
+    with pytest.raises(
+        InputError, match="would be of phantom tissue, and it learnt class-0, class-1, class-2; build a set"
+    ):
+        figures_of(str(out), tmp_path / "judge", per_class=2, sampler=Sampler(steps=1), threads=1)
+    assert not (tmp_path / "judge").exists()
+
+
+def test_what_is_no_run_is_not_exported(runs: Path, tmp_path: Path) -> None:
+    out = export(runs / "sit", tmp_path / "model", model_id="m", revision="1")
+    for run, words in ((out, "is an exported model already"), (tmp_path / "no", "is no run folder")):
+        with pytest.raises(InputError, match=words):
+            export(run, tmp_path / "x", model_id="m", revision="1")
+    with pytest.raises(InputError, match="is a run of synthfactory-train"):
+        open_model(str(runs / "sit"))
 
 
 def test_a_log_that_was_cut_off_and_copies_of_checkpoints_are_passed_over(runs: Path, tmp_path: Path) -> None:

@@ -302,7 +302,36 @@ def test_a_config_that_may_change_and_one_that_may_not(shards: Path) -> None:
         ["run", write_config(shards, optimiser=STEPS), "--run", str(shards / "run"), "--cache", str(shards / "cache")],
     )
     assert ended.exit_code != 0
-    assert "was begun with another config (optimiser differ)" in str(ended.exception)
+    assert "was begun with another config (optimiser." in str(ended.exception)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(shards: Path) -> None:
+    config = load_config(write_config(shards, optimiser=STEPS))
+    before = sorted(path.name for path in (shards / "shards").iterdir())
+    with pytest.raises(InputError, match=r"shards: holds .* and is no run folder; name a new one"):
+        train(config, shards / "shards", shards / "cache")
+    assert sorted(path.name for path in (shards / "shards").iterdir()) == before
+    (shards / "file").write_text("mine")
+    with pytest.raises(InputError, match="file: is a file; name a folder for the run"):
+        train(config, shards / "file", shards / "cache")
+
+
+def test_an_interrupted_run_says_what_is_kept(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.step import EncoderStep
+
+    real, said = EncoderStep.loss, list[str]()
+
+    def stopped(self: Any, batch: Any) -> Any:
+        if batch.step == 3:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(EncoderStep, "loss", stopped)
+    for every, kept in ((100, 0), (2, 2)):
+        config = load_config(write_config(shards, optimiser=STEPS, checkpoint_every=every))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, shards / f"run-{every}", shards / "cache", said.append)
+        assert said[-1] == f"{shards}/run-{every}: {kept} of 6 steps are kept (checkpoint_every: {every})"
 
 
 def test_a_config_that_failed_before_the_first_checkpoint_may_be_mended(
@@ -332,7 +361,7 @@ def test_other_tiles_at_the_same_place_are_no_resume(shards: Path) -> None:
 def test_a_format_that_the_cpu_has_no_units_for_is_warned_of(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     said: list[str] = []
-    config = load_config(write_config(shards, optimiser={**STEPS, "steps": 1}, precision="bfloat16"))
+    config = load_config(write_config(shards, optimiser={**STEPS, "steps": 1, "warmup": 1}, precision="bfloat16"))
     train(config, shards / "run", shards / "cache", said.append)
     assert said == [
         "warning: precision: this CPU (AVX2) only emulates bfloat16, many times slower than float32; write float32"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from tinymodel import make_tiny_model
 from training import plain, write_tar, write_yaml
@@ -27,6 +28,7 @@ VIT = {
 
 
 SIT = {"width": 16, "depth": 1, "heads": 2, "projection_depth": 1}
+CONFIGS = sorted(Path(train_package.__file__).parent.glob("configs/*.yaml"))
 
 
 def config(tmp_path: Path, **changes: Any) -> Path:
@@ -101,11 +103,26 @@ def test_the_schema_describes_what_a_config_may_hold() -> None:
     described = json.loads(ended.output)
     assert "optimiser" in described["required"]
     assert "on_bad_shard" in described["$defs"]["Data"]["properties"]
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(described)
+    for path in CONFIGS:
+        validator.validate(yaml.safe_load(path.read_text()))
+    right = yaml.safe_load(CONFIGS[0].read_text())
+    for name, wrong in {"mode": "dream", "optimiser": {}, "data": {"shards": []}, "seed": -1, "stepps": 3}.items():
+        assert not validator.is_valid({**right, name: wrong}), name
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(train_package.__file__).parent.glob("configs/*.yaml")), ids=lambda p: p.stem
-)
+def test_numbers_that_do_not_go_together_are_said(tmp_path: Path) -> None:
+    path = config(tmp_path, optimiser={"steps": 4, "batch": 500, "rate": 1e-3}, data={
+        "shards": str(tmp_path / "tars"), "validation": {"shards": [{"shards": str(tmp_path / "apart")}]}})  # fmt: skip
+    write_tar(tmp_path / "apart/0.tar", range(1), lambda n: {"label": "a", "patient_id": "q"}, side=lambda n: 32)
+    said = "\n".join(plan(load_config(str(path)), tmp_path / "cache"))
+    assert "warning: optimiser.warmup: 100 steps of 4: the rate never gets to its height" in said
+    assert "warning: optimiser.batch: 500 of 24 tiles: a batch holds the same tile more than once" in said
+    assert "warning: data.validation: no tile of b, c is held out" in said
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_configs_that_ship_are_read(path: Path) -> None:
     assert load_config(str(path)).optimiser.steps > 0
 

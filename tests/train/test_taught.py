@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def config(folder: Path, mode: str, network: dict[str, Any], data: dict[str, Any], **changes: Any) -> TrainConfig:
     values = {
         "mode": mode, "network": network, "data": {"shards": str(folder / "tars"), **data}, "samples": None, "threads": 1,
-        "optimiser": {"steps": 1, "batch": 3, "rate": 1e-3}, **changes,
+        "optimiser": {"steps": 1, "batch": 3, "rate": 1e-3, "warmup": 1}, **changes,
     }  # fmt: skip
     return load_config(str(write_yaml(folder / "config.yaml", values)))
 

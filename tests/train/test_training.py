@@ -130,7 +130,7 @@ def test_another_config_into_the_same_run_is_refused(tmp_path):
         tmp_path / "run",
         tmp_path / "cache",
     )
-    with pytest.raises(InputError, match="seed differ"):
+    with pytest.raises(InputError, match=r"another config \(seed: was 0, now 5\); use"):
         train(
             load_config(write_config(tmp_path, seed=5, optimiser={"steps": 1, "batch": 2, "rate": 1e-3})),
             tmp_path / "run",

@@ -204,7 +204,7 @@ def test_no_tile_is_decoded_that_nobody_asks_for(place: Path, monkeypatch: pytes
     ):  # 12: latents, tokens
         losses = {"alignment": 0.0, "features": features}
         decoded.clear()
-        train(config(place, data=data, diffusion=losses), place / features, place / "cache")
+        train(config(place, data=data, diffusion=losses), place / f"run-{features}", place / "cache")
         assert len(decoded) == expected
 
 
