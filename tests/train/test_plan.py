@@ -112,6 +112,13 @@ def test_the_schema_describes_what_a_config_may_hold() -> None:
         assert not validator.is_valid({**right, name: wrong}), name
 
 
+def test_the_readmes_config_of_own_tiles_is_one(tmp_path: Path) -> None:
+    text = (Path(train_package.__file__).parent / "README.md").read_text()
+    example = text.partition("# own.yaml\n")[2].partition("\n\n")[0]
+    (tmp_path / "own.yaml").write_text(example)
+    assert load_config(str(tmp_path / "own.yaml")).mode == "finetune"
+
+
 def test_numbers_that_do_not_go_together_are_said(tmp_path: Path) -> None:
     path = config(tmp_path, optimiser={"steps": 4, "batch": 500, "rate": 1e-3}, data={
         "shards": str(tmp_path / "tars"), "validation": {"shards": [{"shards": str(tmp_path / "apart")}]}})  # fmt: skip
