@@ -59,17 +59,19 @@ def _head(model: ModelFolder) -> list[str]:
 
 
 def _taught(model: ModelFolder) -> str:
-    """What its tiles may show of whom: flagged synthetic tiles, and those of invented tissue, are of nobody."""
-    training = model.config["training"]
-    classes, real = set(training["classes"]), training["tiles"] - training.get("synthetic_tiles", 0)
-    if not real or classes <= set(CLASSES):
-        return "No tile shows a real patient or diagnosis where the tiles that taught it are invented, as the built-in model's are."
-    unknown = training.get("unknown_patients", 0)
-    whose = f" ({unknown:,} of them of unknown patients)" if unknown else ""
-    return (
-        f"{real:,} tiles that taught it were not flagged synthetic{whose}: it may have kept something of these patients, and what it draws "
-        "may show it. Nothing was measured of that."
-    )
+    """What its tiles may show of whom: flagged synthetic tiles, and those of invented tissue, are of nobody. Bases count as well."""
+    kept = "it may have kept something of these patients, and what it draws may show it. Nothing was measured of that."
+    training, of_base = model.config["training"], False
+    while training and "tiles" in training:
+        real = training["tiles"] - training.get("synthetic_tiles", 0)
+        if real and not set(training["classes"]) <= set(CLASSES):
+            unknown = training.get("unknown_patients", 0)
+            whose = f" ({unknown:,} of them of unknown patients)" if unknown else ""
+            return f"{real:,} tiles that taught {'its base' if of_base else 'it'} were not flagged synthetic{whose}: {kept}"
+        if not training.get("base"):
+            return "No tile shows a real patient or diagnosis where the tiles that taught it are invented, as the built-in model's are."
+        training, of_base = training["base"].get("training"), True
+    return f"What taught its base is not stated there; if real tiles did, {kept}"
 
 
 def _formats(model: ModelFolder) -> str:
@@ -175,7 +177,7 @@ def _logged(model: ModelFolder) -> list[str]:
     return [
         *([f"Last line of the run's log, at step {log['step']:,}: {said}."] if said and "step" in log else []),
         *(
-            ["`validation` is of patients that were held out of that run."]
+            ["`validation` is of patients that were held out of that run, as far as patients are known."]
             if any("validation" in name for name in log)
             else []
         ),

@@ -108,6 +108,17 @@ def test_who_taught_stands_in_the_card_and_measure_is_for_phantom_tissue_alone(r
     out = export(runs / "sit", tmp_path / "model", model_id="m", revision="1")
     text = " ".join((out / "README.md").read_text().split())
     assert "12 tiles that taught it were not flagged synthetic: it may have kept something of these patients" in text
+    values = json.loads((out / "config.json").read_text())
+    learnt = values["training"]
+    for before, words in (
+        (learnt, "12 tiles that taught its base were not flagged"),
+        (None, "What taught its base is not stated"),
+    ):
+        base = {"id": "b", "revision": "1", "sha256": "0" * 64, "training": before}
+        values["training"] = {**learnt, "synthetic_tiles": 12, "base": base}
+        (out / "config.json").write_text(json.dumps(values))
+        write_card(out)
+        assert words in " ".join((out / "README.md").read_text().split())
     with pytest.raises(
         InputError, match="would be of phantom tissue, and it learnt class-0, class-1, class-2; build a set"
     ):
