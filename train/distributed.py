@@ -7,7 +7,6 @@ the last checkpoint; so does the same command.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from train.checkpoint import steps
 from train.claim import claim, kept_says
 from train.config import TrainConfig
 from train.loop import train
+from train.metrics import last_line
 from train.optimiser import check_workers
 from train.plan import unwise
 from train.split import split
@@ -139,8 +139,8 @@ def _progress(run: Path, total: int) -> Iterator[None]:
     def follow() -> None:
         with tqdm(total=total, desc="training", mininterval=5.0) as bar:
             while not ended.wait(LOOK_SEC):
-                bar.update(_last_step(run) - bar.n)
-            bar.update(_last_step(run) - bar.n)
+                bar.update(last_line(run).get("step", 0) - bar.n)
+            bar.update(last_line(run).get("step", 0) - bar.n)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -149,11 +149,3 @@ def _progress(run: Path, total: int) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def _last_step(run: Path) -> int:
-    try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        return int(json.loads(lines[-1])["step"]) if lines else 0
-    except (OSError, ValueError, KeyError):
-        return 0

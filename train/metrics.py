@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,22 @@ class Metrics:
 
 def last_line(run: Path) -> dict[str, Any]:
     """The last whole line of RUN/metrics.jsonl, {} where there is none: who was killed as it logged leaves half a line."""
-    return lines[-1] if (lines := _lines(run / "metrics.jsonl")) else {}
+    return next(_whole(reversed(_texts(run / "metrics.jsonl"))), {})
 
 
-def _lines(log: Path) -> list[dict[str, Any]]:
-    found = list[dict[str, Any]]()
-    for text in log.read_text(errors="replace").splitlines() if log.exists() else ():
+def _texts(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines() if log.exists() else []
+
+
+def _whole(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Lines that are whole, parsed."""
+    for text in texts:
         try:
             line = json.loads(text)
             int(line["step"]), float(line["seconds"])
         except (ValueError, TypeError, KeyError):  # cut off
             continue
-        found.append(line)
-    return found
+        yield line
 
 
 def _writer(folder: Path, first: int) -> Any:
@@ -73,7 +77,7 @@ def _shortened(log: Path, step: int) -> float:
     """
     if not log.exists():
         return 0.0
-    lines = [line for line in _lines(log) if step and line["step"] <= step]
+    lines = [line for line in _whole(_texts(log)) if step and line["step"] <= step]
     temporary = log.with_name(".tmp-metrics")
     temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     temporary.replace(log)
