@@ -64,12 +64,9 @@ class Index:
     tar_sha256: tuple[str, ...] = field(repr=False)
     digest: str  # sha256 over the tars' sha256
     skipped: tuple[str, ...]  # what is wrong with each tar that was left out
-    pictures: np.ndarray = field(
-        repr=False
-    )  # uint64 (N,), equal for equal pictures; 0: unknown, as of all tars that are not packed
-    tar_terms: tuple[tuple[Terms, ...], ...] = field(
-        repr=False
-    )  # of each tar, what its tiles state; none where they state nothing
+    # uint64 (N,), equal for equal pictures; 0: unknown, as of all tars that are not packed
+    pictures: np.ndarray = field(repr=False)
+    tar_terms: tuple[tuple[Terms, ...], ...] = field(repr=False)  # of each tar, what its synthetic tiles state
 
     def __len__(self) -> int:
         return len(self.labels)

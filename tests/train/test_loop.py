@@ -146,15 +146,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
     assert train(config, shards / "run", shards / "cache") == 4
 
 
+def check_stopped_at_five(shards: Path, why: str) -> None:
+    with pytest.raises(DivergedError, match=rf"step 5: {why}; the last good checkpoint is .*/checkpoints/000004; look"):
+        train(load_config(write_config(shards)), shards / "run", shards / "cache")
+    assert checkpoint.steps(shards / "run") == [2, 4]
+
+
 def test_a_loss_that_is_no_number_stops_the_run_by_name(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.step import EncoderStep
 
     spoil_loss(monkeypatch, EncoderStep, 5)
-    with pytest.raises(
-        DivergedError, match=r"step 5: the loss is nan; the last good checkpoint is .*/checkpoints/000004; look"
-    ):
-        train(load_config(write_config(shards)), shards / "run", shards / "cache")
-    assert checkpoint.steps(shards / "run") == [2, 4]
+    check_stopped_at_five(shards, "the loss is nan")
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_before_it_spoils_the_weights(
@@ -264,11 +266,7 @@ def test_a_jump_stops_the_run_where_it_stands(shards: Path, monkeypatch: pytest.
         return (loss * 1000 if batch.step == 5 else loss), figures
 
     monkeypatch.setattr(EncoderStep, "loss", jumps)
-    with pytest.raises(
-        DivergedError, match=r"step 5: the loss jumps to .*; the last good checkpoint is .*/000004; look"
-    ):
-        train(load_config(write_config(shards)), shards / "run", shards / "cache")
-    assert checkpoint.steps(shards / "run") == [2, 4]
+    check_stopped_at_five(shards, "the loss jumps to .*")
 
 
 def test_a_log_that_cannot_be_written_is_one_line_and_the_same_command_goes_on(

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from train import checkpoint
-from train.config import TrainConfig
+from train.config import Data, TrainConfig
 from train.loop import train
 
 SIDE = 24
@@ -106,3 +106,8 @@ def install_lpips(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
     return asked
+
+
+def data_of(shards: Any, **more: Any) -> Data:
+    """The data of a config: one place, or several sets."""
+    return Data.model_validate({"shards": shards if isinstance(shards, list) else str(shards), **more})
