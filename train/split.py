@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,9 @@ class Split:
     train: np.ndarray
     validation: np.ndarray
     warnings: tuple[str, ...]
+    rests: Mapping[str, frozenset[str]] = field(
+        default_factory=dict, repr=False
+    )  # patients of the lineages that were read, by place
 
     @property
     def digest(self) -> str | None:
@@ -72,7 +75,7 @@ def split(data: Data, cache: Path) -> Split:
         _check_tars(index, len(data.shards))
     held = index.sets >= len(data.shards) if share is None else _held_out(index, share)
     _check_sides(index, held)
-    _check_synthetic(index, held, data)
+    rests = _check_synthetic(index, held, data)
     if held.all() or not held.any():
         side = "training" if held.all() else "validation"
         why = (
@@ -97,7 +100,7 @@ def split(data: Data, cache: Path) -> Split:
         )
     kept = np.flatnonzero(~held)
     warnings += [*_untaught(index, kept), *_mixed(index, kept)]
-    return Split(index, kept, np.flatnonzero(held), tuple(warnings))
+    return Split(index, kept, np.flatnonzero(held), tuple(warnings), rests)
 
 
 def _held_out(index: Index, share: float) -> np.ndarray:
@@ -167,21 +170,24 @@ def behind(entry: ShardSet) -> frozenset[str]:
     return frozenset(map(spelled, _rests_on(entry.lineage))) if entry.lineage else frozenset()
 
 
-def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> None:
-    """InputError where synthetic tiles of one side rest on patients of the other, as far as lineages say."""
+def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> dict[str, frozenset[str]]:
+    """Patients behind each lineage that is named. InputError where synthetic tiles of one side rest on patients of the other."""
     assert data.validation is not None
-    judging = [behind(entry) for entry in data.validation.shards or []]
-    trained, judged = people(index, ~held), people(index, held).union(*judging)
+    apart = data.validation.shards or []
+    rests = {entry.lineage: behind(entry) for entry in (*data.shards, *apart) if entry.lineage}
+    trained = people(index, ~held)
+    judged = people(index, held).union(*(rests[entry.lineage] for entry in apart if entry.lineage))
     sides = [
-        *((f"data.shards.{at}", judged, behind(entry), "validation") for at, entry in enumerate(data.shards)),
-        *((f"data.validation.shards.{at}", trained, names, "training") for at, names in enumerate(judging)),
+        *((f"data.shards.{at}", judged, entry.lineage, "validation") for at, entry in enumerate(data.shards)),
+        *((f"data.validation.shards.{at}", trained, entry.lineage, "training") for at, entry in enumerate(apart)),
     ]
-    for where, others, names, side in sides:
-        if both := others & names:
+    for where, others, lineage, side in sides:
+        if lineage and (both := others & rests[lineage]):
             raise InputError(
                 f"{where}: its tiles were drawn from {counted(len(both), 'patient')} of the {side} side, so what is measured would "
                 "flatter; build the set from the others"
             )
+    return rests
 
 
 def _rests_on(lineage: str) -> Iterator[str]:

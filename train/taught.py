@@ -47,8 +47,8 @@ def flattering(config: TrainConfig, divided: Split) -> Iterator[str]:
     """
     if config.data.validation is None or not len(divided.validation):
         return
-    apart = config.data.validation.shards or []
-    judged = _hashed(people(divided.index, divided.validation).union(*(behind(entry) for entry in apart)))
+    apart = [entry.lineage for entry in config.data.validation.shards or [] if entry.lineage]
+    judged = _hashed(people(divided.index, divided.validation).union(*(divided.rests[lineage] for lineage in apart)))
     for field, parent in _parents(config).items():
         noted = _noted(parent)
         both = judged & noted.patients if noted is not None else frozenset()
@@ -68,15 +68,17 @@ def _of_data(config: TrainConfig, divided: Split) -> Taught:
     index, rows = divided.index, divided.train
     patients, complete = people(index, rows), bool((index.synthetic | (index.patients >= 0))[rows].all())
     for number, entry in enumerate(config.data.shards):
-        found = _behind(entry) if index.synthetic[rows[index.sets[rows] == number]].any() else frozenset()
+        found = _behind(entry, divided) if index.synthetic[rows[index.sets[rows] == number]].any() else frozenset()
         patients, complete = patients | (found or frozenset()), complete and found is not None
     return Taught(_hashed(patients), complete)
 
 
-def _behind(entry: ShardSet) -> frozenset[str] | None:
+def _behind(entry: ShardSet, divided: Split) -> frozenset[str] | None:
     """None where nobody can say: no lineage is named, or it is gone, which stops no run that holds nobody out."""
+    if entry.lineage is None or entry.lineage in divided.rests:
+        return divided.rests.get(entry.lineage or "")
     try:
-        return behind(entry) if entry.lineage else None
+        return behind(entry)
     except (InputError, OSError):
         return None
 

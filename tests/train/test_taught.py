@@ -146,3 +146,23 @@ def test_a_lineage_that_is_gone_stops_no_run_that_holds_nobody_out(folder: Path)
     shards = [{"shards": str(folder / "tars")}, {"shards": str(folder / "made"), "lineage": str(folder / "gone")}]
     encoder = learnt(folder, "encoder", "encoder", VIT, {"shards": shards})
     assert json.loads(Path(encoder, "taught.json").read_text())["complete"] is False
+
+
+def test_patients_behind_synthetic_tiles_count_and_a_lineage_is_read_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who stands in a lineage is made up here; what reads one is tested beside the split."""
+    read: list[str] = []
+    monkeypatch.setattr("train.split._rests_on", lambda lineage: read.append(lineage) or [" P-A-1", "p-b-2"])
+    encoder = learnt(folder, "encoder", "encoder", VIT, {})
+    vae = learnt(folder, "vae", "vae", VAE, APART, vae={"crop": 32, "perceptual": 0})
+    write_tar(folder / "made/0.tar", range(24, 27), lambda n: {"label": "a", "synthetic": True}, side=lambda n: 32)
+    write_tar(folder / "tars/0.tar", range(24), lambda n: {**plain(n), "patient_id": f"new-{n}"}, side=lambda n: 32)
+    made = [{"shards": str(folder / "made"), "lineage": "L"}]
+    said = warned(folder, encoder, vae, {"validation": {"shards": made}})
+    assert f"encoder_run: {encoder} learnt from 2 of 2 patients held out here" in said[0] + said[1]
+    assert read == ["L"]
+    shards = [{"shards": str(folder / "tars")}, *made]
+    heir = learnt(folder, "heir", "encoder", VIT, {"shards": shards})
+    noted = json.loads(Path(heir, "taught.json").read_text())
+    assert (len(noted["patients"]), noted["complete"]) == (24 + 2, True)
