@@ -226,6 +226,11 @@ class TrainConfig(FrozenModel):
         default="float32",
         description="bfloat16: matrix products under autocast, weights and optimiser stay float32; float64: for checks",
     )
+    lean: bool = Field(
+        default=False,
+        description="with precision bfloat16: also between the SiT's blocks and, in modes diffusion and finetune on one device, for copies "
+        "of its weights that products read, and for gradients; less memory is moved, more is rounded",
+    )
     recompute: bool = Field(
         default=False,
         description="the SiT's activations are computed again in the backward pass: less memory, more time",
@@ -281,6 +286,10 @@ class TrainConfig(FrozenModel):
             )
         if self.recompute and self.mode in ("encoder", "vae"):
             raise Problems([("recompute", "goes with modes that train a SiT: diffusion, finetune, repa-e")])
+        if self.lean and (self.precision != "bfloat16" or self.mode in ("encoder", "vae")):
+            raise Problems(
+                [("lean", "goes with precision: bfloat16, and modes that train a SiT: diffusion, finetune, repa-e")]
+            )
         if self.finetune.depth is not None and (self.mode == "vae" or not based or self.finetune.lora is not None):
             what = "adds blocks to a base, which must learn: it goes with modes finetune and repa-e, and without lora"
             raise Problems([("finetune.depth", what)])

@@ -21,10 +21,14 @@ class Ema:
         self.decay = decay
         self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
+    def decay_at(self, step: int) -> float:
+        """Of optimiser step `step` (0-based)."""
+        return min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Moves the average towards the module's weights after optimiser step `step` (0-based)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = self.decay_at(step)
         now = module.state_dict()
         moving = [name for name, value in now.items() if value.is_floating_point()]
         # All at once: one by one, a GPU waits for the next to be named.

@@ -1,5 +1,5 @@
-"""A loss and its gradients as one CUDA graph. Small networks launch kernels more slowly than a GPU works them off: replayed as a whole,
-they keep it busy. What is computed is the same.
+"""A loss, its gradients and where it can be the update, as one CUDA graph. Small networks launch kernels more slowly than a GPU works
+them off: replayed as a whole, they keep it busy. What is computed is the same.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.loader import Batch
 from train.place import Figures, Loss
 
+NORM = "gradient_norm"
 WARM = 3  # steps that are launched one kernel at a time: what is compiled or chosen at first use must have been
 
 
@@ -23,11 +24,12 @@ class Graphed:
     def __init__(
         self,
         loss: Loss,
-        weights: Iterable[nn.Parameter],
+        leaves: Iterable[Tensor],
         autocast: Callable[[], contextlib.AbstractContextManager[object]],
         device: torch.device,
+        move: Callable[[], Tensor] | None = None,
     ) -> None:
-        self._loss, self._weights, self._autocast, self._device = loss, list(weights), autocast, device
+        self._loss, self._leaves, self._autocast, self._device, self._move = loss, list(leaves), autocast, device, move
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: Tensor | None = None
         self._found: dict[str, Tensor] = {}
@@ -35,7 +37,9 @@ class Graphed:
         self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients are left with the weights, in place of what was there; the loss is returned by the name "", beside its figures."""
+        """Gradients are left with the leaves, in place of what was there, and `move` is called, whose norm is returned by the name NORM;
+        the loss by the name "", beside its figures.
+        """
         given = torch.from_numpy(np.stack([batch.positions, batch.rows, batch.symmetries])).pin_memory()
         if self._inputs is None:
             self._inputs = torch.empty_like(given, device=self._device)
@@ -67,11 +71,12 @@ class Graphed:
         with self._autocast():
             loss, figures = self._loss(Batch(batch.step, positions, rows, symmetries, batch.images))
         loss.backward()  # type: ignore[no-untyped-call]
-        return {"": loss.detach(), **_tensors(figures)}
+        norm = {} if self._move is None else {NORM: self._move()}
+        return {"": loss.detach(), **_tensors(figures), **norm}
 
     def _clear(self) -> None:
-        for weight in self._weights:
-            weight.grad = None
+        for leaf in self._leaves:
+            leaf.grad = None
 
 
 def _tensors(figures: Figures) -> dict[str, Tensor]:

@@ -21,9 +21,11 @@ from train import checkpoint, taught
 from train.claim import claim, kept_says
 from train.config import TrainConfig
 from train.ema import Ema
-from train.graphed import Graphed
+from train.graphed import NORM, Graphed
+from train.lean import copies_of, leaves
 from train.loader import Batch, Loader
 from train.metrics import Metrics
+from train.onepass import one_pass_of
 from train.optimiser import check_workers, optimiser_of, rate_at
 from train.place import Figures, Loss, Phase, Step, read
 from train.plan import unwise
@@ -113,6 +115,7 @@ class _Run:
         with team.first():
             self.work: Step = step_for(config, loader, cache, team, _begun(run))
         prepare(config, self.work.module)
+        self.copies = copies_of(config, self.work.module, team.world)
         plan = config.optimiser
         self.phases = self.work.phases
         self.losses = []
@@ -123,10 +126,13 @@ class _Run:
                 config.mode in ("diffusion", "finetune") and not config.diffusion.alignment
             )
             self.losses.append(team.wrapped(self.work.module, phase.loss, find_unused=find))
-        self.graph = self._graph()
         self.optimisers = {phase.name: optimiser_of(config, self.work.module, phase) for phase in self.phases}
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
+        self.one_pass = one_pass_of(config, self.optimisers, self.work.module, self.averages, self.copies)
+        self.graph = self._graph()
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
+        if self.copies is not None:
+            self.copies.refresh()
         kept = also.get("watch", {})
         self.watches = {phase.name: Watch(**kept.get(phase.name, {})) for phase in self.phases}
         shown = self.divided.validation if len(self.divided.validation) else self.divided.train
@@ -143,7 +149,9 @@ class _Run:
         one = self.team.device.type == "cuda" and self.team.world == 1 and self.config.optimiser.accumulate == 1
         if not (self.config.graphs and one and self.work.by_number):
             return None
-        return Graphed(self.losses[0], self.phases[0].weights, self._autocast, self.team.device)
+        move = self.one_pass.move if self.one_pass is not None else None
+        left_with = leaves(self.phases[0].weights, self.copies)
+        return Graphed(self.losses[0], left_with, self._autocast, self.team.device, move)
 
     def _state(self) -> None:
         """Writes RUN/extra.json, what an export says of the run's origin. InputError where a resumed run rests on something else."""
@@ -237,7 +245,7 @@ class _Run:
         """All updates of a step, on one batch; a GPU may be at work on them yet."""
         pieces = _parts(self.loader.batch(step), self.config.optimiser.accumulate)
         updates = [self._update(step, phase, run, pieces) for phase, run in zip(self.phases, self.losses, strict=True)]
-        for ema in self.averages:
+        for ema in self.averages if self.one_pass is None else ():
             ema.update(self.work.module, step)
         return updates
 
@@ -263,11 +271,15 @@ class _Run:
 
     def _update(self, step: int, phase: Phase, run: Loss, pieces: list[Batch]) -> _Pending:
         found = list[Figures]()
+        if self.one_pass is not None:
+            self.one_pass.ready(step)
         if self.graph is not None:
-            found.append(self.graph(pieces[0]))
-            return self._moved(step, phase, found)
+            graphed = self.graph(pieces[0])
+            norm = graphed.pop(NORM, None)
+            return self._moved(step, phase, [graphed], norm)
         self._turn_on(phase)
-        self.optimisers[phase.name].zero_grad(set_to_none=True)
+        for leaf in leaves(phase.weights, self.copies):
+            leaf.grad = None
         for number, piece in enumerate(pieces, start=1):
             alone = self.team.unsynchronised(run) if number < len(pieces) else contextlib.nullcontext()
             with alone:
@@ -277,10 +289,13 @@ class _Run:
             found.append({"": loss.detach(), **figures})
         return self._moved(step, phase, found)
 
-    def _moved(self, step: int, phase: Phase, found: list[Figures]) -> _Pending:
-        """The optimiser's step, by the gradients that are there."""
-        norm = nn.utils.clip_grad_norm_(phase.weights, self.config.optimiser.clip)
-        self.optimisers[phase.name].step()
+    def _moved(self, step: int, phase: Phase, found: list[Figures], norm: Tensor | None = None) -> _Pending:
+        """The optimiser's step, by the gradients that are there; with a `norm` it has been made."""
+        if norm is None and self.one_pass is not None:
+            norm = self.one_pass.move()
+        elif norm is None:
+            norm = nn.utils.clip_grad_norm_(phase.weights, self.config.optimiser.clip)
+            self.optimisers[phase.name].step()
         return _Pending(step, phase, found, norm)
 
     def _read(self, update: _Pending) -> tuple[float, dict[str, float]]:

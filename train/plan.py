@@ -99,7 +99,7 @@ def _work(config: TrainConfig, divided: Split) -> Iterator[str]:
     labels = index.labels[divided.train]
     order = Order(config.seed, divided.train, labels, divided.weights(config.data), config.data.sampling)
     passes = plan.steps * plan.batch / order.pass_length
-    yield f"mode        {config.mode}, {config.precision}"
+    yield f"mode        {config.mode}, {config.precision}{', lean' if config.lean else ''}"
     yield f"steps       {plan.steps:,} of {plan.batch} tiles: {plan.steps * plan.batch:,}, {passes:.3g} passes ({config.data.sampling})"
     parts = f" in {plan.accumulate} parts" if plan.accumulate > 1 else ""
     yield f"rate        {plan.rate:g}, {plan.schedule}, {plan.warmup:,} steps of warm-up; batches{parts or ' whole'}"

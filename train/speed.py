@@ -15,7 +15,7 @@ def prepare(config: TrainConfig, module: nn.Module) -> None:
     """As the config's `recompute` and `compile` say, in place: names of weights stay what they are."""
     for part in list(module.modules()):
         if isinstance(part, SiT):
-            part.recompute = config.recompute
+            part.recompute, part.narrow = config.recompute, config.lean
         if config.compile and isinstance(part, SiT):
             for block in part.blocks:  # alike, so that one compilation serves all
                 block.compile()

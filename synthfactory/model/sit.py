@@ -193,6 +193,7 @@ class SiT(nn.Module):
         # Affine-free BatchNorm: only its running statistics are used, to normalise latents (REPA-E, eps 1e-4).
         self.bn = nn.BatchNorm2d(config.latent_channels, eps=config.latent_norm_eps, affine=False)
         self.recompute = False  # in training: blocks are computed twice, so that their activations need not be kept
+        self.narrow = False  # in training: bfloat16 between the blocks, as autocast has it inside them
 
     def initialise(self, generator: torch.Generator) -> None:
         """DiT's initial weights, drawn from `generator` alone: Xavier, 0.02 for embedders, zero for gates and output."""
@@ -239,6 +240,8 @@ class SiT(nn.Module):
         """As `forward`, from the sum c of embedded time and condition: samplers embed each of the two once."""
         # In one layout: of a transposed input torch's compiler (2.13, CPU) gets the first block's attention gradients wrong (14 %).
         x = (self.x_embedder(x_BCHW) + self.pos_embed).contiguous()
+        if self.narrow and self.training:
+            x = x.bfloat16()
         projection = None
         again = self.recompute and self.training and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks, start=1):

@@ -4,7 +4,8 @@ Every line is a run of its own process on the same tars: the built-in model's Si
 Printed: seconds a step, the share of them spent waiting for data (goal below 5 %), peak memory of the process (on CUDA: of the device),
 and with a GPU the share of its peak that the arithmetic used (MFU; goal 45 % for SiT-XL/2:
 --model xl --batch 64 --precision bfloat16 --kept --compile). `xl` is a model of CytoSyn's sizes with random weights, which take as long
-as any. Nothing is asserted.
+as any. `--vary lean cudnn lean+cudnn` repeats every line with the run's `lean` and with switches of torch (SWITCHES), so that each is
+timed against the plain one on the same machine; `--profile` prints where each line's GPU time went. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +37,49 @@ BASE: dict[str, Any] = {
     "log_every": 1,
     "checkpoint_every": 10_000,
 }
+SWITCHES = {
+    "cudnn": "attention.enable_flash_sdp(False), attention.enable_mem_efficient_sdp(False), attention.enable_cudnn_sdp(True)",
+    "flash": "attention.enable_cudnn_sdp(False)",
+    "autotune": "setattr(inductor, 'max_autotune_gemm', True)",
+}
 CHILD = """
-import json, resource, sys
+import contextlib, json, resource, sys
 import torch
+import torch._inductor.config as inductor
+import torch.backends.cuda as attention
 from train import checkpoint
 from train.cli import cli
 checkpoint.save = lambda *given, **named: None  # no step's work; of 683 M weights about 11 GB
-cli(sys.argv[1:], standalone_mode=False)
+switches, profile = json.loads(sys.argv[1])
+for switch in switches:
+    exec(switch)
+kinds = [torch.profiler.ProfilerActivity.CUDA if torch.cuda.is_available() else torch.profiler.ProfilerActivity.CPU]
+with torch.profiler.profile(activities=kinds) if profile else contextlib.nullcontext() as seen:
+    cli(sys.argv[2:], standalone_mode=False)
+if profile:
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    print(seen.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=90), file=sys.stderr)
 cuda = torch.cuda.is_available()
 peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"peak": peak}))
 """
 
 
-def run(folder: Path, name: str, config: dict[str, Any]) -> dict[str, float]:
+def run(
+    folder: Path, name: str, config: dict[str, Any], switches: Sequence[str] = (), *, profile: bool = False
+) -> dict[str, float]:
     """Seconds a step (the first quarter left out), share of waiting, peak bytes."""
     path = folder / f"{name}.json"
     path.write_text(json.dumps(config))
     command = ["run", path, "--run", folder / name, "--cache", folder / "cache"]
+    given = json.dumps([[SWITCHES[switch] for switch in switches], profile])
     ended = subprocess.run(
-        [sys.executable, "-c", CHILD, *map(str, command)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHILD, given, *map(str, command)], capture_output=True, text=True, check=False
     )
     if ended.returncode:
         sys.exit(f"{name}: {ended.stderr[-2000:]}")
+    if profile:
+        print(ended.stderr, flush=True)
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     first, last = lines[len(lines) // 4], lines[-1]
     seconds = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
@@ -103,6 +125,8 @@ def main() -> None:
     options.add_argument("--kept", action="store_true", help="nothing aligned, the encoder's tokens made beforehand")
     options.add_argument("--compile", action="store_true")
     options.add_argument("--only", help="one of the lines")
+    options.add_argument("--vary", nargs="*", default=[], help=f"of lean, {', '.join(SWITCHES)}; joined by +")
+    options.add_argument("--profile", action="store_true")
     given = options.parse_args()
     plan = {"steps": given.steps, "batch": given.batch, "rate": 1e-5, "warmup": 1}
     with tempfile.TemporaryDirectory() as scratch:
@@ -116,9 +140,15 @@ def main() -> None:
         }  # fmt: skip
         kinds = {"sit": {}, "sit, recompute": {"recompute": True}, "vae": {"mode": "vae"}}
         kinds = {name: change for name, change in kinds.items() if given.only in (None, name)}
-        print(f"{'':<16}{'s/step':>9}{'waiting':>9}{'peak MB':>9}{'MFU':>7}")
-        for name, change in kinds.items():
-            found = run(folder, name.replace(", ", "-"), {**common, **change})
+        print(f"{'':<26}{'s/step':>9}{'waiting':>9}{'peak MB':>9}{'MFU':>7}")
+        varied = [(name, change, "") for name, change in kinds.items()]
+        varied += [(name, change, how) for name, change, _ in varied for how in given.vary if name.startswith("sit")]
+        for name, change, how in varied:
+            switches = how.split("+") if how else []
+            change = {**change, "lean": "lean" in switches}
+            switches = [switch for switch in switches if switch != "lean"]
+            folder_name = f"{name}-{how}".replace(", ", "-")
+            found = run(folder, folder_name, {**common, **change}, switches, profile=given.profile)
             mfu = "-"
             if torch.cuda.is_available() and name.startswith("sit"):
                 sit = open_model(base).config["sit"]
@@ -126,7 +156,7 @@ def main() -> None:
                 flops = step_flops(sit["width"], sit["depth"], tokens, given.batch)
                 mfu = f"{flops / found['seconds'] / (given.peak_tflops * 1e12):.0%}"
             print(
-                f"{name:<16}{found['seconds']:>9.3f}{found['waiting']:>9.1%}{found['peak'] / 1e6:>9,.0f}{mfu:>7}",
+                f"{' '.join((name, how)):<26}{found['seconds']:>9.3f}{found['waiting']:>9.1%}{found['peak'] / 1e6:>9,.0f}{mfu:>7}",
                 flush=True,
             )
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from finetune_making import config, make_base, make_weaker
 from safetensors.torch import load_file
+from training import off_by
 
 from train import checkpoint
 from train.config import load_config
@@ -33,6 +34,25 @@ def test_a_graph_learns_what_its_kernels_learn(tmp_path: Path, recompute: bool, 
     one, other = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("graph", "apart"))
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler
+def test_one_pass_and_copies_in_a_graph_learn_what_they_learn_apart(tmp_path: Path) -> None:
+    base = make_base(tmp_path)
+    for name, lean, graphs in (("plain", False, False), ("apart", True, False), ("graph", True, True)):
+        changes = {
+            "graphs": graphs,
+            "lean": lean,
+            "compile": lean,
+            "precision": "bfloat16",
+            "diffusion": {"alignment": 0, "features": "cache"},
+            "samples": None,
+            "keep_last": 9,
+        }
+        steps = {"steps": 12, "batch": 4, "rate": 1e-3, "warmup": 1, "ema": 0.0}
+        train(load_config(config(tmp_path, base, **changes, optimiser=steps)), tmp_path / name, tmp_path / "cache")
+    assert off_by(tmp_path / "apart", tmp_path / "graph") < 0.05
+    assert off_by(tmp_path / "plain", tmp_path / "graph") < 0.4
 
 
 def test_noise_is_that_of_the_cpu() -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from tinymodel import make_tiny_model
-from training import plain, same_averages, write_tar, write_yaml
+from training import off_by, plain, same_averages, write_tar, write_yaml
 
 from synthfactory.model.sit import SiT, SiTConfig
 from synthfactory.spec.errors import InputError
-from train import checkpoint
 from train.config import TrainConfig, load_config
 from train.loop import train
 
@@ -74,11 +71,13 @@ def test_recomputing_learns_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
-@pytest.mark.parametrize("changes", [{}, {"mode": "vae", "vae": {"crop": 16}}], ids=["sit", "vae"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "bfloat16", "lean": True}, {"mode": "vae", "vae": {"crop": 16}}],
+    ids=["sit", "lean sit", "vae"],
+)
 def test_compiled_networks_learn_the_same_up_to_rounding(tmp_path: Path, changes: dict[str, Any]) -> None:
     samples = {"every": 2, "tiles": 1, "steps": 1}
     for name, compiled in (("plain", False), ("compiled", True)):
         train(config(tmp_path, compile=compiled, samples=samples, **changes), tmp_path / name, tmp_path / "cache")
-    one, other = (load_file(checkpoint.average_file(tmp_path / name)[1]) for name in ("plain", "compiled"))
-    assert one.keys() == other.keys()
-    assert all(np.allclose(one[name], other[name], atol=2e-4) for name in one)
+    assert off_by(tmp_path / "plain", tmp_path / "compiled") < (0.2 if "lean" in changes else 0.02)

@@ -77,6 +77,17 @@ def same_averages(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def off_by(one: Path, other: Path) -> float:
+    """How far two runs' weights ended from each other, over the way that the first went since its first checkpoint."""
+    before, last, of_other = (
+        load_file(sorted((run / "checkpoints").iterdir())[at] / "weights.safetensors")
+        for run, at in ((one, 0), (one, -1), (other, -1))
+    )
+    learnt = [name for name in last if not torch.equal(before[name], last[name])]
+    off, way = (torch.cat([(last[name] - state[name]).flatten() for name in learnt]) for state in (of_other, before))
+    return float(off.norm() / way.norm())
+
+
 def spoil_loss(monkeypatch: pytest.MonkeyPatch, step_class: Any, step: int) -> list[int]:
     """Makes the loss of one step NaN; the steps whose loss is asked for are noted in what is returned."""
     real, seen = step_class.loss, list[int]()
