@@ -13,6 +13,7 @@ from synthfactory.spec.model import Model
 from synthfactory.spec.plain_yaml import Kind, parse_text, read_text
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
+from synthfactory.spec.text import shown
 from train.objectives import DiffusionLosses, EncoderLosses, RepaELosses, VAELosses
 from train.sizes import faults_of_network
 
@@ -340,7 +341,8 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> TrainConf
             if not isinstance(place, dict):
                 raise InputError(f"--set {dotted}: '{parent}' is a value, not a group of fields")
         place[last] = value
-    return checked(TrainConfig, values, source, CONFIG.name)
+    options = {dotted: f"--set {dotted}={shown(str(value))}" for dotted, value in (overrides or {}).items()}
+    return checked(TrainConfig, values, source.overridden(options), CONFIG.name)
 
 
 def config_text(config: TrainConfig) -> str:

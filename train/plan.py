@@ -63,7 +63,7 @@ def plan(config: TrainConfig, cache: Path) -> list[str]:
 def unwise(config: TrainConfig, divided: Split, device: torch.device) -> list[str]:
     """What is allowed, but should be known before a run begins."""
     slow = slow_format(config.precision, device)
-    noted = [*divided.warnings, *flattering(config, divided), *_numbers(config, divided)]
+    noted = [*divided.warnings, *flattering(config, divided), *_numbers(config, divided), *_unused(config)]
     return [*noted, f"precision: {slow}; write float32"] if slow else noted
 
 
@@ -78,6 +78,24 @@ def _numbers(config: TrainConfig, divided: Split) -> Iterator[str]:
     unlooked = [name for name, count in zip(index.classes, judged, strict=True) if not count]
     if len(divided.validation) and unlooked:
         yield f"data.validation: no tile of {', '.join(map(shown, unlooked[:3]))}{' and others' if len(unlooked) > 3 else ''} is held out"
+
+
+def _unused(config: TrainConfig) -> Iterator[str]:
+    """What is written, and read by other modes alone."""
+    draws = {"diffusion", "finetune", "repa-e"}
+    modes = {
+        "encoder": {"encoder"},
+        "vae": {"vae"},
+        "diffusion": draws,
+        "repa_e": {"repa-e"},
+        "encoder_run": {"vae", *draws},
+    }
+    used = {name: config.mode in of for name, of in modes.items()}
+    used |= {"finetune": config.base is not None, "vae_run": config.base is None and config.mode in draws}
+    for name, is_read in used.items():
+        if not is_read and getattr(config, name) != TrainConfig.model_fields[name].default:
+            without = " with a base" if name == "vae_run" and config.mode in draws else ""
+            yield f"{name}: mode {config.mode}{without} does not read it"
 
 
 def _data(divided: Split) -> Iterator[str]:

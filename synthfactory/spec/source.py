@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from synthfactory.spec.errors import InputError
 
@@ -17,9 +17,25 @@ class Source:
 
     file: str = ""
     positions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    options: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of fields that the command line gives: what is written there
+
+    def overridden(self, options: Mapping[str, str]) -> Source:
+        """The same with these fields, and what lies below them, from the command line."""
+        below = tuple(f"{path}." for path in options)
+        kept = {path: at for path, at in self.positions.items() if path not in options and not path.startswith(below)}
+        return replace(self, positions=kept, options={**self.options, **options})
 
     def locate(self, path: str) -> str:
-        """'file:line:column' of a spec path or of its nearest written ancestor; '' for a spec that came from no file."""
+        """'file:line:column' of a spec path or of its nearest written ancestor, or the option that gives it; '' for a spec that came
+        from no file.
+        """
+        probe = path
+        while probe and probe not in self.positions:
+            if probe in self.options:
+                return self.options[probe]
+            probe = probe.rpartition(".")[0]
         line, column = self.position(path)
         return f"{self.file}:{line}:{column}" if self.file else ""
 

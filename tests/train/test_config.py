@@ -56,6 +56,26 @@ def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     assert "--set optimiser.steps=[: '[' is no YAML" in str(told.exception)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("optimiser.rate=-1", "--set optimiser.rate=-1: optimiser.rate: -1 is too small"),
+        ("optimiser.stepz=3", "--set optimiser.stepz=3: optimiser.stepz: unknown field; is 'steps' meant?"),
+        ("optimiser={steps: 0, batch: 4, rate: 1}", "--set optimiser={'steps': 0, 'batch': 4, 'rate': 1}: optimiser.steps: 0 is too"),
+        ("seed=5", "config.yaml:6:10: optimiser.batch: 'many'"),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_gets_wrong_is_not_blamed_on_the_file(tmp_path: Path, option: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    batch = "many" if option == "seed=5" else "4"
+    path.write_text(
+        f"mode: finetune\nbase: phantom\ndata: {{shards: tars}}\noptimiser:\n  steps: 10\n  batch: {batch}\n  rate: 0.001\n"
+    )
+    told = CliRunner().invoke(cli, ["plan", str(path), "--set", option])
+    assert isinstance(told.exception, InputError)
+    assert message in str(told.exception)
+
+
 def test_a_run_of_another_mode_is_no_encoder(tmp_path: Path) -> None:
     write_tar(tmp_path / "tars" / "0.tar", range(12), plain, side=lambda n: 32)
     sizes = {"unshuffle": 4, "channels": [16, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}

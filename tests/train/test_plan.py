@@ -129,6 +129,19 @@ def test_numbers_that_do_not_go_together_are_said(tmp_path: Path) -> None:
     assert "warning: data.validation: no tile of b, c is held out" in said
 
 
+def test_what_a_mode_does_not_read_is_said(tmp_path: Path) -> None:
+    path = config(
+        tmp_path, vae={"kl": 1e-5}, finetune={"parts": ["blocks.1.*"]}, encoder={"grid": 0.5}, vae_run="runs/vae"
+    )
+    said = [line for line in plan(load_config(str(path)), tmp_path / "cache") if "does not read it" in line]
+    assert said == [f"warning: {name}: mode encoder does not read it" for name in ("vae", "finetune", "vae_run")]
+    path = config(
+        tmp_path, mode="finetune", network={}, base=str(make_tiny_model(tmp_path / "base")), vae_run="runs/vae"
+    )
+    said = [line for line in plan(load_config(str(path)), tmp_path / "cache") if "does not read it" in line]
+    assert said == ["warning: vae_run: mode finetune with a base does not read it"]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_configs_that_ship_are_read(path: Path) -> None:
     assert load_config(str(path)).optimiser.steps > 0
