@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def _formats(model: ModelFolder) -> str:
     return " and ".join(sorted(named[kind] for kind in found if kind in named))
 
 
+def _steps(run: Mapping[str, Any]) -> str:
+    """Of a run that was not done when it was exported, how many it would have been as well."""
+    return f"{run['steps']:,}" + (f" (of {run['of_steps']:,})" if "of_steps" in run else "")
+
+
 def _training(model: ModelFolder) -> list[str]:
     training, hours = model.config["training"], model.figures.get("training_hours", {})
     lines = [
@@ -97,7 +103,7 @@ def _training(model: ModelFolder) -> list[str]:
         "|---|---:|---:|---|---:|---:|",
     ]
     lines.extend(
-        f"| {part} | {run['steps']:,} | {run['batch']} | {run['precision']} | {run['seed']} | {hours.get(part, 'not recorded')} |"
+        f"| {part} | {_steps(run)} | {run['batch']} | {run['precision']} | {run['seed']} | {hours.get(part, 'not recorded')} |"
         for part, run in training["runs"].items()
     )
     made = training.get("synthetic_tiles", 0)
@@ -110,7 +116,7 @@ def _training(model: ModelFolder) -> list[str]:
     while base:
         before = base.get("training") or {}
         runs = ", ".join(
-            f"{part} {run['steps']:,} steps of {run['batch']}" for part, run in before.get("runs", {}).items()
+            f"{part} {_steps(run)} steps of {run['batch']}" for part, run in before.get("runs", {}).items()
         )
         lines += [
             "",

@@ -161,6 +161,11 @@ def export(
         f"{folder}: {total / 1e6:.1f} MB{', in place of the model that was there' if replaced else ''}; name it as `model:` in a spec"
     )
     click.echo(f"terms: {stated['name']}; sharing: {stated.get('sharing', 'local')}")
+    for part, run in written["training"]["runs"].items():
+        if "of_steps" in run:
+            click.echo(
+                f"{part}: {run['steps']:,} of {run['of_steps']:,} steps are done; the same command exports more later"
+            )
     if "domain" not in written:
         click.echo("what it draws is not stated; --domain says it, and plans and cards repeat it")
 

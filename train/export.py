@@ -175,7 +175,9 @@ def _own(config: TrainConfig, state: dict[str, Tensor]) -> dict[str, dict[str, T
 
 
 def _ran(config: TrainConfig, step: int) -> dict[str, Any]:
-    return {"steps": step, "batch": config.optimiser.batch, "precision": config.precision, "seed": config.seed}
+    plan = config.optimiser
+    short = {"of_steps": plan.steps} if step < plan.steps else {}  # a run that was not done
+    return {"steps": step, **short, "batch": plan.batch, "precision": config.precision, "seed": config.seed}
 
 
 def _hours(run: Path) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from finetune_making import SIDE, config, encoder_run, make_base
 from PIL import Image
 from running import run
@@ -24,6 +25,7 @@ from synthfactory.model.folder import open_model
 from synthfactory.model.weights import load_model
 from synthfactory.spec.errors import InputError
 from train import checkpoint
+from train.cli import cli
 from train.config import load_config
 from train.export import export
 from train.loop import train
@@ -152,6 +154,23 @@ def test_another_encoder_takes_the_place_of_the_bases(tmp_path: Path, base: Path
     with pytest.raises(InputError, match=r"its step 2; it has moved on or"):
         export(tmp_path / "run", tmp_path / "late", model_id="tuned", revision="2")
     assert not (tmp_path / "late").exists()
+
+
+def test_an_export_of_a_run_that_is_not_done_says_so(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = load_config(config(tmp_path, base, samples=None))
+    cut_off(monkeypatch, asked, tmp_path / "run", tmp_path / "cache")
+    command = ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--id", "tuned", "--revision", "1"]
+    told = CliRunner().invoke(cli, command)
+    assert told.exit_code == 0, told.output
+    assert "sit: 2 of 4 steps are done" in told.output
+    assert "| sit | 2 (of 4) | 4 |" in (tmp_path / "out" / "README.md").read_text()
+    train(asked, tmp_path / "run", tmp_path / "cache")
+    told = CliRunner().invoke(cli, command)
+    assert told.exit_code == 0, told.output
+    assert "steps are done" not in told.output
+    assert "| sit | 4 | 4 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_encoder_of_another_width_is_refused(tmp_path: Path, base: Path) -> None:
