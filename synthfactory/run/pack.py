@@ -80,14 +80,15 @@ def pack(
     """
     store = open_store(out)
     plan = _Plan.of(tiles, shard_size)
-    _claim(store, plan, tiles)
+    _claim(store, plan, tiles, mpp)
     done = list_commits(store)
     size_px = _size_of(tiles, plan.order[0])
     for commit in done.values():
         tick(commit.tiles)
     waiting = [shard for shard in range(plan.shards) if shard not in done]
-    if done and waiting:
-        say(f"{len(done):,} of {counted(plan.shards, 'shard')} already there")
+    if done:
+        left = "" if waiting else ": nothing is left to do"
+        say(f"{len(done):,} of {counted(plan.shards, 'shard')} already there{left}")
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for shard in waiting:
             _pack_shard(store, plan, tiles, shard, size_px, mpp, pool, tick)
@@ -126,10 +127,11 @@ class _Plan:
         return self.order[shard * count // self.shards : (shard + 1) * count // self.shards]
 
 
-def _claim(store: Store, plan: _Plan, tiles: TileFolder) -> None:
+def _claim(store: Store, plan: _Plan, tiles: TileFolder, mpp: float | None) -> None:
     """Writes pack.json, or refuses a place that holds another listing or something else."""
-    digest = hashlib.sha256()
+    digest, resolutions = hashlib.sha256(), hashlib.sha256()
     for row in plan.order:
+        resolutions.update(f"{_mpp(tiles, row, mpp)}\n".encode())
         facts = [
             plan.keys[row],
             tiles.files[row],
@@ -140,6 +142,7 @@ def _claim(store: Store, plan: _Plan, tiles: TileFolder) -> None:
         digest.update(json.dumps(facts).encode() + b"\n")
     values = {
         "format": FORMAT, "tiles": len(plan.order), "shards": plan.shards, "classes": plan.classes, "listing_sha256": digest.hexdigest(),
+        "mpp_sha256": resolutions.hexdigest(),
     }  # fmt: skip
     try:
         stands = unsealed(json.loads(store.read(PACK)))
@@ -154,9 +157,9 @@ def _claim(store: Store, plan: _Plan, tiles: TileFolder) -> None:
         return
     except (ValueError, TypeError, RecursionError):
         raise InputError(f"{store.place}/{PACK}: is damaged; restore it from a copy, or name another folder") from None
-    if stands != values:
+    if {"mpp_sha256": values["mpp_sha256"], **stands} != values:  # which packs of old do not hold
         raise InputError(
-            f"{store.place}: was packed from another listing (files, labels, patients or shard size differ); name another folder"
+            f"{store.place}: was packed from another listing (files, labels, patients, mpp or shard size differ); name another folder"
         )
 
 
@@ -172,6 +175,11 @@ def _facts(tiles: TileFolder, row: int) -> dict[str, Any]:
         "y": y,
         "tumour_fraction": None if math.isnan(share) else share,
     }
+
+
+def _mpp(tiles: TileFolder, row: int, given: float | None) -> float:
+    own = None if tiles.mpps is None else tiles.mpps[row]
+    return own or given or MPP
 
 
 def _size_of(tiles: TileFolder, row: int) -> int:
@@ -244,11 +252,10 @@ def _pack_shard(
                     break
                 running.append(pool.submit(_read, following[0], following[1], size_px))
             tile = running.pop(0).result()
-            own_mpp = None if tiles.mpps is None else tiles.mpps[row]
             label = tiles.labels[row]
             record = RealRecord(
                 key=plan.keys[row], label=label, label_level=tiles.label_levels[row], class_index=index[label], width_px=size_px,
-                height_px=size_px, mpp=own_mpp or mpp or MPP, format=tile.format,
+                height_px=size_px, mpp=_mpp(tiles, row, mpp), format=tile.format,
             )  # fmt: skip
             sides.append(
                 {
