@@ -124,7 +124,8 @@ solver-table: $(VENV)/.run
 loop: $(VENV)/.run
 	$(BIN)/synthfactory build specs/loop.yaml
 	$(BIN)/synthfactory-train run train/configs/loop.yaml --run out/loop/run --cache out/loop/cache
-	test -f out/loop/model/config.json || $(BIN)/synthfactory-train export out/loop/run out/loop/model --id phantom-loop
+	test out/loop/model/config.json -nt out/loop/run/metrics.jsonl || \
+		$(BIN)/synthfactory-train export out/loop/run out/loop/model --id phantom-loop
 	$(BIN)/synthfactory build specs/loop-next.yaml
 	$(BIN)/synthfactory verify out/loop/next
 	$(BIN)/synthfactory-train compare phantom out/loop/model --cache out/loop/judge --per-class 24

@@ -136,6 +136,11 @@ def test_a_solver_without_an_answer_names_those_that_have_one(spec_file: MakeSpe
     surely_good(own / "model" / "calibration.json", "heun", "euler")
     said = " ".join(run("plan", spec).err.split())
     assert said.endswith("or take a solver that has an answer: euler (22 calls a tile), heun (42 calls a tile)"), said
+    values = json.loads((own / "model" / "calibration.json").read_text())
+    values["tables"][0]["guidance"]["scale"] = 2.5  # what is good at another guidance is no answer to this one
+    (own / "model" / "calibration.json").write_text(json.dumps(values))
+    said = " ".join(run("plan", spec).err.split())
+    assert said.endswith("run `synthfactory calibrate`, or write a number of steps"), said
 
 
 def test_every_guidance_of_a_spec_is_measured(spec_file: MakeSpec, own: Path) -> None:
