@@ -124,7 +124,7 @@ solver-table: $(VENV)/.run
 loop: $(VENV)/.run
 	$(BIN)/synthfactory build specs/loop.yaml
 	$(BIN)/synthfactory-train run train/configs/loop.yaml --run out/loop/run --cache out/loop/cache
-	test out/loop/model/config.json -nt out/loop/run/metrics.jsonl || \
+	test out/loop/model/config.json -nt out/loop/run/checkpoints || \
 		$(BIN)/synthfactory-train export out/loop/run out/loop/model --id phantom-loop
 	$(BIN)/synthfactory build specs/loop-next.yaml
 	$(BIN)/synthfactory verify out/loop/next

@@ -15,9 +15,11 @@ from synthfactory.commands.common import EXIT_FAULT, end_with, say
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder
 from synthfactory.spec.solvers import SOLVERS, Method, Solver
+from synthfactory.spec.text import shown
 
 if TYPE_CHECKING:
     from synthfactory.spec.sampler import Sampler
+    from train.config import TrainConfig
 
 # Read when torch is loaded: threads that wait by spinning slow a step fourfold where another process shares the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,17 +33,20 @@ def cli() -> None:
     """Train the models that synthfactory runs, from WebDataset shards."""
 
 
-def _overrides(settings: tuple[str, ...]) -> dict[str, Any]:
-    found = {}
+def _config(file: str, settings: tuple[str, ...]) -> TrainConfig:
+    """The config with what the command line sets in it."""
+    from train.config import load_config
+
+    found, written = {}, {}
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting}: write it as PATH=VALUE, for example optimiser.steps=200")
         try:
-            found[path] = yaml.safe_load(value)
+            found[path], written[path] = yaml.safe_load(value), shown(f"--set {setting}")
         except yaml.YAMLError as error:
             raise InputError(f"--set {setting}: '{value}' is no YAML ({str(error).splitlines()[0]})") from None
-    return found
+    return load_config(file, found, written)
 
 
 @cli.command()
@@ -64,12 +69,11 @@ def run(
     address: str | None,
 ) -> None:
     """Train as CONFIG.yaml says, or go on where an interrupted run stopped."""
-    from train.config import load_config
     from train.loop import train
 
     if address and not workers:
         raise click.UsageError("--address needs --workers: say how many share every batch")
-    checked = load_config(config, _overrides(settings))
+    checked = _config(config, settings)
     folder = Path(run_folder)
     cache_folder = Path(cache) if cache else folder.parent / "cache"
 
@@ -88,11 +92,10 @@ def run(
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override one field of the config.")
 def plan(config: str, cache: str | None, settings: tuple[str, ...]) -> None:
     """Print what CONFIG.yaml would do: tiles, patients, passes, parameters, memory. Nothing is trained."""
-    from train.config import load_config
     from train.plan import plan as lines
 
     folder = Path(cache) if cache else cache_folder() / "train"
-    for line in lines(load_config(config, _overrides(settings)), folder):
+    for line in lines(_config(config, settings), folder):
         click.echo(line)
 
 
@@ -163,9 +166,7 @@ def export(
     click.echo(f"terms: {stated['name']}; sharing: {stated.get('sharing', 'local')}")
     for part, run in written["training"]["runs"].items():
         if "of_steps" in run:
-            click.echo(
-                f"{part}: {run['steps']:,} of {run['of_steps']:,} steps are done; the same command exports more later"
-            )
+            click.echo(f"{part}: after {run['steps']:,} of {run['of_steps']:,} steps")
     if "domain" not in written:
         click.echo("what it draws is not stated; --domain says it, and plans and cards repeat it")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -13,7 +14,6 @@ from synthfactory.spec.model import Model
 from synthfactory.spec.plain_yaml import Kind, parse_text, read_text
 from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
-from synthfactory.spec.text import shown
 from train.objectives import DiffusionLosses, EncoderLosses, RepaELosses, VAELosses
 from train.sizes import faults_of_network
 
@@ -229,19 +229,23 @@ class TrainConfig(FrozenModel):
     )
     lean: bool = Field(
         default=False,
-        description="with precision bfloat16: also between the SiT's blocks and, in modes diffusion and finetune on one device, for copies "
-        "of its weights that products read, and for gradients; less memory is moved, more is rounded",
+        description="with precision bfloat16: also what flows between the SiT's blocks; with compile, AdamW, whole batches and one worker, "
+        "in modes diffusion and finetune, copies of its weights that products read, and their gradients: less memory is moved, more is "
+        "rounded",
     )
     recompute: bool = Field(
         default=False,
         description="the SiT's activations are computed again in the backward pass: less memory, more time",
     )
     compile: bool = Field(
-        default=False, description="torch.compile of the networks that learn; the first step takes minutes"
+        default=False,
+        description="torch.compile of the networks that learn, in modes diffusion and finetune of AdamW's update too; the first step takes "
+        "minutes",
     )
     graphs: bool = Field(
         default=True,
-        description="on one GPU, where latents and tokens are kept and lie on it: a step's loss and gradients as one CUDA graph",
+        description="on one GPU, where latents and tokens are kept and lie on it: a step's loss and gradients as one CUDA graph, of "
+        "compiled runs with AdamW the update too",
     )
     tensorboard: bool = Field(
         default=False, description="metrics into RUN/tensorboard as well; needs the extra of that name"
@@ -327,13 +331,13 @@ class TrainConfig(FrozenModel):
         return self
 
 
-def load_config(path: str, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """Reads and checks a config; `overrides` maps dotted paths to values.
+def load_config(path: str, overrides: Mapping[str, Any] = {}, options: Mapping[str, str] = {}) -> TrainConfig:
+    """Reads and checks a config; `overrides` maps dotted paths to values, `options` to what was written to give them.
 
     InputError lists every fault, one line each: file:line:column: path: what, what instead.
     """
     values, source = parse_text(*read_text(path, CONFIG), CONFIG)
-    for dotted, value in (overrides or {}).items():
+    for dotted, value in overrides.items():
         *parents, last = dotted.split(".")
         place = values
         for parent in parents:
@@ -341,7 +345,6 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> TrainConf
             if not isinstance(place, dict):
                 raise InputError(f"--set {dotted}: '{parent}' is a value, not a group of fields")
         place[last] = value
-    options = {dotted: f"--set {dotted}={shown(str(value))}" for dotted, value in (overrides or {}).items()}
     return checked(TrainConfig, values, source.overridden(options), CONFIG.name)
 
 

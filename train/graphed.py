@@ -1,5 +1,5 @@
-"""A loss, its gradients and where it can be the update, as one CUDA graph. Small networks launch kernels more slowly than a GPU works
-them off: replayed as a whole, they keep it busy. What is computed is the same.
+"""A loss and its gradients (and the update, where it is one pass) as one CUDA graph. Small networks launch kernels more slowly than a GPU
+works them off: replayed as a whole, they keep it busy. What is computed is the same.
 """
 
 from __future__ import annotations

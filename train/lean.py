@@ -1,10 +1,11 @@
-"""bfloat16 copies of the matrices that learn, for products to read: they are cast once an update, by what moves them, in place of once a
-step, and gradients stay in bfloat16 until the optimiser reads them. The weights themselves stay float32.
+"""bfloat16 copies of the weights of linear layers that learn, for products to read: what moves the weights casts them once an update, in
+place of autocast once a step, and gradients stay in bfloat16 until the optimiser reads them. The weights themselves stay float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,11 @@ class _Lean(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight_copy, self.bias_copy) if self.training else super().forward(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of what a duplicate of the layer gets, which does not learn: sheets are drawn by one."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name not in ("weight_copy", "bias_copy")}
 
 
 class Copies:
@@ -59,11 +65,21 @@ def leaves(weights: Iterable[nn.Parameter], copies: Copies | None) -> list[Tenso
 
 
 def copies_of(config: TrainConfig, module: nn.Module, workers: int) -> Copies | None:
-    """As the config says, where they can be: alone and of whole batches, since what several add up would be rounded; and where one
-    pass over the weights casts them.
+    """Of a lean run, where there can be some."""
+    return Copies(module) if config.lean and workers == 1 and why_no_copies(config) is None else None
+
+
+def why_no_copies(config: TrainConfig) -> str | None:
+    """What of a config leaves a lean run without copies of its weights; None: nothing. The one pass over the weights of a compiled run
+    casts them, and what several parts of a batch add up would be rounded.
     """
-    alone = workers == config.optimiser.accumulate == 1
-    return Copies(module) if config.lean and alone and one_update(config) else None
+    if not one_update(config):
+        return "optimiser.kind: muon" if config.optimiser.kind == "muon" else f"mode: {config.mode}"
+    if config.finetune.lora is not None:
+        return "finetune.lora"
+    if config.optimiser.accumulate > 1:
+        return "optimiser.accumulate"
+    return None if config.compile else "compile: false"
 
 
 def one_update(config: TrainConfig) -> bool:

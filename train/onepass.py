@@ -70,14 +70,12 @@ class OnePass:
         averages: Sequence[Ema],
         clip: float,
         copies: Copies | None,
-        *,
-        compiled: bool = True,
     ) -> None:
         self._optimiser, self._averages, self._clip, self._copies = optimiser, averages, clip, copies
         self._weights: list[nn.Parameter] = [weight for group in optimiser.param_groups for weight in group["params"]]
         self._names = {id(weight): name for name, weight in module.named_parameters()}
         self._leaves = leaves(self._weights, copies)
-        self._move: Callable[..., None] = torch.compile(_move, dynamic=True) if compiled else _move
+        self._move: Callable[..., None] = torch.compile(_move, dynamic=True)
         self._members: list[_Member] = []
         self._ages: list[Tensor] = []
         device, dtype = self._weights[0].device, self._weights[0].dtype
@@ -108,8 +106,11 @@ class OnePass:
         """The update; returns the gradient's norm before clipping."""
         if not self._members:
             self._gather()
-        gradients = [member.leaf.grad.reshape(-1) for member in self._members]  # type: ignore[union-attr]
-        norms = torch._foreach_norm(gradients, 2, dtype=self._numbers.dtype)
+        gradients = [_row(member.leaf.grad.contiguous()) for member in self._members if member.leaf.grad is not None]
+        alike: dict[torch.dtype, list[Tensor]] = {}
+        for gradient in gradients:  # those of one format in one call: torch takes a mixture one by one
+            alike.setdefault(gradient.dtype, []).append(gradient)
+        norms = [each for some in alike.values() for each in torch._foreach_norm(some, 2, dtype=self._numbers.dtype)]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         share = (self._clip / (norm + 1e-6)).clamp(max=1.0)
         for gradient, (_, *kept) in zip(gradients, self._members, strict=True):
@@ -118,7 +119,7 @@ class OnePass:
         return norm
 
     def _gather(self) -> None:
-        """Everything as rows of numbers: of one shape, so that one compilation serves all."""
+        """Everything as rows of numbers, so that one compilation serves all that is alike in format."""
         for weight, leaf in zip(self._weights, self._leaves, strict=True):
             if leaf.grad is None:
                 continue
@@ -127,13 +128,15 @@ class OnePass:
                 # torch keeps the age of a weight on the device where AdamW is fused
                 state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-            weight_row, mean, square = (
-                each.view(-1) for each in (weight.detach(), state["exp_avg"], state["exp_avg_sq"])
-            )
-            averages = [average.state[name].view(-1) for average in self._averages]
-            copy = None if leaf is weight else leaf.detach().view(-1)
-            self._members.append(_Member(leaf, weight_row, mean, square, averages, copy))
+            rows = _row(weight), _row(state["exp_avg"]), _row(state["exp_avg_sq"])
+            averages = [_row(average.state[name]) for average in self._averages]
+            self._members.append(_Member(leaf, *rows, averages, None if leaf is weight else _row(leaf)))
             self._ages.append(state["step"])
+
+
+def _row(tensor: Tensor) -> Tensor:
+    """All numbers in one row, of the same memory. Detached anew: torch's compiler would look at the shape of what a view is of."""
+    return tensor.detach().view(-1).detach()
 
 
 def one_pass_of(
@@ -143,9 +146,9 @@ def one_pass_of(
     averages: Sequence[Ema],
     copies: Copies | None,
 ) -> OnePass | None:
-    """Of compiled runs, since what is not compiled passes as often as before; and wherever copies have to be cast."""
-    if not (one_update(config) and (config.compile or copies is not None)):
+    """Of compiled runs: what is not compiled would pass once for every operation."""
+    if not (one_update(config) and config.compile):
         return None
     (optimiser,) = optimisers.values()
     assert isinstance(optimiser, torch.optim.AdamW)
-    return OnePass(optimiser, module, averages, config.optimiser.clip, copies, compiled=config.compile)
+    return OnePass(optimiser, module, averages, config.optimiser.clip, copies)

@@ -23,6 +23,7 @@ from train.config import TrainConfig
 from train.deeper import check_gates, deeper_config
 from train.discriminator import PatchDiscriminator
 from train.guided import guide_folder
+from train.lean import why_no_copies
 from train.lora import adapt
 from train.objectives import Adversarial
 from train.parts import chosen_weights, config_of
@@ -81,21 +82,26 @@ def _numbers(config: TrainConfig, divided: Split) -> Iterator[str]:
 
 
 def _unused(config: TrainConfig) -> Iterator[str]:
-    """What is written, and read by other modes alone."""
+    """What is not as it is by default, and nothing reads."""
     draws = {"diffusion", "finetune", "repa-e"}
     modes = {
-        "encoder": {"encoder"},
-        "vae": {"vae"},
-        "diffusion": draws,
-        "repa_e": {"repa-e"},
-        "encoder_run": {"vae", *draws},
-    }
+        "encoder": {"encoder"}, "vae": {"vae"}, "diffusion": draws, "repa_e": {"repa-e"}, "encoder_run": {"vae", *draws},
+        "samples": draws,
+    }  # fmt: skip
     used = {name: config.mode in of for name, of in modes.items()}
     used |= {"finetune": config.base is not None, "vae_run": config.base is None and config.mode in draws}
     for name, is_read in used.items():
-        if not is_read and getattr(config, name) != TrainConfig.model_fields[name].default:
-            without = " with a base" if name == "vae_run" and config.mode in draws else ""
-            yield f"{name}: mode {config.mode}{without} does not read it"
+        if is_read or getattr(config, name) in (TrainConfig.model_fields[name].default, None):
+            continue
+        how = " without a base" if name == "finetune" and config.mode in ("vae", "repa-e") else ""
+        how = " with a base" if name == "vae_run" and config.mode in draws else how
+        yield f"{name}: mode {config.mode}{how} does not read it"
+    compares = config.vae.perceptual and config.vae.features == "encoder"
+    if config.mode == "vae" and config.encoder_run is not None and not compares:
+        yield "encoder_run: mode vae reads it where vae.perceptual compares the encoder's features"
+    why = why_no_copies(config)
+    if config.lean and why is not None:
+        yield f"lean: {why} leaves products without bfloat16 copies of the weights; what flows between blocks is bfloat16"
 
 
 def _data(divided: Split) -> Iterator[str]:

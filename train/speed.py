@@ -1,4 +1,6 @@
-"""Time for memory and memory for time: recomputed activations, compiled networks. Neither changes what is learnt, up to rounding."""
+"""Time for memory and memory for time: recomputed activations, compiled networks, bfloat16 between blocks. None changes what is learnt,
+up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from train.discriminator import PatchDiscriminator
 
 
 def prepare(config: TrainConfig, module: nn.Module) -> None:
-    """As the config's `recompute` and `compile` say, in place: names of weights stay what they are."""
+    """As the config's `recompute`, `lean` and `compile` say, in place: names of weights stay what they are."""
     for part in list(module.modules()):
         if isinstance(part, SiT):
             part.recompute, part.narrow = config.recompute, config.lean

@@ -17,9 +17,8 @@ class Source:
 
     file: str = ""
     positions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    options: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of fields that the command line gives: what is written there
+    # Of fields that the command line gives: what is written there.
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def overridden(self, options: Mapping[str, str]) -> Source:
         """The same with these fields, and what lies below them, from the command line."""
@@ -35,6 +34,9 @@ class Source:
         while probe and probe not in self.positions:
             if probe in self.options:
                 return self.options[probe]
+            below = [text for option, text in self.options.items() if option.startswith(f"{probe}.")]
+            if below:  # a group that stands in no file is there for the option's sake
+                return below[0]
             probe = probe.rpartition(".")[0]
         line, column = self.position(path)
         return f"{self.file}:{line}:{column}" if self.file else ""

@@ -5,7 +5,8 @@ Printed: seconds a step, the share of them spent waiting for data (goal below 5 
 and with a GPU the share of its peak that the arithmetic used (MFU; goal 45 % for SiT-XL/2:
 --model xl --batch 64 --precision bfloat16 --kept --compile). `xl` is a model of CytoSyn's sizes with random weights, which take as long
 as any. `--vary lean cudnn lean+cudnn` repeats every line with the run's `lean` and with switches of torch (SWITCHES), so that each is
-timed against the plain one on the same machine; `--profile` prints where each line's GPU time went. Nothing is asserted.
+timed against the plain one on the same machine; `--profile` prints where each line's time on the device went (what is made once
+included). Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -126,8 +127,15 @@ def main() -> None:
     options.add_argument("--compile", action="store_true")
     options.add_argument("--only", help="one of the lines")
     options.add_argument("--vary", nargs="*", default=[], help=f"of lean, {', '.join(SWITCHES)}; joined by +")
-    options.add_argument("--profile", action="store_true")
+    options.add_argument(
+        "--profile", action="store_true", help="where a line's time on the device went, compiling and latents included"
+    )
     given = options.parse_args()
+    unknown = {switch for how in given.vary for switch in how.split("+")} - {"lean", *SWITCHES}
+    if unknown:
+        options.error(f"--vary: {', '.join(sorted(unknown))}: known are lean, {', '.join(SWITCHES)}, joined by +")
+    if given.precision != "bfloat16" and any("lean" in how for how in given.vary):
+        options.error("--vary lean goes with --precision bfloat16")
     plan = {"steps": given.steps, "batch": given.batch, "rate": 1e-5, "warmup": 1}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -61,7 +61,8 @@ def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     [
         ("optimiser.rate=-1", "--set optimiser.rate=-1: optimiser.rate: -1 is too small"),
         ("optimiser.stepz=3", "--set optimiser.stepz=3: optimiser.stepz: unknown field; is 'steps' meant?"),
-        ("optimiser={steps: 0, batch: 4, rate: 1}", "--set optimiser={'steps': 0, 'batch': 4, 'rate': 1}: optimiser.steps: 0 is too"),
+        ("optimiser={steps: 0, batch: 4, rate: 1}", "--set optimiser={steps: 0, batch: 4, rate: 1}: optimiser.steps: 0 is too"),
+        ("finetune.guided.scale=2", "--set finetune.guided.scale=2: finetune.guided.by: is missing"),
         ("seed=5", "config.yaml:6:10: optimiser.batch: 'many'"),
     ],
 )  # fmt: skip

@@ -164,12 +164,12 @@ def test_an_export_of_a_run_that_is_not_done_says_so(
     command = ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--id", "tuned", "--revision", "1"]
     told = CliRunner().invoke(cli, command)
     assert told.exit_code == 0, told.output
-    assert "sit: 2 of 4 steps are done" in told.output
+    assert "sit: after 2 of 4 steps" in told.output
     assert "| sit | 2 (of 4) | 4 |" in (tmp_path / "out" / "README.md").read_text()
     train(asked, tmp_path / "run", tmp_path / "cache")
     told = CliRunner().invoke(cli, command)
     assert told.exit_code == 0, told.output
-    assert "steps are done" not in told.output
+    assert "sit: after" not in told.output
     assert "| sit | 4 | 4 |" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from tinymodel import make_tiny_model
@@ -20,7 +21,8 @@ from synthfactory.spec.errors import InputError
 from train.cli import cli
 from train.config import load_config
 from train.loop import train
-from train.plan import plan
+from train.plan import plan, unwise
+from train.split import split
 
 VIT = {
     "image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2, "mlp_hidden": 64, "registers": 0, "layer_scale": None,
@@ -140,6 +142,15 @@ def test_what_a_mode_does_not_read_is_said(tmp_path: Path) -> None:
     )
     said = [line for line in plan(load_config(str(path)), tmp_path / "cache") if "does not read it" in line]
     assert said == ["warning: vae_run: mode finetune with a base does not read it"]
+    tiles = {"unshuffle": 4, "channels": [16, 16], "layers_per_block": 1, "norm_groups": 4, "mid_attention": False}
+    changes = {"samples": {"every": 5}, "finetune": {"parts": ["kl.decoder.*"]}, "encoder_run": "runs/encoder"}
+    path = config(tmp_path, mode="vae", network=tiles, vae={"crop": 16, "perceptual": 0}, **changes)
+    divided = split(load_config(str(path)).data, tmp_path / "cache")
+    assert unwise(load_config(str(path)), divided, torch.device("cpu"))[-3:] == [
+        "samples: mode vae does not read it",
+        "finetune: mode vae without a base does not read it",
+        "encoder_run: mode vae reads it where vae.perceptual compares the encoder's features",
+    ]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -78,14 +78,26 @@ def same_averages(one: Path, other: Path) -> bool:
 
 
 def off_by(one: Path, other: Path) -> float:
-    """How far two runs' weights ended from each other, over the way that the first went since its first checkpoint."""
-    before, last, of_other = (
-        load_file(sorted((run / "checkpoints").iterdir())[at] / "weights.safetensors")
-        for run, at in ((one, 0), (one, -1), (other, -1))
+    """How far two runs' weights and averages ended from each other, over the way that the first went since its first checkpoint."""
+    first, last, of_other = (
+        sorted((run / "checkpoints").iterdir())[at] for run, at in ((one, 0), (one, -1), (other, -1))
     )
-    learnt = [name for name in last if not torch.equal(before[name], last[name])]
-    off, way = (torch.cat([(last[name] - state[name]).flatten() for name in learnt]) for state in (of_other, before))
-    return float(off.norm() / way.norm())
+    names = sorted(path.name for path in last.glob("*.safetensors") if path.name != "optimiser.safetensors")
+    assert names == sorted(path.name for path in of_other.glob("*.safetensors") if path.name != "optimiser.safetensors")
+    off, way = list[torch.Tensor](), list[torch.Tensor]()
+    for name in names:
+        before, after, apart = (load_file(step / name) for step in (first, last, of_other))
+        assert after.keys() == apart.keys()
+        for key, value in after.items():
+            off.append((value - apart[key]).double().flatten())
+            way.append((value - before[key]).double().flatten())
+    return float(torch.cat(off).norm() / torch.cat(way).norm())
+
+
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch would compile runs as it is written."""
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: None)
 
 
 def spoil_loss(monkeypatch: pytest.MonkeyPatch, step_class: Any, step: int) -> list[int]:
