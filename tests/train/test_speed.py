@@ -52,6 +52,16 @@ def test_recomputed_activations_are_not_kept() -> None:
     assert kept_bytes(sit) == whole
 
 
+def test_between_blocks_it_is_narrow_in_training_alone() -> None:
+    sit, seen = SiT(SiTConfig(latent_size=16, width=32, depth=2, heads=2, condition_width=8)), list[torch.dtype]()
+    sit.narrow = True
+    sit.blocks[1].register_forward_pre_hook(lambda module, given: seen.append(given[0].dtype))
+    for training in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            sit.train(training)(torch.randn(4, 4, 16, 16), torch.rand(4), torch.randn(4, 8))
+    assert seen == [torch.bfloat16, torch.float32]
+
+
 def test_blocks_get_one_layout() -> None:
     """What was transposed, torch's compiler got attention's gradients wrong of (2.13, CPU)."""
     sit, seen = SiT(SiTConfig(latent_size=16, width=32, depth=3, heads=2, condition_width=8)), list[bool]()
