@@ -49,7 +49,7 @@ def test_one_pass_and_copies_in_a_graph_learn_what_they_learn_apart(tmp_path: Pa
             "samples": None,
             "keep_last": 9,
         }
-        steps = {"steps": 12, "batch": 4, "rate": 1e-3, "warmup": 1, "ema": 0.0}
+        steps = {"steps": 12, "batch": 4, "rate": 1e-3, "warmup": 1, "ema": [0.9, 0.5]}
         train(load_config(config(tmp_path, base, **changes, optimiser=steps)), tmp_path / name, tmp_path / "cache")
     assert off_by(tmp_path / "apart", tmp_path / "graph") < 0.05
     assert off_by(tmp_path / "plain", tmp_path / "graph") < 0.4
