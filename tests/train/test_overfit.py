@@ -67,7 +67,7 @@ def test_eight_tiles_are_learnt_by_heart(tmp_path: Path, monkeypatch: pytest.Mon
     diffusion = {"alignment": 0.0, "null_share": 0.0, "condition_noise": 0.0, "time": "uniform"}
     drawn_by = trained(
         tmp_path, "sit", rebuilt_by, "finetune", diffusion=diffusion, finetune={"statistics": "measure"},
-        optimiser={**steps, "steps": 3000, "kind": "muon", "ema": 0.99},
+        optimiser={**steps, "steps": 5000, "kind": "muon", "ema": 0.99},
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "sit" / "metrics.jsonl").read_text().splitlines()]
     flow = float(np.mean([line["flow"] for line in lines[-20:]]))
