@@ -118,6 +118,7 @@ class _Run:
         self.copies = copies_of(config, self.work.module, team.world)
         plan = config.optimiser
         self.phases = self.work.phases
+        self.leaves = {phase.name: leaves(phase.weights, self.copies) for phase in self.phases}
         self.losses = []
         for phase in self.phases:
             self._turn_on(phase)
@@ -150,8 +151,7 @@ class _Run:
         if not (self.config.graphs and one and self.work.by_number):
             return None
         move = self.one_pass.move if self.one_pass is not None else None
-        left_with = leaves(self.phases[0].weights, self.copies)
-        return Graphed(self.losses[0], left_with, self._autocast, self.team.device, move)
+        return Graphed(self.losses[0], self.leaves[self.phases[0].name], self._autocast, self.team.device, move)
 
     def _state(self) -> None:
         """Writes RUN/extra.json, what an export says of the run's origin. InputError where a resumed run rests on something else."""
@@ -278,7 +278,7 @@ class _Run:
             norm = graphed.pop(NORM, None)
             return self._moved(step, phase, [graphed], norm)
         self._turn_on(phase)
-        for leaf in leaves(phase.weights, self.copies):
+        for leaf in self.leaves[phase.name]:
             leaf.grad = None
         for number, piece in enumerate(pieces, start=1):
             alone = self.team.unsynchronised(run) if number < len(pieces) else contextlib.nullcontext()

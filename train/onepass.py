@@ -1,4 +1,4 @@
-"""Clipping, AdamW and the averages in one pass over the weights: these are bound by memory, and apart they read and write it twice.
+"""Clipping, AdamW and the averages in one pass over the weights: these are bound by memory, and apart they pass over it more often.
 
 State and numbers are torch.optim.AdamW's (its checkpoints fit, either way), the averages `train.ema.Ema`'s, up to rounding.
 """
@@ -71,7 +71,7 @@ class OnePass:
         clip: float,
         copies: Copies | None,
     ) -> None:
-        self._optimiser, self._averages, self._clip, self._copies = optimiser, averages, clip, copies
+        self._optimiser, self._averages, self._clip = optimiser, averages, clip
         self._weights: list[nn.Parameter] = [weight for group in optimiser.param_groups for weight in group["params"]]
         self._names = {id(weight): name for name, weight in module.named_parameters()}
         self._leaves = leaves(self._weights, copies)

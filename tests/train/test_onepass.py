@@ -226,7 +226,7 @@ def test_a_graph_that_holds_the_update_makes_it_once(tmp_path: Path, monkeypatch
 
     def graphed(run: Any) -> Graph:
         move = run.one_pass.move if run.one_pass is not None else None
-        return Graph(run.losses[0], leaves(run.phases[0].weights, run.copies), None, None, move)
+        return Graph(run.losses[0], run.leaves[run.phases[0].name], None, None, move)
 
     train(asked(tmp_path, "apart", precision="float64"), tmp_path / "apart", tmp_path / "cache")
     monkeypatch.setattr(loop._Run, "_graph", graphed)
