@@ -83,7 +83,11 @@ def test_recomputing_learns_the_same(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"precision": "bfloat16", "lean": True}, {"mode": "vae", "vae": {"crop": 16}}],
+    [
+        {},
+        {"precision": "bfloat16", "lean": True, "checkpoint_every": 1, "keep_last": 9},
+        {"mode": "vae", "vae": {"crop": 16}},
+    ],
     ids=["sit", "lean sit", "vae"],
 )
 def test_compiled_networks_learn_the_same_up_to_rounding(tmp_path: Path, changes: dict[str, Any]) -> None:
