@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from synthfactory.evaluate.density import augmented
 from synthfactory.evaluate.intervals import UnmeasurableError
-from synthfactory.evaluate.probes import Choice, balanced_log_loss, folds
+from synthfactory.evaluate.probes import FOLDS, Choice, balanced_log_loss, folds
 from synthfactory.evaluate.utility import BOTH, SYNTHETIC, Outcome, Trial, even
 from synthfactory.model.tile_cnn import Batch, fit_cnn, logits_of, pixels_of
 
@@ -60,30 +60,26 @@ class _Pool:
         return augmented(self.images[part][row - (ends[part - 1] if part else 0)], random, self.spread)
 
 
-def _pool(arm: str, option: Any, trial: Trial, pixels: Pixels, rows: np.ndarray) -> _Pool:
+def _pool(arm: str, spread: float | None, trial: Trial, pixels: Pixels, rows: np.ndarray) -> _Pool:
     real, mine = trial.real.classes[rows], pixels.real[rows]
     if arm == "real only":
         return _Pool([mine], real, np.ones(len(rows)))
     if arm == "class weights":
         return _Pool([mine], real, even(real))
-    if arm == "oversampled, stained anew":
-        return _Pool([mine], real, even(real), option)
+    if arm == STAINED:
+        return _Pool([mine], real, even(real), spread or 0.0)
     some = trial.drawn_beside(rows)
     drawn, theirs = trial.drawn.classes[some], pixels.drawn[some]
     if arm == SYNTHETIC:
         return _Pool([theirs], drawn, even(drawn))
     classes = np.concatenate([real, drawn])
-    return _Pool([mine, theirs], classes, even(classes), option)
+    return _Pool([mine, theirs], classes, even(classes), spread or 0.0)
 
 
-# How strongly stains are varied, where they are; classes count alike wherever real tiles are not taken as they are.
-ARMS: dict[str, tuple[Any, ...]] = {
-    "real only": (None,),
-    "class weights": (None,),
-    "oversampled, stained anew": (0.05, 0.1),
-    SYNTHETIC: (None,),
-    BOTH: (0.0, 0.1),  # what is free may be added to what is drawn
-}
+STAINED = "oversampled, stained anew"
+# Classes count alike wherever real tiles are not taken as they are; True: stains are varied, which may be added to what is drawn as well.
+ARMS = {"real only": False, "class weights": False, STAINED: True, SYNTHETIC: False, BOTH: True}
+SPREADS = (0.05, 0.1)  # how strongly stains may be varied
 
 
 def cnn_arms(
@@ -94,51 +90,56 @@ def cnn_arms(
     tick: Tick = lambda done: None,
     once: Once = lambda key, make: make(),
 ) -> dict[str, Outcome]:
-    """Every arm, `seeds` times. Where an arm has options, one fold of the real training patients chooses; as with probes, not for drawn
-    tiles of which it is not known whom they rest on. UnmeasurableError where a fold has nobody to judge by.
+    """Every arm, `seeds` times. How strongly stains are varied is chosen once a seed, by real tiles alone and over all folds of their
+    patients: of few patients one fold says little, and arms that chose apart would differ by more than the tiles that they learn from.
+    UnmeasurableError where validation has nobody to judge by.
 
     `once(key, make)` may keep what a fit gave: minutes that a stop would lose.
     """
 
-    def judged_by(arm: str, option: Any, taught: np.ndarray, seed: int, images: np.ndarray, part: str) -> np.ndarray:
+    def judged_by(
+        arm: str, spread: float | None, taught: np.ndarray, seed: int, images: np.ndarray, part: str
+    ) -> np.ndarray:
         """Probabilities (N, classes) of `images` by a network that learnt this arm from the rows `taught`."""
 
         def make() -> dict[str, Any]:
-            batches = _pool(arm, option, trial, pixels, taught).batch_of(seed + (1000 if part == "test" else 0))
+            batches = _pool(arm, spread, trial, pixels, taught).batch_of(seed + (1000 if part == "test" else 0))
             network = fit_cnn(len(trial.names), batches, steps, seed)
             return {"probabilities": softmax(logits_of(network, images), axis=1).astype(float).tolist()}
 
-        return np.asarray(once((arm, str(option), str(seed), part), make)["probabilities"])
+        return np.asarray(once((arm, str(spread), str(seed), part), make)["probabilities"])
 
-    found = {}
-    for arm, options in ARMS.items():
-        probabilities, chosen = [], []
-        for seed in range(seeds):
-            best = Choice(options[0], float(steps), float("nan"))
-            if len(options) > 1 and not (arm == BOTH and trial.sources is None):
-                taught, judged = _fold(trial, seed)
-                for option in options:
-                    guessed = judged_by(arm, option, taught, seed, pixels.real[judged], "fold")
-                    loss = balanced_log_loss(guessed, trial.real.classes[judged])
-                    if not best.loss <= loss:
-                        best = Choice(option, float(steps), loss)
-                    tick(1)
-            everyone = np.arange(len(trial.real))
-            probabilities.append(judged_by(arm, best.option, everyone, seed, pixels.test, "test"))
-            chosen.append(best)
+    everyone = np.arange(len(trial.real))
+    probabilities: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
+    chosen: dict[str, list[Choice]] = {arm: [] for arm in ARMS}
+    for seed in range(seeds):
+        losses = dict.fromkeys(SPREADS, 0.0)
+        parts = _parts(trial, seed)
+        for number, (taught, judged) in enumerate(parts):
+            for spread in SPREADS:
+                guessed = judged_by(
+                    STAINED, spread, taught, seed, pixels.real[judged], f"fold {number} of {len(parts)}"
+                )
+                losses[spread] += balanced_log_loss(guessed, trial.real.classes[judged]) / len(parts)
+                tick(1)
+        tick((FOLDS - len(parts)) * len(SPREADS))
+        best = min(losses, key=losses.__getitem__)
+        for arm, stained in ARMS.items():
+            choice = Choice(best, float(steps), losses[best]) if stained else Choice(None, float(steps), float("nan"))
+            probabilities[arm].append(judged_by(arm, choice.option, everyone, seed, pixels.test, "test"))
+            chosen[arm].append(choice)
             tick(1)
-        found[arm] = Outcome(np.stack(probabilities), tuple(chosen))
-    return found
+    return {arm: Outcome(np.stack(probabilities[arm]), tuple(chosen[arm])) for arm in ARMS}
 
 
-def _fold(trial: Trial, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(real rows to learn from, rows to judge by). UnmeasurableError where validation has nobody."""
+def _parts(trial: Trial, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(real rows to learn from, rows to judge by) of each fold that has both. UnmeasurableError where none has."""
     parts = [part for part in folds(trial.real.groups, trial.real.classes, seed) if len(part[0]) and len(part[1])]
     if not parts:
         raise UnmeasurableError("validation needs real tiles of two patients of some class")
-    return parts[0]
+    return parts
 
 
 def fits(seeds: int) -> int:
-    """How often `cnn_arms` calls its `tick`."""
-    return seeds * sum(1 + len(options) * (len(options) > 1) for options in ARMS.values())
+    """How many fits `cnn_arms` tells its `tick` of."""
+    return seeds * (FOLDS * len(SPREADS) + len(ARMS))

@@ -1,12 +1,12 @@
 """What drawn tiles are worth for rare classes, and under each mechanism: `make bench-utility`.
 
-    python tests/benchmarks/utility.py [--seeds 5] [--per-class 60] [--model phantom] [--out out/utility] [--only rare] [--no-cnn]
+    python tests/benchmarks/utility.py [--seeds 5] [--first-seed 0] [--per-class 60] [--model phantom] [--out out/utility] [--only rare] [--no-cnn]
         [--dtype bfloat16]
 
 Rare classes: of each seed another cohort of invented patients at a natural imbalance (100, 50, 25, 12, 6 and 3 tiles of 13 to 3 patients),
 a set drawn from its embeddings, as many of each class, and 200 unseen patients of each class to test on. Probes and a small CNN learn from
 the real tiles alone, from what is free (class weights, oversampling with stain augmentation, mixup, SMOTE), and from real and drawn.
-The CNN takes some 15 minutes a cohort on one core; `--no-cnn` leaves it out.
+The CNN takes some 20 minutes a cohort on one core (40 without AMX); `--no-cnn` leaves it out.
 Mechanisms, by probes alone: of each of three seeds a cohort of 60 patients of each class, two tiles each, and as many drawn tiles under
 none, mix and dp.
 
@@ -32,6 +32,7 @@ from synthfactory.commands.common import EXIT_INCOMPLETE
 from synthfactory.model.folder import open_model
 from synthfactory.phantom import CLASSES, GENERATOR_VERSION, cohort_tiles
 from synthfactory.phantom.cohort import write_folder
+from synthfactory.run.worth import CNN_TUNED
 
 NATURAL = dict(zip(CLASSES, (100, 50, 25, 12, 6, 3), strict=True))  # tiles of one hospital's cohort
 STRIDE, FIRST, TEST_FIRST = 1000, 10_000, 90_000  # numbers of invented patients: no two cohorts share one
@@ -77,7 +78,7 @@ def evaluated(
     report, noted = folder / "evaluation.json", folder / "asked.json"
     asked = {
         "model": open_model(model).sha256, "per_class": per_class, "privacy": privacy, "sampler": SAMPLER,
-        "tiles": GENERATOR_VERSION, "dtype": given.dtype,
+        "tiles": GENERATOR_VERSION, "dtype": given.dtype, "stains": CNN_TUNED,
     }  # fmt: skip
     if noted.exists() and json.loads(noted.read_text()) != asked:
         raise SystemExit(f"{folder}: was made of another model or with other settings; name another --out")
@@ -128,7 +129,7 @@ def learners(found: Json) -> dict[str, Json]:
 def rare(given: argparse.Namespace, test: Path) -> None:
     """Prints the gain on the three rarest classes, a line a seed and learner, then over the seeds."""
     gains: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(given.seeds):
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         folder = given.out / f"rare-{seed}"
         real = tiles(folder / "real", "bank", NATURAL, FIRST + STRIDE * seed, 8)
         found = evaluated(folder, given, real, test, given.per_class, MECHANISMS["none"], cnn=not given.no_cnn)
@@ -175,6 +176,7 @@ def main() -> None:
     """Both parts."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--first-seed", type=int, default=0, help="of rare classes: cohorts from this one on")
     options.add_argument("--mechanism-seeds", type=int, default=3)
     options.add_argument("--per-class", type=int, default=60)
     options.add_argument("--model", default="phantom")

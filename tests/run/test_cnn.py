@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,52 @@ def test_nobody_who_judges_has_taught(trial: tuple[Trial, Pixels], monkeypatch: 
         assert asked
         assert asked <= of_real.keys()
         assert not taught & {of_real[grey] for grey in asked}
-    assert folds == 8  # two options of two arms, twice
+    assert folds == 12  # two strengths of stains over three folds, twice
     assert any(learnt & of_drawn.keys() and learnt & of_real.keys() for learnt in seen.learnt)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_all_folds_choose_the_stains_of_all_arms(
+    trial: tuple[Trial, Pixels], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fold is for the weaker ones, and the others, a little less so each, for the stronger ones."""
+    spreads: list[float] = []
+    asked = 0
+
+    def stained(tile: np.ndarray, random: np.random.Generator, spread: float) -> np.ndarray:
+        spreads.append(spread)
+        return tile
+
+    def fit(classes: int, batch_of: Callable[[int], Batch], steps: int, seed: int) -> float:
+        spreads.clear()
+        batch_of(0)
+        (spread,) = set(spreads)
+        return spread
+
+    def logits(network: float, images: np.ndarray) -> np.ndarray:
+        nonlocal asked
+        asked += 1
+        sure = {(1, 0.1): -6.0, (2, 0.05): -4.0, (3, 0.05): -4.0}.get(((asked + 1) // 2, network), 0.0)
+        of_class = (images.max((1, 2, 3)).astype(int) - 1) % 2  # as `tiles` has it
+        return np.stack([sure * (of_class == 0), sure * (of_class == 1)], axis=1)
+
+    monkeypatch.setattr(cnn, "fit_cnn", fit)
+    monkeypatch.setattr(cnn, "logits_of", logits)
+    monkeypatch.setattr(cnn, "augmented", stained)
+    given = trial[0] if known else replace(trial[0], sources=None)
+    learnt = list[tuple[str, str, str]]()
+
+    def once(key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        learnt.append((key[0], key[1], key[3]))
+        return make()
+
+    found = cnn_arms(given, trial[1], seeds=1, steps=1, once=once)
+    options = {arm: outcome.chosen[0].option for arm, outcome in found.items()}
+    stains = {"oversampled, stained anew", "real + synthetic"}
+    assert options == {arm: 0.1 if arm in stains else None for arm in found}
+    assert {(arm, spread) for arm, spread, part in learnt if part == "test" and arm in stains} == {
+        (arm, "0.1") for arm in stains
+    }
 
 
 def test_a_fit_that_was_kept_is_not_made_again(trial: tuple[Trial, Pixels], monkeypatch: pytest.MonkeyPatch) -> None:
