@@ -1,7 +1,7 @@
 """What drawn tiles are worth for rare classes, and under each mechanism: `make bench-utility`.
 
-    python tests/benchmarks/utility.py [--seeds 5] [--first-seed 0] [--per-class 60] [--model phantom] [--out out/utility] [--only rare] [--no-cnn]
-        [--dtype bfloat16]
+    python tests/benchmarks/utility.py [--seeds 5] [--first-seed 0] [--per-class 60] [--model phantom] [--out out/utility] [--only rare]
+        [--no-cnn] [--dtype bfloat16]
 
 Rare classes: of each seed another cohort of invented patients at a natural imbalance (100, 50, 25, 12, 6 and 3 tiles of 13 to 3 patients),
 a set drawn from its embeddings, as many of each class, and 200 unseen patients of each class to test on. Probes and a small CNN learn from
