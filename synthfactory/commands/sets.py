@@ -25,7 +25,8 @@ def verify(out: str, quick: bool, as_json: bool) -> None:
     report = check_output(open_set(out), quick=quick)
     if as_json:
         faults = [vars(finding) for finding in report.findings]
-        click.echo(json.dumps({"tiles": report.tiles, "shards": report.shards, "findings": faults}, indent=1))
+        found = {"tiles": report.tiles, "shards": report.shards, "executions": report.executions, "findings": faults}
+        click.echo(json.dumps(found, indent=1))
     else:
         click.echo(render(report))
     if report.findings:

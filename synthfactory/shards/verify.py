@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from synthfactory.shards.base import Store, is_temporary
 from synthfactory.shards.commit import (
@@ -80,6 +81,16 @@ class Report:
         """Slots recorded as unfilled."""
         return sum(len(indices) for commit in self.commits.values() for indices in commit.shortfall.values())
 
+    @property
+    def executions(self) -> list[dict[str, Any]]:
+        """Kinds of machine and software that made the shards, each once, in order of its first shard."""
+        found: list[dict[str, Any]] = []
+        for _, commit in sorted(self.commits.items()):
+            fingerprint = dict(commit.body["fingerprint"])
+            if fingerprint not in found:
+                found.append(fingerprint)
+        return found
+
 
 def render(report: Report, *, width: int = 80, limit: int = 50) -> str:
     """For people: a count of each kind, the faults (at most `limit`), and what to do. No line over `width` but for long paths."""
@@ -87,6 +98,7 @@ def render(report: Report, *, width: int = 80, limit: int = 50) -> str:
     lines = [f"{counted(report.tiles, 'tile')} in {len(report.commits):,} of {counted(report.shards, 'shard')}"]
     if report.shortfall:
         lines.append(f"not found within max_attempts, as recorded: {counted(report.shortfall, 'tile')}")
+    lines += _executions(report.executions, width)
     if not kinds:
         return "\n".join([*lines, "no fault found"])
     kinds[MISSING] += report.more_missing
@@ -105,6 +117,23 @@ def render(report: Report, *, width: int = 80, limit: int = 50) -> str:
     if rebuilt:
         lines.append(f"the next build makes {counted(rebuilt, 'shard')} again")
     return "\n".join(lines)
+
+
+def _executions(found: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """Where shards were made on unlike machines, by what these differ."""
+    if len(found) < 2:
+        return []
+    names = sorted({name for each in found for name in each})
+    unlike = [
+        shown(name.replace("_", " "), 40)
+        for name in names
+        if any(each.get(name) != found[0].get(name) for each in found)
+    ]
+    text = (
+        f"made by {len(found)} kinds of execution, which differ in {', '.join(unlike)}: whole and as planned, "
+        "but one kind alone would give other bytes"
+    )
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def verify(

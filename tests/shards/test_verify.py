@@ -63,6 +63,18 @@ def test_whole_set_has_no_finding(store: LocalStore) -> None:
     assert render(report) == "12 tiles in 3 of 3 shards\nno fault found"
 
 
+def test_shards_of_unlike_machines_are_no_fault_and_are_told(store: LocalStore) -> None:
+    made_with = {"torch": "1", "device_name": "Another\x1b[31m GPU"}
+    commit_by_hand(store, 1, change=lambda body: {**body, "fingerprint": made_with})
+    report = verify(store, 3, slots)
+    assert report.findings == []
+    assert report.executions == [{"torch": "1"}, made_with]
+    lines = render(report).splitlines()
+    assert lines[1].startswith("made by 2 kinds of execution, which differ in device name: ")
+    assert lines[-1] == "no fault found"
+    assert max(map(len, lines)) <= 80
+
+
 def truncate(store: LocalStore) -> None:
     path = tar_path(store, 1)
     store.put(path, store.read(path)[:-5000])
