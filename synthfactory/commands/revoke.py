@@ -21,13 +21,20 @@ from synthfactory.spec.places import is_url
     "--yes", is_flag=True, help="Take back the tiles and draw others (needs the spec); without it, only list."
 )
 @click.option(
+    "--no-tile",
+    is_flag=True,
+    help="With --yes, where nothing rests on the patient: the id is spelt right; go on with the bank as it is now.",
+)
+@click.option(
     "--models",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder to look through for models that were trained on the set; may be given several times.",
 )
 @click.option("--local", is_flag=True, help="Draw in this process, without Ray.")
-def revoke(target: str, patient: str, lineage: str | None, yes: bool, models: tuple[Path, ...], local: bool) -> None:
+def revoke(
+    target: str, patient: str, lineage: str | None, yes: bool, no_tile: bool, models: tuple[Path, ...], local: bool
+) -> None:
     """List what of a set rests on a patient who withdraws consent; with --yes, take it back and draw it anew.
 
     First take the patient's rows out of the bank. Copies that were handed on are not reached.
@@ -54,7 +61,7 @@ def revoke(target: str, patient: str, lineage: str | None, yes: bool, models: tu
         return
     if not is_spec:
         raise InputError(f"{target}: is a set; tiles are drawn anew by its spec, so name that: revoke SPEC.yaml --yes")
-    _withdrawn(target, patient, local)
+    _withdrawn(target, patient, local, no_tile)
 
 
 def _places(target: str, lineage: str | None) -> tuple[str, str, bool]:
@@ -69,14 +76,14 @@ def _places(target: str, lineage: str | None) -> tuple[str, str, bool]:
     return target, lineage, False
 
 
-def _withdrawn(spec_file: str, patient: str, local: bool) -> None:
+def _withdrawn(spec_file: str, patient: str, local: bool, no_tile: bool) -> None:
     from synthfactory.commands.build import pool_maker
     from synthfactory.run import driver
     from synthfactory.run.revoking import check_gone, withdraw
 
     prepared = open_spec(spec_file)
     check_gone(patient, prepared)
-    for line in withdraw(patient, with_bank(prepared)):
+    for line in withdraw(patient, with_bank(prepared), no_tile=no_tile):
         say(line)
     prepared = with_bank(open_spec(spec_file))  # opened anew: what was mapped of the bank went with the cache
     result = driver.build(prepared, pool_maker(local, None, None), say=say)

@@ -142,11 +142,12 @@ def check_gone(patient: str, prepared: Prepared) -> None:
         )
 
 
-def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None) -> Iterator[str]:
+def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no_tile: bool = False) -> Iterator[str]:
     """Takes back every shard that rests on the patient, and what LINEAGE holds of them; yields what was done, a line each.
 
     The build that follows draws the shards anew. InputError, and nothing is touched, where another build is at work, where nothing rests on
-    the patient, where the spec differs from the set in more than its rows, or where that build could not be made.
+    the patient (unless `no_tile` says that this is so and the bank is another now), where the spec differs from the set in more than its
+    rows, or where that build could not be made.
     """
     spec = prepared.spec
     lineage = open_store(spec.lineage)
@@ -161,11 +162,17 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None) -> It
         found = resting_on(patient, standing, lineage)
         key = read_keys(spec, lineage).conditions
         mac = hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()
-        if not (found.shards or found.stale or mac in _noted(lineage)):
-            raise InputError(f"nothing in {spec.output.path} rests on a patient of this id; spell it as the bank did")
+        known = bool(found.shards or found.stale) or mac in _noted(lineage)
+        if not (known or no_tile):
+            raise InputError(
+                f"nothing in {spec.output.path} rests on a patient of this id; spell it as the bank did. Where the id is right and no tile "
+                "happens to rest on the patient, say --no-tile: the set then goes on with the bank as it is now"
+            )
         lock, changed = _relocked(prepared, standing)
+        if not (known or changed):
+            raise InputError(f"{spec.output.path}: the bank is the one it was begun with, so nobody was taken out")
         _check_rebuild(prepared, standing, found)
-        if found.shards or found.stale:
+        if found.shards or found.stale or not known:
             _note(mac, found, lineage)
         # The lock comes first: a build that still has the old bank is refused from here on.
         standing.store.put(LOCK, lock_yaml(lock))
@@ -184,7 +191,10 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None) -> It
             lineage.delete(standing.commits[shard].unit)
         for path in found.stale:
             lineage.delete(path)
-        yield f"took back {len(found.shards)} shards with {found.count} tiles that rest on the patient"
+        if found.shards:
+            yield f"took back {len(found.shards)} shards with {found.count} tiles that rest on the patient"
+        else:
+            yield "no tile of a patient of this id is in the set, so no shard was taken back"
         if read_lock(standing.store.read(LOCK))["recipe"]["class_banks"] != lock["recipe"]["class_banks"]:
             raise InputError(
                 f"{spec.output.path}: a build without the lease wrote its lock meanwhile; end it, then run this again"

@@ -86,6 +86,37 @@ def test_a_patient_of_another_spelling_changes_nothing(make: Callable[..., Path]
     assert (tmp_path / "out/spec.lock.yaml").read_bytes() == before
 
 
+def test_a_patient_on_whom_no_tile_rests_leaves_the_bank_and_the_set_goes_on(
+    make: Callable[..., Path], bank: Path, tmp_path: Path
+) -> None:
+    spec = make()
+    assert run("build", spec, "--local").code == 0
+    units = sorted((tmp_path / "lineage/units").glob("*.parquet"))
+    drawn_on = {
+        part["patient_id"] for unit in units for row in pq.read_table(unit).to_pylist() for part in row["sources"]
+    }
+    idle = sorted(set(pq.read_table(bank)["patient_id"].to_pylist()) - drawn_on)[0]
+    tars = {path.name: path.read_bytes() for path in (tmp_path / "out/shards").iterdir()}
+    command = ("revoke", spec, "--patient", idle, "--yes", "--local")
+    same = pq.read_table(bank)
+    without(bank, idle)
+    assert run("build", spec, "--local").code == 2
+    assert "say --no-tile" in run(*command).err
+    smaller = pq.read_table(bank)
+    pq.write_table(same, bank)
+    elsewhere = run("revoke", spec, "--patient", "nobody", "--yes", "--local", "--no-tile")
+    assert elsewhere.code == 2 and "so nobody was taken out" in elsewhere.err
+    pq.write_table(smaller, bank)
+    ended = run(*command, "--no-tile")
+    assert ended.code == 0, ended.err
+    assert "no shard was taken back" in ended.err
+    assert run(*command).code == 0  # is noted: the same again needs no more than itself
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out/shards").iterdir()} == tars
+    assert run("build", make(classes={"alpha": 9, "beta": 8}), "--local").code == 0  # grows
+    (note,) = (tmp_path / "lineage/revocations").glob("*.json")
+    assert idle not in note.read_text() and json.loads(note.read_text())["shards"] == []
+
+
 def test_what_another_build_has_committed_meanwhile_is_seen(
     make: Callable[..., Path], bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
