@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from synthfactory.plan.bags import bag_id
 from synthfactory.plan.lock_form import Lock
-from synthfactory.plan.recipe import PER_CLASS, ModelFacts, recipe_difference, recipe_hash
+from synthfactory.plan.recipe import OTHER_ROWS, PER_CLASS, ModelFacts, recipe_difference, recipe_hash
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.spec.bags import Bags
 from synthfactory.spec.errors import InputError
@@ -166,6 +166,8 @@ def check_same_recipe(lock: Mapping[str, Any], recipe: Mapping[str, Any], where:
     lines = recipe_difference(lock["recipe"], recipe, known)
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
+        if all(line.endswith(OTHER_ROWS) for line in lines):
+            listed += "\nA patient who withdrew consent leaves the set as well by `synthfactory revoke SPEC --patient ID --yes`."
         raise InputError(
             f"{where}: was built with another recipe; one output holds one recipe, so choose a new output.path, "
             f"or undo these changes:\n{listed}"

@@ -106,6 +106,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+OTHER_ROWS = "in the bank (embeddings, patients, slides, sites, label level), or the seed they are fingerprinted with, are others"
+
+
 def recipe_difference(old: Mapping[str, Any], new: Mapping[str, Any], known_classes: Set[str]) -> list[str]:
     """Readable lines of what differs; per-class parts are compared for classes that OUT already has and the spec still names."""
     lines = []
@@ -121,10 +124,9 @@ def recipe_difference(old: Mapping[str, Any], new: Mapping[str, Any], known_clas
     if old["seed_kind"] != new["seed_kind"]:
         return lines  # the keys of the banks' fingerprints differ with it
     others = sorted(name for name in known_classes & new["class_banks"].keys() if _bank(old, name) != _bank(new, name))
-    what = "in the bank (embeddings, patients, slides, sites, label level), or the seed they are fingerprinted with, are others"
     if len(others) > 2 and len(others) == len(known_classes & new["class_banks"].keys()):
-        return [*lines, f"embeddings or seed: the rows of every class {what}"]
-    return [*lines, *(f"classes.{name}: its rows {what}" for name in others)]
+        return [*lines, f"embeddings or seed: the rows of every class {OTHER_ROWS}"]
+    return [*lines, *(f"classes.{name}: its rows {OTHER_ROWS}" for name in others)]
 
 
 def _bank(values: Mapping[str, Any], name: str) -> Any:

@@ -100,7 +100,8 @@ def test_a_patient_on_whom_no_tile_rests_leaves_the_bank_and_the_set_goes_on(
     command = ("revoke", spec, "--patient", idle, "--yes", "--local")
     same = pq.read_table(bank)
     without(bank, idle)
-    assert run("build", spec, "--local").code == 2
+    refused = run("build", spec, "--local")
+    assert refused.code == 2 and "by `synthfactory revoke SPEC --patient ID --yes`" in refused.err
     assert "say --no-tile" in run(*command).err
     smaller = pq.read_table(bank)
     pq.write_table(same, bank)
