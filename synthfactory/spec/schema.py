@@ -17,9 +17,11 @@ from synthfactory.spec.bags import ELSEWHERE, ONE_PATIENT, SEVERAL_PATIENTS, Bag
 from synthfactory.spec.balance import Balance
 from synthfactory.spec.embeddings import Embeddings
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.hubname import is_hub
 from synthfactory.spec.model import Model
 from synthfactory.spec.names import class_name_problem, slug, slug_collisions
-from synthfactory.spec.places import lies_inside, nested, place_problem
+from synthfactory.spec.nesting import Read, nesting_problems
+from synthfactory.spec.places import place_problem
 from synthfactory.spec.privacy import Privacy
 from synthfactory.spec.sampler import FrozenModel, Sampler, SamplerOverride, merged_sampler
 from synthfactory.spec.sections import Budget, BudgetOverride, Execution, Output, Screen
@@ -303,35 +305,18 @@ class Spec(FrozenModel):
         return found or self.nesting_problems()
 
     def nesting_problems(self, **resolve: Any) -> list[tuple[str, str]]:
-        """(spec path, fault) where lineage or real data and output.path lie inside one another; `resolve` as in places.nested."""
-        output, found = self.output.path, []
-        if nested(self.lineage, output, **resolve):
-            found.append(
-                (
-                    "lineage",
-                    "and output.path lie inside one another; lineage is never published, so give it a folder of its own",
-                )
-            )
-        if self.privacy.ledger is not None and nested(self.privacy.ledger, output, **resolve):
-            what = (
-                "and output.path lie inside one another; the ledger is never published, so give it a folder of its own"
-            )
-            found.append(("privacy.ledger", what))
-        for key, place in self.embeddings.places():
-            if key == "tiles" and nested(place, output, **resolve):
-                found.append(
-                    (
-                        "embeddings.tiles",
-                        "and output.path lie inside one another; keep real tiles apart from what is published",
-                    )
-                )
-            elif lies_inside(place, output, **resolve):
-                found.append(
-                    (f"embeddings.{key}", "lies inside output.path; keep real data apart from what is published")
-                )
-        if self.balance is not None and self.balance.file and lies_inside(self.balance.file, output, **resolve):
-            found.append(("balance.against", "lies inside output.path; keep real data apart from what is published"))
-        return found
+        """(spec path, fault) of each place that lies inside another where it must not; `resolve` as in places.nested."""
+        reads = [Read(f"embeddings.{key}", place, key == "tiles") for key, place in self.embeddings.places()]
+        if self.balance is not None and self.balance.file:
+            reads.append(Read("balance.against", self.balance.file))
+        if self.screen.nearest_real is not None:
+            reads.append(Read("screen.nearest_real.holdout", self.screen.nearest_real.holdout))
+        if self.privacy.projection is not None:
+            reads.append(Read("privacy.projection", self.privacy.projection, is_real=False))
+        for key, name in (("model", self.model.name), ("model.encoder", self.model.encoder)):
+            if name is not None and not is_hub(name) and "/" in name:  # others are names of what ships
+                reads.append(Read(key, name, is_real=False))
+        return nesting_problems(self.output.path, self.lineage, self.privacy.ledger, reads, **resolve)
 
     def sampler_for(self, class_name: str) -> Sampler:
         """The spec's sampler with this class's overrides; a method without a solver takes that method's default solver."""
