@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 from synthfactory.commands.common import EXIT_INCOMPLETE, fit, open_set, open_spec, say, with_bank
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
+from synthfactory.spec.text import shown
 
 
 @click.command(short_help="Take a patient out of a set.")
@@ -56,6 +58,15 @@ def revoke(
             click.echo(f"{name}  {key}")
     tiles = f"{found.count} tile{'s' * (found.count != 1)} of {len(found.shards)} shard{'s' * (len(found.shards) != 1)}"
     click.echo(fit(f"{tiles} rest on the patient, and {found.dropped} candidates that were dropped"))
+    if found.names - {patient}:
+        spellings = ", ".join(shown(json.dumps(name, ensure_ascii=False)) for name in sorted(found.names))
+        click.echo(fit(f"names that were taken for the patient's, for case, spaces or form of letters: {spellings}"))
+    if found.nameless:
+        click.echo(
+            fit(
+                f"of {found.nameless} tiles the bank did not name a patient: whether they rest on this one, nobody can tell"
+            )
+        )
     if not yes:
         click.echo("nothing was changed; --yes, with the spec, takes them back and draws others")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from synthfactory.plan.lock import (
@@ -15,13 +15,16 @@ from synthfactory.plan.lock import (
     lock_yaml,
 )
 from synthfactory.plan.recipe import BEFORE_SITES, recipe, version_of
+from synthfactory.plan.rounds import Round
 from synthfactory.plan.seeds import Keys
+from synthfactory.run.bound import check_bound
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
 from synthfactory.run.source import UNCONDITIONAL
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.names import slug_collisions
+from synthfactory.spec.schema import Spec
 
 if TYPE_CHECKING:  # scipy takes half a second, and most plans have no use for it
     from synthfactory.privacy.projection import Projection
@@ -57,13 +60,15 @@ def _facts(prepared: Prepared, found: Found) -> tuple[list[str], str]:
 
 
 def check_agrees(prepared: Prepared, standing: Standing) -> None:
-    """InputError where OUT was begun with another recipe, other execution, or keys that are gone. Writes nothing.
+    """InputError where OUT was begun with another recipe, other execution, or keys that are gone, or LINEAGE is another set's. Writes
+    nothing.
 
     Tiles that are not embedded yet cannot be compared with those that OUT was begun with; all else is.
     """
+    spec = prepared.spec
+    check_bound(spec)
     if standing.lock is None:
         return
-    spec = prepared.spec
     keys = read_keys(spec, open_store(spec.lineage))
     found = _kept(prepared, standing.lock)
     if found is None and prepared.bank is None and prepared.conditions.tiles is not None:
@@ -80,6 +85,7 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     _check_same_model(prepared, standing.lock)
     terms = spec.terms.settled(dict(prepared.facts.licence), dict(prepared.facts.encoder_licence))
     check_same_terms(standing.lock, spec, terms)
+    check_named(spec, standing.rounds, standing.commits)
     stood = [str(entry["name"]) for entry in standing.lock["classes"]]
     joins = [name for name in spec.classes if name not in stood]
     if found is not None and joins:
@@ -94,6 +100,18 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
             f"gives the same keys as class '{earlier}', which {spec.output.path} holds already (case and punctuation do not count); "
             "rename it, or choose a new output",
         )
+
+
+def check_named(spec: Spec, rounds: Sequence[Round], commits: Container[int]) -> None:
+    """InputError where shards that are still to be made have a class that the spec no longer names: its conditions are unknown."""
+    for step in rounds:
+        absent = sorted(step.ranges.keys() - spec.classes.keys())
+        if absent and any(
+            shard not in commits for shard in range(step.first_shard, step.first_shard + step.num_shards)
+        ):
+            raise spec.error(
+                "classes", f"{absent[0]} has tiles still to draw in {spec.output.path}; name it in the spec again"
+            )
 
 
 def _check_same_model(prepared: Prepared, lock: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ from synthfactory.plan.recipe import version_of
 from synthfactory.plan.rounds import Round, num_shards
 from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
-from synthfactory.run.belonging import begun, check_agrees
+from synthfactory.run.belonging import begun, check_agrees, check_named
+from synthfactory.run.bound import bind, check_bound
 from synthfactory.run.budget import RunBudget, spent_before
 from synthfactory.run.conditioning import conditioning
 from synthfactory.run.keys import guard
@@ -156,12 +157,15 @@ def _build_leased(
 ) -> BuildResult:
     spec = prepared.spec
     standing = read_standing(spec.output.path)
+    check_bound(spec)  # again: whoever had the lease before may have taken it
     lock, keys, found = begun(prepared, standing, lineage, say)
+    bind(spec, lineage)
     began = time.monotonic()
     if standing.commits or clean:
         _mend(
             out, lineage, lock, standing.rounds, say=say, quick=quick, clean=clean
         )  # or refuses: nothing is written before
+    check_named(spec, standing.rounds, list_commits(out))  # before a round is added, which nothing takes back
     rounds = _laid_out(prepared.plan(standing), standing, lock, out, spec.output.path)
     asked = num_shards(rounds)
     commits = list_commits(out)
@@ -251,7 +255,6 @@ def _run_units(
     say: Say,
 ) -> None:
     spec = setup.spec
-    tasks.check(waiting)
     tiles_to_draw = sum(num_slots(rounds, shard) for shard in waiting)
     budget = RunBudget.of(spec, lineage)
     strikes, deaths = Counter[int](), Counter[int]()

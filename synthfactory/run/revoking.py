@@ -19,12 +19,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from synthfactory.embeddings.rows import spelled
 from synthfactory.model.ancestry import ancestry
-from synthfactory.plan.lock import LOCK, check_same_recipe, lock_yaml, read_lock
+from synthfactory.plan.lock import COHORTS, LOCK, check_same_recipe, lock_yaml, read_lock
 from synthfactory.run.belonging import recipe_of
+from synthfactory.run.bound import check_bound
 from synthfactory.run.driver import check_affordable
 from synthfactory.run.keys import read_keys
-from synthfactory.run.prepare import Prepared, Standing, read_standing
+from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
 from synthfactory.run.source import scratch_cache
 from synthfactory.shards.commit import commit_path
 from synthfactory.shards.lease import Heartbeat, Lease
@@ -47,13 +49,16 @@ LOOK_SEC = 0.5  # between two looks at what a build without the lease takes back
 class Resting:
     """What of a set rests on a patient: keys of published tiles by class, the shards that hold them, and dropped candidates.
 
-    `stale` are lineage files of other tars (builds that lost a race, shards that were drawn anew) that name the patient too.
+    `stale` are lineage files of other tars (builds that lost a race, shards that were drawn anew) that name the patient too. `names` are
+    the spellings that were taken for the patient's. `nameless` are published tiles of which no patient is known, who may be anybody's.
     """
 
     tiles: dict[str, list[str]] = field(default_factory=dict)
     shards: list[int] = field(default_factory=list)
     dropped: int = 0
     stale: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    nameless: int = 0
 
     def add(self, other: Resting) -> None:
         """What another look has found besides."""
@@ -62,6 +67,8 @@ class Resting:
         self.shards = sorted({*self.shards, *other.shards})
         self.dropped += other.dropped
         self.stale = sorted({*self.stale, *other.stale})
+        self.names |= other.names
+        self.nameless += other.nameless
 
     @property
     def count(self) -> int:
@@ -70,8 +77,11 @@ class Resting:
 
 
 def resting_on(patient: str, standing: Standing, lineage: Store, seen: frozenset[str] = frozenset()) -> Resting:
-    """Reads LINEAGE, but for the files already `seen`. InputError where it lacks what a standing shard came from: then nobody can tell."""
-    found = Resting()
+    """Reads LINEAGE, but for the files already `seen`. InputError where it lacks what a standing shard came from: then nobody can tell.
+
+    Names are one patient's where they differ in case, spaces and forms of letters only.
+    """
+    found, who = Resting(), spelled(patient)
     files = unit_files(lineage) - seen
     current = {commit.unit: shard for shard, commit in standing.commits.items()}
     lost = sorted(current.keys() - files)
@@ -81,9 +91,15 @@ def resting_on(patient: str, standing: Standing, lineage: Store, seen: frozenset
             "folder, or withdraw the whole set"
         )
     for path in sorted(files):
-        rows = [row for row in _rows(lineage, path) if any(part["patient_id"] == patient for part in row["sources"])]
+        every = _rows(lineage, path)
+        people = [[part["patient_id"] for part in row["sources"]] for row in every]
+        alike = {name for names in people for name in names if name is not None and spelled(name) == who}
+        if path in current:
+            found.nameless += sum(row["accepted"] and None in names for row, names in zip(every, people, strict=True))
+        rows = [row for row, names in zip(every, people, strict=True) if not alike.isdisjoint(names)]
         if not rows:
             continue
+        found.names |= alike
         if path not in current:
             found.stale.append(path)
             continue
@@ -135,10 +151,12 @@ def check_gone(patient: str, prepared: Prepared) -> None:
     there: set[str | None] = set() if tiles is None else set(tiles.patient_ids)
     if bank is not None:
         there |= set(bank.groups.patients)
-    if patient in there:
+    alike = sorted(name for name in there if name is not None and spelled(name) == spelled(patient))
+    if alike:
+        other = "" if alike == [patient] else f", as {json.dumps(alike[0])}"
         raise prepared.spec.error(
             f"embeddings.{prepared.spec.embeddings.source}",
-            "still holds rows of this patient; take them out first (tiles are drawn anew from what is left)",
+            f"still holds rows of this patient{other}; take them out first (tiles are drawn anew from what is left)",
         )
 
 
@@ -150,6 +168,7 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
     rows, or where that build could not be made.
     """
     spec = prepared.spec
+    check_bound(spec)
     lineage = open_store(spec.lineage)
     lease = Lease(lineage) if lease is None else lease
     if not lease.acquire():
@@ -161,8 +180,9 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
         standing = read_standing(spec.output.path)
         found = resting_on(patient, standing, lineage)
         key = read_keys(spec, lineage).conditions
-        mac = hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()
-        known = bool(found.shards or found.stale) or mac in _noted(lineage)
+        # Notes of earlier versions are of the name as it was spelt.
+        mac, exact = (hmac.new(key, name.encode(), hashlib.sha256).hexdigest() for name in (spelled(patient), patient))
+        known = bool(found.shards or found.stale) or not _noted(lineage).isdisjoint({mac, exact})
         if not (known or no_tile):
             raise InputError(
                 f"nothing in {spec.output.path} rests on a patient of this id; spell it as the bank did. Where the id is right and no tile "
@@ -224,7 +244,11 @@ def _relocked(prepared: Prepared, standing: Standing) -> tuple[dict[str, Any], l
     values = recipe_of(prepared, read_keys(prepared.spec, open_store(prepared.spec.lineage)), None, lock)
     before, now = lock["recipe"]["class_banks"], values["class_banks"]
     banks = {name: now.get(name, mac) for name, mac in before.items()}
-    renewed = {**lock, "recipe": {**lock["recipe"], "class_banks": banks}}
+    levels = sorted({*lock["label_levels"], *label_levels(prepared.conditions.summaries)})
+    cohort = max(lock["training_cohort"], prepared.conditions.cohort, key=COHORTS.index)
+    renewed = {
+        **lock, "label_levels": levels, "training_cohort": cohort, "recipe": {**lock["recipe"], "class_banks": banks},
+    }  # fmt: skip
     check_same_recipe(renewed, values, prepared.spec.output.path)
     return renewed, [name for name in before if banks[name] != before[name]]
 

@@ -17,20 +17,6 @@ class Tasks:
     def __init__(self, spec: Spec, rounds: tuple[Round, ...], conditioning: Conditioning | None) -> None:
         self._spec, self._rounds, self._conditioning = spec, rounds, conditioning
 
-    def check(self, waiting: list[int]) -> None:
-        """InputError where one of these shards has a class that the spec no longer names: its conditions are unknown."""
-        open_rounds = [
-            step
-            for step in self._rounds
-            if any(step.first_shard <= shard < step.first_shard + step.num_shards for shard in waiting)
-        ]
-        named = {name for step in open_rounds for name in step.ranges}
-        absent = sorted(named - self._spec.classes.keys())
-        if absent:
-            raise self._spec.error(
-                "classes", f"{absent[0]} has tiles still to draw in {self._spec.output.path}; name it in the spec again"
-            )
-
     def calls(self, task: Task) -> tuple[int, int]:
         """Network calls of a unit: without rejects, and at most."""
         spec, names = self._spec, [slot.class_name for slot in task.slots]

@@ -33,6 +33,13 @@ def place_problem(place: str) -> str | None:
     return None
 
 
+def canonical(place: str, resolve: Callable[[str], str] = os.path.abspath) -> str:
+    """One way of writing a place, which still opens it."""
+    if is_url(place):
+        return place.rstrip("/")
+    return resolve(os.path.expanduser(place.partition("://")[2] if "://" in place else place))
+
+
 def _parts(place: str, resolve: Callable[[str], str]) -> tuple[str, ...]:
     if is_url(place):
         scheme, _, rest = place.rpartition("::")[2].partition("://")

@@ -77,13 +77,55 @@ def test_what_was_cut_off_is_finished_by_the_same_command(
     assert resting(tmp_path) == set() and mentions(tmp_path / "lineage") == []
 
 
-def test_a_patient_of_another_spelling_changes_nothing(make: Callable[..., Path], bank: Path, tmp_path: Path) -> None:
+def test_a_patient_of_another_name_changes_nothing(make: Callable[..., Path], bank: Path, tmp_path: Path) -> None:
     assert run("build", make(), "--local").code == 0
     without(bank)
     before = (tmp_path / "out/spec.lock.yaml").read_bytes()
-    refused = run("revoke", make(), "--patient", WHO.lower(), "--yes", "--local")
+    refused = run("revoke", make(), "--patient", f"{WHO}0", "--yes", "--local")
     assert refused.code == 2 and "rests on a patient of this id" in refused.err
     assert (tmp_path / "out/spec.lock.yaml").read_bytes() == before
+
+
+def test_one_person_under_two_spellings_leaves_whole(make: Callable[..., Path], bank: Path, tmp_path: Path) -> None:
+    table, other = pq.read_table(bank), WHO.lower()
+    names = [other if name == "PATIENT-alpha-2" else name for name in table["patient_id"].to_pylist()]
+    pq.write_table(table.set_column(table.column_names.index("patient_id"), "patient_id", [names]), bank)
+    spec = make(classes={"alpha": 12, "beta": 4})
+    assert run("build", spec, "--local").code == 0
+    rest = resting(tmp_path) | resting(tmp_path, other)
+    assert resting(tmp_path) and resting(tmp_path, other)
+    listed = run("revoke", spec, "--patient", WHO.title())
+    assert {line.split()[-1] for line in listed.out.splitlines() if line.startswith(("alpha  ", "beta  "))} == rest
+    assert json.dumps(other) in listed.out
+    without(bank)
+    early = run("revoke", spec, "--patient", WHO, "--yes", "--local")
+    assert early.code == 2 and f"still holds rows of this patient, as {json.dumps(other)}" in early.err
+    without(bank, other)
+    ended = run("revoke", spec, "--patient", WHO, "--yes", "--local")
+    assert ended.code == 0, ended.err
+    assert resting(tmp_path) == resting(tmp_path, other) == set()
+
+
+def test_what_the_rows_of_the_new_bank_are_is_stated_and_who_is_nameless(
+    make: Callable[..., Path], bank: Path, tmp_path: Path
+) -> None:
+    """The others turn out to be patients of a published model's training set, and most rows name nobody."""
+    spec = make()
+    assert run("build", spec, "--local").code == 0
+    lock = read_lock((tmp_path / "out/spec.lock.yaml").read_bytes())
+    assert (lock["training_cohort"], lock["label_levels"]) == ("none", ["tile"])
+    without(bank)
+    table = pq.read_table(bank)
+    names = ["TCGA-AA-0001", *[None] * (table.num_rows - 1)]
+    table = table.set_column(table.column_names.index("patient_id"), "patient_id", [names])
+    levels = ["slide"] * table.num_rows
+    pq.write_table(table.set_column(table.column_names.index("label_level"), "label_level", [levels]), bank)
+    ended = run("revoke", spec, "--patient", WHO, "--yes", "--local")
+    assert ended.code == 0, ended.err
+    lock = read_lock((tmp_path / "out/spec.lock.yaml").read_bytes())
+    assert (lock["training_cohort"], lock["label_levels"]) == ("some", ["slide", "tile"])
+    assert "contaminated" in (tmp_path / "out/README.md").read_text()
+    assert "the bank did not name a patient" in run("revoke", spec, "--patient", WHO).out
 
 
 def test_a_patient_on_whom_no_tile_rests_leaves_the_bank_and_the_set_goes_on(
