@@ -1,6 +1,7 @@
 """Real tiles in WebDataset tars, KEY.png (jpg, tif, webp) beside KEY.json: listed by reading the tars' headers and the JSON alone.
 
-JSON: label, and optionally label_level, patient_id, slide_id, site, mpp, x, y, tumour_fraction. Nothing is unpacked, no link followed.
+JSON: label, and optionally label_level, patient_id, slide_id, site, mpp, x, y, tumour_fraction. Of packed sets what is known of patients
+stands beside the tars. Nothing is unpacked, no link followed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 from synthfactory.embeddings.bank import LEVELS
 from synthfactory.embeddings.checks import check_fraction, check_mpp_known
+from synthfactory.embeddings.packed import said_beside, with_tars
 from synthfactory.embeddings.places import expand
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.tiles import SUFFIXES, TileFolder
@@ -43,10 +45,11 @@ def scan_shards(
     InputError, naming the tar, for: no such file, no tar, two images or JSON of one key, no or wrong JSON, an absent label, a level or
     mpp that nobody states, synthetic tiles.
     """
-    files = expand(places, "WebDataset tars of tiles")
+    files = expand(with_tars(places), "WebDataset tars of tiles")
     rows: list[tuple[str, tuple[str, int, int], str, str, dict[str, Any]]] = []
     seen: set[str] = set()
     for path in files:
+        beside = said_beside(path)
         for key, sample in tar_samples(path):
             where = f"{path}: {shown(key)}"
             if sample.record is None or sample.span is None:
@@ -73,7 +76,7 @@ def scan_shards(
                     else f"{where}: has no label_level; {right}"
                 )
             check_mpp_known(_number(sample.record, "mpp", where), mpp, where)
-            rows.append((f"{path}/{key}", sample.span, label, str(level), sample.record))
+            rows.append((f"{path}/{key}", sample.span, label, str(level), {**beside.get(key, {}), **sample.record}))
     listing = ", ".join(map(shown, sorted(seen)[:12])) or "none"
     for name in classes or ():
         if not any(row[2] == name for row in rows):

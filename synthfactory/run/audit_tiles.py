@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from synthfactory.embeddings.bank import Bank
-from synthfactory.embeddings.checks import slide_with_barcode
+from synthfactory.embeddings.packed import is_packed
 from synthfactory.embeddings.parquet import load_bank
 from synthfactory.embeddings.places import is_pattern, local
 from synthfactory.embeddings.rows import spelled
@@ -26,10 +26,10 @@ from synthfactory.evaluate.audit import Drawn, Real
 from synthfactory.evaluate.copies import SIDE, fingerprint, pattern
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.run.embedding import open_tiles
-from synthfactory.run.pack import PACK, read_patients
 from synthfactory.shards.base import Store
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.reader import iter_tiles
+from synthfactory.shards.real import PACK
 from synthfactory.shards.store import open_store
 from synthfactory.shards.tarfmt import DamagedShardError
 from synthfactory.spec.errors import InputError
@@ -119,9 +119,9 @@ def list_tiles(place: str) -> TileFolder:
         raise InputError(
             f"{place}: no such file or folder; name a bank (.parquet), class folders with a tiles.csv, tars, or a packed set"
         )
+    if is_packed(place):
+        return scan_shards(place, None, None, None)
     store = open_store(place, reading=True)
-    if store.size(PACK) is not None:
-        return _packed(place, store)
     if store.size("tiles.csv") is not None:
         return open_tiles(place, f"{place.rstrip('/')}/tiles.csv", "tile", None)
     if not is_url(place) and any(local(place).glob("*.tar")):
@@ -129,19 +129,6 @@ def list_tiles(place: str) -> TileFolder:
     raise InputError(
         f"{place}: holds neither tiles.csv (class folders) nor {PACK} (a packed set) nor tars; patients must be known"
     )
-
-
-def _packed(place: str, store: Store) -> TileFolder:
-    """Patients, slides and sites of a packed set stand beside its tars, by key."""
-    commits = list_commits(store)
-    if not commits:
-        raise InputError(f"{place}: holds no shard yet; let `synthfactory pack` end first")
-    beside = {row["key"]: row for commit in commits.values() for row in read_patients(store, commit)}
-    tiles = scan_shards([f"{place.rstrip('/')}/{commit.objects[0]}" for commit in commits.values()], None, None, None)
-    known = [beside.get(name.rpartition("/")[2], {}) for name in tiles.files]
-    patients, sites = (tuple(row.get(name) for row in known) for name in ("patient_id", "site"))
-    slides = tuple(slide_with_barcode(row.get("slide_id"), row.get("patient_id"), row.get("source")) for row in known)
-    return replace(tiles, patient_ids=patients, slide_ids=slides, sites=sites if any(sites) else None)
 
 
 def check_patients(place: str, patients: tuple[str | None, ...]) -> None:

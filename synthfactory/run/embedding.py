@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from synthfactory.embeddings.bank import MPP
+from synthfactory.embeddings.packed import is_packed
 from synthfactory.embeddings.parquet import METADATA_KEY
 from synthfactory.embeddings.places import is_pattern, local, whole_file
 from synthfactory.embeddings.tile_csv import scan_csv
@@ -118,10 +119,12 @@ class LocalEmbedPool:
 
 
 def open_tiles(source: str, metadata: str | None, label_level: str | None, mpp: float | None) -> TileFolder:
-    """The tiles of class folders, of a CSV (.csv), or of WebDataset tars (.tar, or a pattern). InputError names what is wrong."""
+    """The tiles of class folders, of a CSV (.csv), of WebDataset tars (.tar, or a pattern), or of a packed set. InputError names what is
+    wrong.
+    """
     if source.endswith(".csv"):
         return scan_csv(source, label_level, mpp)
-    if source.endswith(".tar") or is_pattern(source):
+    if source.endswith(".tar") or is_pattern(source) or is_packed(source):
         return scan_shards(source, label_level, None, mpp)
     if label_level is None:
         raise InputError(

@@ -26,7 +26,7 @@ from synthfactory.embeddings.bank import MPP
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile
 from synthfactory.screen.verdict import tissue_fraction
 from synthfactory.shards.commit import Commit, commit_shard, list_commits
-from synthfactory.shards.real import read_side, side_parquet, side_path
+from synthfactory.shards.real import PACK, read_side, side_parquet, side_path
 from synthfactory.shards.record import RealRecord, public_parquet, sha256_hex
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.store import Store, open_store
@@ -35,7 +35,6 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.names import class_name_problem, slug, slug_collisions
 from synthfactory.spec.text import counted, shown
 
-PACK = "pack.json"
 FORMAT = "synthfactory-pack/1"
 BLANK_BELOW = 0.05  # share of tissue
 KEPT_AS_THEY_ARE = {"PNG": "png", "WEBP": "webp", "JPEG": "jpeg"}

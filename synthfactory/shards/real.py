@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+PACK = "pack.json"  # in SET: of which listing it is
 SIDE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),

@@ -1,0 +1,63 @@
+"""Packed real tiles: their tars say nothing of patients, who stand in a parquet beside each tar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from synthfactory.embeddings.checks import slide_with_barcode
+from synthfactory.embeddings.places import is_pattern, local
+from synthfactory.shards.commit import list_commits
+from synthfactory.shards.real import PACK, read_side
+from synthfactory.shards.store import open_store
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.places import is_url
+
+BESIDE = ("slide_id", "patient_id", "site", "x", "y", "tumour_fraction")  # what a tile's JSON does not say
+
+
+def is_packed(place: str) -> bool:
+    """Whether a place is the folder of a packed set."""
+    if is_pattern(place) or place.endswith((".tar", ".csv", ".parquet")):
+        return False
+    if not is_url(place) and not local(place).is_dir():
+        return False
+    return open_store(place, reading=True).size(PACK) is not None
+
+
+def with_tars(places: str | Sequence[str]) -> list[str]:
+    """The places, with the tars of a packed set in its folder's stead. InputError where it has none yet."""
+    found: list[str] = []
+    for place in [places] if isinstance(places, str) else places:
+        if not is_packed(place):
+            found.append(place)
+            continue
+        commits = list_commits(open_store(place, reading=True))
+        if not commits:
+            raise InputError(f"{place}: holds no shard yet; let `synthfactory pack` end first")
+        found.extend(f"{place.rstrip('/')}/{commit.objects[0]}" for _, commit in sorted(commits.items()))
+    return found
+
+
+def said_beside(tar: str) -> dict[str, dict[str, Any]]:
+    """Key of a packed tar's tile -> what is known of it; {} where the tar is of no packed set. InputError where that is missing or
+    damaged.
+    """
+    above, _, name = tar.rpartition("/")
+    root, _, folder = above.rpartition("/")
+    root = root or ("/" if folder else ".")
+    if (folder or above) != "shards" or open_store(root, reading=True).size(PACK) is None:
+        return {}
+    path = f"patients/{name.removesuffix('.tar')}.parquet"
+    try:
+        rows = read_side(open_store(root, reading=True).read(path))
+    except FileNotFoundError:
+        raise InputError(f"{root}/{path}: is missing; restore it from a copy, or pack the tiles anew") from None
+    except ValueError as error:
+        raise InputError(f"{root}/{path}: {error}; restore it from a copy, or pack the tiles anew") from None
+    found = {}
+    for row in rows:
+        known = {name: row[name] for name in BESIDE if row[name] is not None}
+        slide = slide_with_barcode(row["slide_id"], row["patient_id"], row["source"])
+        found[str(row["key"])] = known if slide is None else {**known, "slide_id": slide}
+    return found
