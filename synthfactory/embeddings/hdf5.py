@@ -74,6 +74,7 @@ def open_features(
     files = _files(places)
     slides = _slides(labels, label_level)
     found: list[_File] = []
+    drawn = 0
     encoders: list[dict[str, str]] = []
     for path in files:
         slide = path.rpartition("/")[2].rpartition(".")[0]
@@ -89,6 +90,7 @@ def open_features(
                 agreed_encoder(_encoder(handle, path), {**(declared or {}), "token": token}, model_encoder, path)
             )
             found.append(_File(path, slide, rows, _extent(said) if coords is not None else np.nan))
+            drawn += bool(np.any(said.get("synthetic", False)))
     _check_found(files, slides, found, labels, classes)
     _check_twice(found)
     other = next((number for number, encoder in enumerate(encoders) if encoder != encoders[0]), None)
@@ -101,7 +103,14 @@ def open_features(
         return f"row {row - starts[at]} of {found[at].path}"
 
     without = sum(path.rpartition("/")[2].rpartition(".")[0] not in slides for path in files)
-    warnings = (f"{labels}: has no line for {without:,} of {len(files):,} files; they are left out",) if without else ()
+    warnings: tuple[str, ...] = (
+        (f"{labels}: has no line for {without:,} of {len(files):,} files; they are left out",) if without else ()
+    )
+    if drawn:
+        warnings += (
+            f"{drawn:,} of {len(found):,} files are features of synthetic tiles: whom these rest on is not known here, nor their terms; "
+            "say both wherever what is drawn from them is described",
+        )
     where = places if isinstance(places, str) else f"{places[0]} and more"
     source = RowSource(
         where,
@@ -113,6 +122,7 @@ def open_features(
         [*identity([file.path for file in found]), *identity([labels]), {"label_level": label_level, "mpp": mpp}],
         1.0,
         "the CSV for",
+        drawn > 0,
     )
     return source, warnings
 

@@ -92,6 +92,7 @@ class RowSource:
     identity: Sequence[Any] | None = None
     extent: float = 224.0
     what: str = "the bank"
+    synthetic: bool = False  # some of it is of tiles that were drawn: whom these rest on is not known here
 
 
 def spelled(name: str) -> str:

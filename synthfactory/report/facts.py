@@ -38,7 +38,7 @@ COHORTS = {
     "some": "patients of TCGA are among the conditions, and CytoSyn was trained on TCGA: evaluations on these patients, or by models "
     "of that kind, are contaminated",
     "none": "no patient or slide id among the conditions is a TCGA barcode, TCGA being CytoSyn's training set",
-    "unknown": "not known: some conditions, or all, came without patient and slide ids",
+    "unknown": "not known: some conditions, or all, came without patient and slide ids, or from synthetic tiles",
 }
 LABELS = {
     "none": "label of the conditioning tile",

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from synthfactory.embeddings.checks import members_of_cohort
+from synthfactory.embeddings.rows import spelled
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile, tile_bytes
 from synthfactory.evaluate.density import augmented
 from synthfactory.evaluate.fidelity import Tiles
@@ -196,8 +197,8 @@ def patients_behind(lineage: str, commits: Mapping[int, Commit]) -> dict[str, li
 
 def check_unseen(unseen: RealSide, behind: Behind) -> None:
     """InputError where a tile of the set rests on a patient who is to be unseen."""
-    known = set(unseen.patients.tolist())
-    seen = sorted({name for parts in behind.values() for name, _ in parts} & known)
+    known = {spelled(name) for name in unseen.patients.tolist()}
+    seen = sorted({name for parts in behind.values() for name, _ in parts if name and spelled(name) in known})
     if seen:
         raise InputError(
             f"--unseen: {unseen.place}: tiles of the set rest on {len(seen):,} of its patients, such as '{shown(seen[0])}'; name patients "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from synthfactory.embeddings.rows import spelled
 from synthfactory.evaluate import texture
 from synthfactory.evaluate.utility import Augmented
 from synthfactory.model.encoder import open_encoder
@@ -184,7 +185,8 @@ def _spaces(asked: Asked, own: Any, size_px: int, *, pixels: bool) -> list[Space
 def _check_apart(real: RealSide, unseen: RealSide | None) -> None:
     if unseen is None:
         return
-    shared = sorted(set(real.patients.tolist()) & set(unseen.patients.tolist()))
+    known = {spelled(name) for name in real.patients.tolist()}
+    shared = sorted(name for name in set(unseen.patients.tolist()) if spelled(name) in known)
     if shared:
         raise InputError(
             f"--unseen: {unseen.place}: {len(shared):,} of its patients stand in {real.place} too; what they test would have been learned "

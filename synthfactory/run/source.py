@@ -73,7 +73,8 @@ def open_conditions(spec: Spec, facts: ModelFacts, encoder: EncoderFolder | None
 
 def _bank(
     spec: Spec, source: Embeddings, facts: ModelFacts, encoder: EncoderFolder | None
-) -> tuple[Bank, tuple[str, ...]]:
+) -> tuple[Bank, tuple[str, ...], bool]:
+    """(the bank, warnings, whether some of it is of synthetic tiles)."""
     classes, limits, cache = list(spec.classes), limits_of(source.screen), scratch_cache(spec.lineage)
     declared = None
     if source.encoder is not None:
@@ -91,7 +92,7 @@ def _bank(
             extent=facts.tile_size_px,
             check_preprocessing=None if encoder is None else encoder.check_preprocessing,
         )
-        return bank, bank.warnings
+        return bank, bank.warnings, False
     assert source.labels is not None
     if source.arrays is not None:
         rows = open_array(
@@ -107,7 +108,7 @@ def _bank(
             extent=facts.tile_size_px,
         )
         bank = build_bank(rows, classes, limits=limits, cache=cache)
-        return bank, bank.warnings
+        return bank, bank.warnings, False
     assert source.hdf5 is not None
     rows, warnings = open_features(
         source.hdf5,
@@ -122,11 +123,13 @@ def _bank(
         classes=classes,
     )
     bank = build_bank(rows, classes, limits=limits, cache=cache)
-    return bank, (*warnings, *bank.warnings)
+    return bank, (*warnings, *bank.warnings), rows.synthetic
 
 
-def _of_bank(spec: Spec, bank: Bank, warnings: tuple[str, ...]) -> Conditions:
+def _of_bank(spec: Spec, bank: Bank, warnings: tuple[str, ...], synthetic: bool) -> Conditions:
     cohort = training_cohort(bank.groups.patients, bank.groups.slides)
+    if synthetic and cohort == "none":
+        cohort = "unknown"
     return Conditions(bank, None, bank_summaries(bank, spec.classes), cohort, warnings)
 
 

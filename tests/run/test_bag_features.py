@@ -115,8 +115,11 @@ def test_our_own_source_reads_it_back(bagged: Path, spec_file: MakeSpec) -> None
     folder = bagged / "features"
     given = {"hdf5": str(folder), "labels": str(folder / "labels.csv")}
     spec = spec_file(embeddings=given, classes={"alpha": 3, "beta": 3})
-    bank = prepare(load_spec(str(spec))).bank
+    prepared = prepare(load_spec(str(spec)))
+    bank = prepared.bank
     assert bank is not None and len(bank) == 19
+    assert prepared.conditions.cohort == "unknown"  # and not that nobody of a training set is among them
+    assert "5 of 5 files are features of synthetic tiles" in " ".join(prepared.conditions.warnings)
     for row in range(19):
         with h5py.File(folder / f"{bank.slide_ids[row]}.h5") as handle:
             assert (handle["features"][:] == bank.embeddings[row]).all(axis=1).sum() == 1

@@ -151,11 +151,19 @@ def test_what_cannot_be_compared_is_refused_and_nothing_written(here: Path, tmp_
     nobody = shutil.copytree(here / "unseen", tmp_path / "nobody")
     text = (nobody / "tiles.csv").read_text().splitlines()
     (nobody / "tiles.csv").write_text("\n".join([text[0], text[1].replace("U-alpha-0,", ","), *text[2:]]) + "\n")
+    spelt = shutil.copytree(here / "real", tmp_path / "spelt") / "tiles.csv"
+    head, *lines = [line.split(",") for line in spelt.read_text().splitlines()]
+    whose = head.index("patient_id")
+    spelt.write_text(
+        "\n".join(",".join([*line[:whose], line[whose].swapcase(), *line[whose + 1 :]]) for line in [head, *lines])
+    )
+    spelt.write_text(spelt.read_text().replace("PATIENT_ID", "patient_id"))
     other = tmp_path / "other"
     other.mkdir()
     (tmp_path / "empty").mkdir()
     refusals = [
         (evaluate(here, "--unseen", here / "real"), "22 of its patients stand in"),
+        (evaluate(here, "--unseen", spelt.parent), "22 of its patients stand in"),
         (evaluate(here, real=jpeg), "is JPEG; figures would measure the codec as well"),
         (evaluate(here, "--unseen", nobody), "--unseen: "),
         (evaluate(here, "--lineage", other), "name the lineage of this very set"),
