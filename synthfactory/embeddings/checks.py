@@ -125,8 +125,8 @@ def check_mpp_known(mpp: float | None, declared: float | None, where: str, hint:
     found = mpp if mpp is not None else declared
     if found is None:
         raise InputError(
-            f"{where}: does not say how many um a pixel has{hint}; if its tiles are at {MPP} um/px, write mpp: {MPP} under embeddings "
-            f"(of a command: --mpp {MPP})"
+            f"{where}: does not say how many um a pixel has{hint}; if its tiles are at {MPP} um/px, write that into a column or field mpp "
+            f"there, or say mpp: {MPP} under embeddings (--mpp {MPP} of `embed` and `pack`)"
         )
     check_mpp(found, where)
 

@@ -23,13 +23,13 @@ def ethics_page(
     audit: Mapping[str, Any] | None = None,
 ) -> str:
     """The page, Markdown; a pure function of its arguments. InputError where the audit is of another set, or is none."""
-    says, name = lock["recipe"]["privacy"], terms(lock)[0]
+    says, name, facts = lock["recipe"]["privacy"], terms(lock)[0], gather(lock, rounds, commits)
     text: str = (
         environment()
         .get_template("ethics.md.j2")
         .render(
             lock=lock,
-            facts=gather(lock, rounds, commits),
+            facts=facts,
             mechanism=says["mechanism"],
             says=says,
             privacy=privacy(lock, cell),
@@ -38,7 +38,8 @@ def ethics_page(
             unconditional=is_unconditional(lock),
             factor=_up(math.exp(says.get("epsilon", 0.0)), 4),
             bound=_up(_bound(says), 3),
-            audit=None if audit is None else list(_audited(audit, lock)),
+            audit=None if audit is None else list(_audited(audit, lock, facts.made)),
+            attacked=audit is not None and _attacked(audit),
             terms_name=name,
             sharing_words=SHARING[lock["terms"]["sharing"]],
         )
@@ -59,18 +60,23 @@ def _bound(says: Mapping[str, Any]) -> float:
     return auc_bound(mu_for(says["epsilon"], says["delta"]))  # no release of this epsilon and delta has a larger mu
 
 
-def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any]) -> Iterator[str]:
+def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], made: int) -> Iterator[str]:
     """What an audit found, a line each."""
     if audit.get("format") != AUDIT_FORMAT:
         raise InputError("--audit: is no report of `synthfactory audit`")
     of = audit.get("set")
     if not isinstance(of, Mapping) or of.get("lock_sha256") != hashlib.sha256(lock_yaml(lock)).hexdigest():
         raise InputError("--audit: is of another set, or of this one before it changed; run `synthfactory audit` again")
+    if of.get("tiles") != made:  # growth leaves the lock as it is
+        raise InputError(
+            f"--audit: is of this set with {of.get('tiles')} tiles, and it has {made:,} now; run `synthfactory audit` again"
+        )
     try:
         for name, control in audit["controls"].items():
             held = {True: "held", False: "FAILED", None: "could not be run"}[control["passed"]]
             yield f"control, {name}: {held}" + (f" ({control['why']})" if control.get("why") else "")
-        yield f"near copies of members, by {audit['copies']['by']}: {_figure(audit['copies']['rate'])} of tiles"
+        share = " of tiles" if audit["copies"]["rate"].get("value") is not None else ""
+        yield f"near copies of members, by {audit['copies']['by']}: {_figure(audit['copies']['rate'])}{share}"
         yield f"tiles nearer to members than to as many others (0.5 is chance): {_figure(audit['nearer_to_members'])}"
         membership = audit["membership"]
         for name, attack in membership.items() if "why" not in membership else ():
@@ -81,6 +87,15 @@ def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any]) -> Iterator[str]
             yield f"epsilon that the attacks show at least (99.9 %): {epsilon['at_least_999']:.2f}{against}"
     except (KeyError, TypeError, AttributeError):
         raise InputError("--audit: is a damaged report; run `synthfactory audit` again") from None
+
+
+def _attacked(audit: Mapping[str, Any]) -> bool:
+    """Whether any attack of a report that `_audited` took has come to a figure."""
+    membership = audit["membership"]
+    attacks = [] if "why" in membership else [attack["auc"] for attack in membership.values()]
+    return any(
+        each.get("value") is not None for each in (audit["copies"]["rate"], audit["nearer_to_members"], *attacks)
+    )
 
 
 def _figure(found: Mapping[str, Any]) -> str:

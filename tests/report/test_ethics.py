@@ -28,7 +28,7 @@ def page(privacy: dict[str, Any], audit: dict[str, Any] | None = None) -> str:
 def audit_of(lock: dict[str, Any], **changes: Any) -> dict[str, Any]:
     figure = {"value": 0.512, "interval_999": [0.4, 0.6], "n": 9}
     return {
-        "format": "synthfactory-audit/1", "set": {"lock_sha256": hashlib.sha256(lock_yaml(lock)).hexdigest()},
+        "format": "synthfactory-audit/1", "set": {"lock_sha256": hashlib.sha256(lock_yaml(lock)).hexdigest(), "tiles": 0},
         "controls": {"planted copies": {"passed": True, "why": ""}},
         "copies": {"by": "pixels", "rate": {"value": None, "why": "not measurable with n = 3", "n": 3}},
         "nearer_to_members": figure, "membership": {"max cosine": {"auc": figure}},
@@ -55,6 +55,21 @@ def test_what_was_attacked_is_shown_and_what_could_not_be() -> None:
     assert "not measurable with n = 3" in text
     assert "0.512 (99.9 %: 0.400 to 0.600)" in text.replace("\\", "")
     assert "An audit that finds nothing proves nothing" in text
+
+
+def test_an_audit_that_attacked_nothing_speaks_for_nothing() -> None:
+    lock, nothing = make_lock(), {"value": None, "why": "not measurable with n = 3"}
+    audit = audit_of(lock, nearer_to_members=nothing, membership={"max cosine": {"auc": nothing}})
+    text = " ".join(ethics_page(lock, [], {}, audit).split())
+    assert "No attack came to a figure, so this audit says nothing of the set" in text
+    assert "proves nothing" not in text and "n = 3 of tiles" not in text.replace("\\", "")
+
+
+def test_an_audit_of_the_set_before_it_grew_is_refused() -> None:
+    lock = make_lock()
+    audit = audit_of(lock)
+    with pytest.raises(InputError, match="is of this set with 5 tiles, and it has 0 now"):
+        ethics_page(lock, [], {}, {**audit, "set": {**audit["set"], "tiles": 5}})
 
 
 @pytest.mark.parametrize(

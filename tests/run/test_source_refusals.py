@@ -284,7 +284,7 @@ CASES = {
     # what nobody says
     "bank without mpp": Case(bank_without_mpp, "embeddings.bank", "does not say how many um a pixel has"),
     "pattern of folders": Case(lambda f: {**making.write_source("tiles", f), "tiles": f"{f}/til*"}, "embeddings.tiles", "is a pattern, and one folder"),
-    "tiles without mpp": Case(tiles_without_mpp, "embeddings.tiles", "write mpp: 0.5 under embeddings"),
+    "tiles without mpp": Case(tiles_without_mpp, "embeddings.tiles", "say mpp: 0.5 under embeddings"),
     # screens
     "screen leaves nothing": Case(
         lambda f: {**making.write_source("tiles", f), "screen": {"blank": 1.0, "blur": 0.9}}, "classes.alpha",
