@@ -104,12 +104,14 @@ phantom-model: $(VENV)/.run
 
 # The bank that the demo draws from: invented patients that no model was trained on.
 phantom-bank: $(VENV)/.run
+	rm -f specs/phantom-bank.parquet
 	$(BIN)/synthfactory phantom bank specs/phantom-bank.parquet --cohort bank
 
 # The projection that mechanism dp takes by default: from the cohort that the model was trained on, which is nobody's data.
 phantom-projection: $(VENV)/.dev
 	test -f out/projection/bank.parquet || \
 		$(BIN)/synthfactory phantom bank out/projection/bank.parquet --cohort train --per-class 200
+	rm -f synthfactory/model/weights/phantom/projection.safetensors
 	$(BIN)/synthfactory privacy fit out/projection/bank.parquet -o synthfactory/model/weights/phantom/projection.safetensors \
 		--provenance "invented tissue of synthfactory's phantom, cohort train: no person's data"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,11 +86,11 @@ def split(data: Data, cache: Path) -> Split:
         warnings.append(
             f"the patient of {counted(int(unknown[held].sum()), 'validation tile')} is unknown, and may be trained on"
         )
-    if index.synthetic[~held].any() and any(entry.lineage is None for entry in data.shards):
+    if _unsaid(index, ~held, data.shards, 0):
         warnings.append(
             "synthetic tiles may rest on patients that are validated on; name the set's lineage under data.shards to check it"
         )
-    if index.synthetic[held].any() and any(entry.lineage is None for entry in apart):
+    if _unsaid(index, held, apart, len(data.shards)):
         warnings.append(
             "synthetic validation tiles may rest on patients that are trained on; name the set's lineage under data.validation.shards"
         )
@@ -101,6 +101,12 @@ def split(data: Data, cache: Path) -> Split:
     kept = np.flatnonzero(~held)
     warnings += [*_untaught(index, kept), *_mixed(index, kept)]
     return Split(index, kept, np.flatnonzero(held), tuple(warnings), rests)
+
+
+def _unsaid(index: Index, side: np.ndarray, entries: Sequence[ShardSet], first: int) -> bool:
+    """Whether synthetic tiles of this side are of a set whose lineage is not named; `first`: the number of the first of these sets."""
+    sets = np.unique(index.sets[side & index.synthetic]).tolist()
+    return any(first + at in sets and entry.lineage is None for at, entry in enumerate(entries))
 
 
 def _held_out(index: Index, share: float) -> np.ndarray:
@@ -174,6 +180,9 @@ def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> dict[str, fr
     """Patients behind each lineage that is named. InputError where synthetic tiles of one side rest on patients of the other."""
     assert data.validation is not None
     apart = data.validation.shards or []
+    for at, entry in enumerate((*data.shards, *apart)):
+        if entry.lineage:
+            _check_lineage(index, at, entry.lineage)
     rests = {entry.lineage: behind(entry) for entry in (*data.shards, *apart) if entry.lineage}
     trained = people(index, ~held)
     judged = people(index, held).union(*(rests[entry.lineage] for entry in apart if entry.lineage))
@@ -188,6 +197,17 @@ def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> dict[str, fr
                 "flatter; build the set from the others"
             )
     return rests
+
+
+def _check_lineage(index: Index, number: int, lineage: str) -> None:
+    """InputError where a lineage knows nothing of a synthetic tar of that set: it is another set's."""
+    stems = (path.removesuffix(".parquet") for path, _ in open_store(lineage, reading=True).entries("units"))
+    known = {stem.rpartition("-")[2] for stem in stems}  # of each unit the beginning of its tar's sha256
+    for tar in np.unique(index.tar_of[(index.sets == number) & index.synthetic]).tolist():
+        if known and index.tar_sha256[tar][:12] not in known:
+            raise InputError(
+                f"data.shards: lineage {lineage}: says nothing of {index.tars[tar]}; name the lineage of that very set, as it is now"
+            )
 
 
 def _rests_on(lineage: str) -> Iterator[str]:

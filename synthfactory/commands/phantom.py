@@ -83,8 +83,10 @@ def tiles(folder: str, refs: Any) -> None:
 
 
 def _drawn(folder: str, refs: Any, write: Any) -> None:
+    from synthfactory.run.around import check_outside
     from synthfactory.run.progress import Progress
 
+    check_outside(folder)
     progress = Progress(len(refs), say=say, screened=False)
     for count in write(Path(folder), refs):
         progress.tick(count, 0)
@@ -100,6 +102,8 @@ def _drawn(folder: str, refs: Any, write: Any) -> None:
 )
 def bank(file: str, refs: Any, model_name: str) -> None:
     """Write a parquet bank: one embedding per tile of the cohort, with label, patient and slide."""
+    from synthfactory.run.embedding import check_target
     from synthfactory.run.phantom_bank import write_phantom_bank
 
+    check_target(file)
     click.echo(write_phantom_bank(file, refs, model_name, say))

@@ -39,10 +39,14 @@ def fit(bank: str, target: Path, provenance: str, model_name: str, dimension: in
     from synthfactory.embeddings.parquet import load_bank
     from synthfactory.model.find import find_model
     from synthfactory.privacy.projection import fit_projection
+    from synthfactory.run.around import check_new
     from synthfactory.spec.model import model_named
 
-    if not provenance.strip():
-        raise InputError("--provenance: is empty; say whose public data this is, for example 'TCGA, open access'")
+    check_new(target, "-o", "a projection")
+    if not provenance.strip() or not provenance.isprintable():
+        raise InputError(
+            "--provenance: is empty or cannot be printed; say in one line whose public data this is, for example 'TCGA, open access'"
+        )
     model = find_model(model_named(model_name))
     rows = load_bank(bank, width=model.condition_width, encoder=dict(model.encoder), classes=None)
     try:

@@ -46,6 +46,15 @@ def status(out: str) -> None:
         sys.exit(EXIT_INCOMPLETE)
 
 
+def _begins(path: Path, title: str) -> bool:
+    """Whether a file's first line ends so."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return handle.readline(1000).rstrip("\n").endswith(title)
+    except (OSError, ValueError):
+        return False
+
+
 @click.command(short_help="One page on privacy, for an ethics board.")
 @out_argument
 @click.option(
@@ -63,8 +72,13 @@ def status(out: str) -> None:
 )
 def ethics(out: str, audit_file: Path | None, target: Path | None) -> None:
     """Print one page: who might attack, the mechanism and its exact guarantee, what remains, what was attacked and how it went."""
-    from synthfactory.report.ethics import ethics_page
+    from synthfactory.report.ethics import TITLE, ethics_page
+    from synthfactory.run.around import check_outside
 
+    if target is not None:
+        check_outside(target, "-o")
+        if target.exists() and not _begins(target, TITLE):
+            raise InputError(f"-o {target}: is there already and is no such page; name another file")
     standing = open_set(out)
     report = None
     if audit_file is not None:

@@ -143,6 +143,21 @@ def write_shards(out: Path, tiles: list[TileRef], shard_size: int = 500, workers
         yield from pool.imap_unordered(_write_shard, missing)
 
 
+COLUMNS = ("tile", "patient_id", "slide_id", "site", "mpp")
+
+
+def _is_ours(table: Path) -> bool:
+    """Whether a tiles.csv is one of invented tiles, or there is none."""
+    if not table.exists():
+        return True
+    try:
+        with open(table, newline="") as handle:
+            head, first = next(csv.reader(handle)), next(csv.reader(handle))
+        return tuple(head) == COLUMNS and first[1].startswith("ph-")
+    except (OSError, ValueError, StopIteration, IndexError, csv.Error):
+        return False
+
+
 def write_folder(out: Path, tiles: list[TileRef]) -> Iterator[int]:
     """Writes OUT/CLASS/KEY.png and OUT/tiles.csv (tile, patient_id, slide_id, site, mpp); yields 1 per tile.
 
@@ -150,6 +165,8 @@ def write_folder(out: Path, tiles: list[TileRef]) -> Iterator[int]:
     """
     expected = {out / tile.patient.class_name / f"{tile.key}.png" for tile in tiles}
     _refuse_others(out, sorted(set(out.glob("*/*.png")) - expected))
+    if not _is_ours(out / "tiles.csv"):
+        _refuse_others(out, [out / "tiles.csv"])
     rows = []
     for tile in tiles:
         path = out / tile.patient.class_name / f"{tile.key}.png"
@@ -160,5 +177,5 @@ def write_folder(out: Path, tiles: list[TileRef]) -> Iterator[int]:
         yield 1
     with open(out / "tiles.csv", "w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow(("tile", "patient_id", "slide_id", "site", "mpp"))
+        writer.writerow(COLUMNS)
         writer.writerows(rows)

@@ -13,6 +13,7 @@ from synthfactory.report.facts import bags, cohort, gather, is_unconditional, pr
 from synthfactory.shards.commit import Commit
 from synthfactory.spec.errors import InputError
 
+TITLE = ": privacy, on one page"  # ends the first line
 AUDIT_FORMAT = "synthfactory-audit/1"
 
 

@@ -25,6 +25,7 @@ from synthfactory.embeddings.tiles import TileFolder, read_tile
 from synthfactory.evaluate.audit import Drawn, Real
 from synthfactory.evaluate.copies import SIDE, fingerprint, pattern
 from synthfactory.model.encoder import EncoderFolder
+from synthfactory.run.around import check_outside
 from synthfactory.run.embedding import open_tiles
 from synthfactory.shards.base import Store
 from synthfactory.shards.commit import list_commits
@@ -256,6 +257,7 @@ def report_place(
         root = local(out).resolve()
         if root in path.resolve().parents:
             raise InputError(f"{option} {target}: lies in the set, and {what} is internal; name a file outside {out}")
+    check_outside(path, option)
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise InputError(f"{option} {target}: cannot be written; name a file in a folder that is there")
     if form is not None and path.exists() and not _has_form(path, form):

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from synthfactory.model.encoder import EncoderFolder
 from synthfactory.model.weights import load_encoder
 from synthfactory.plan.lock import LOCK
 from synthfactory.report.bags import INVENTED, description, readme
+from synthfactory.run.around import check_outside
 from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import in_batches
 from synthfactory.run.prepare import Standing, read_standing
@@ -133,12 +133,7 @@ def _checked(out: str, target: str) -> Path:
     folder = local(target)
     if str(folder).startswith("~"):
         raise InputError(f"{shown(target)}: there is no such user here; write the folder out")
-    real = Path(os.path.realpath(folder))
-    for step in (real, *real.parents):
-        if (step / LOCK).is_file() or (not is_url(out) and step == local(out).resolve()):
-            raise InputError(f"{target}: lies in {step}, which is a tile set; name a folder outside it")
-        if (step / "secret.json").is_file() or ((step / "units").is_dir() and (step / "leases").is_dir()):
-            raise InputError(f"{target}: lies in {step}, which is a lineage folder; name a folder outside it")
+    check_outside(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{target}: is no folder; name one, or a place where it can be made")
     return folder

@@ -28,6 +28,7 @@ from synthfactory.embeddings.tile_shards import scan_shards
 from synthfactory.embeddings.tiles import TileFolder, read_tile, scan_tiles
 from synthfactory.model.encoder import EncoderFolder, open_encoder
 from synthfactory.model.weights import load_encoder
+from synthfactory.run.around import check_outside
 from synthfactory.screen.artefacts import SCORES, condition_scores
 from synthfactory.shards.remote import open_url
 from synthfactory.shards.store import Store, open_store
@@ -137,6 +138,7 @@ def check_target(target: str) -> None:
     """InputError where a file stands there already, or none can be made."""
     if not target.endswith(".parquet"):
         raise InputError(f"{target}: is no name of a bank; end it with .parquet")
+    check_outside(target)
     system, path = open_url(target if is_url(target) else str(local(target)))
     if system.exists(path):
         raise InputError(f"{target}: is there already, and banks are never written over; name another, or remove it")

@@ -24,6 +24,7 @@ from PIL import Image
 
 from synthfactory.embeddings.bank import MPP
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile
+from synthfactory.run.around import check_outside
 from synthfactory.screen.verdict import tissue_fraction
 from synthfactory.shards.commit import Commit, commit_shard, list_commits
 from synthfactory.shards.real import PACK, read_side, side_parquet, side_path
@@ -77,6 +78,7 @@ def pack(
     InputError for labels that cannot be classes, an `out` that holds something else, tiles that cannot be read, are no RGB images or not
     all of one size.
     """
+    check_outside(out)
     store = open_store(out)
     plan = _Plan.of(tiles, shard_size)
     _claim(store, plan, tiles, mpp)

@@ -26,6 +26,7 @@ from synthfactory.plan.plan import ClassSummary, Plan, make_plan
 from synthfactory.plan.recipe import BEFORE_SITES, BEFORE_SLIDES, CONDITIONS_VERSION, ModelFacts
 from synthfactory.plan.rounds import Round, check_chain, totals
 from synthfactory.plan.units import key_of, unit_of
+from synthfactory.run.around import set_around
 from synthfactory.run.balancing import balanced
 from synthfactory.run.models import choose_model
 from synthfactory.run.nearest_real import check_apart, open_holdout
@@ -251,10 +252,7 @@ def check_writable(spec: Spec) -> None:
             raise spec.error(field, str(error)) from None
         if not isinstance(root, Path):
             continue  # an object store says so at the first write
-        steps = (root.resolve(), *root.resolve().parents)
-        if field == "output.path":
-            steps = steps[1:]
-        of_a_set = next((step for step in steps if (step / LOCK).is_file()), None)
+        of_a_set = set_around(root.resolve().parent if field == "output.path" else root)
         if of_a_set is not None:
             raise spec.error(field, f"lies in {of_a_set}, which is a tile set; name a folder of its own")
         nearest = next(step for step in (root, *root.parents) if os.path.lexists(step))

@@ -173,11 +173,11 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("out/features", "is a tile set; name a folder outside it"),
-        ("out", "is a tile set; name a folder outside it"),
-        ("link/features", "is a tile set; name a folder outside it"),
-        ("lineage/features", "is a lineage folder; name a folder outside it"),
-        ("secret/features", "is a lineage folder; name a folder outside it"),
+        ("out/features", "is a tile set and is published whole; name a place outside"),
+        ("out", "is a tile set and is published whole; name a place outside"),
+        ("link/features", "is a tile set and is published whole; name a place outside"),
+        ("lineage/features", "is a lineage folder; name a place outside"),
+        ("secret/features", "is a lineage folder; name a place outside"),
         ("spec.yaml", "is no folder"),
         ("other", "holds notes.txt, which is no file of this export"),
         ("unknown", "holds files, but no readable bags.json"),

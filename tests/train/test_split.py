@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ def test_sets_of_ours_bring_their_patients_and_their_conditions(tmp_path: Path) 
         tmp_path / "real" / "0.tar", range(4), lambda n: {**patients[n], "patient_id": f"new-{n}"}, side=lambda n: 32
     )
     assert split(data_of([made], validation=validation), tmp_path / "cache").warnings == ()
+    real = {"shards": str(tmp_path / "apart")}  # which rests on nobody, and so has no lineage
+    write_tar(
+        tmp_path / "apart" / "0.tar",
+        range(4, 8),
+        lambda n: {**patients[n], "patient_id": f"more-{n}"},
+        side=lambda n: 32,
+    )
+    assert split(data_of([real, made], validation=validation), tmp_path / "cache").warnings == ()
+    (tmp_path / "other/units").mkdir(parents=True)
+    for number, path in enumerate(sorted((tmp_path / "lineage/units").glob("*.parquet"))):
+        shutil.copy(path, tmp_path / f"other/units/{number:06d}-0123456789ab.parquet")
+    with pytest.raises(InputError, match=r"lineage .*other: says nothing of .*tar; name the lineage of that very set"):
+        split(data_of([{**made, "lineage": str(tmp_path / "other")}], validation=validation), tmp_path / "cache")
     unsaid = split(data_of([{"shards": made["shards"]}], validation=validation), tmp_path / "cache")
     assert "name the set's lineage" in unsaid.warnings[0]
     write_tar(tmp_path / "old" / "0.tar", range(4), lambda n: patients[n], side=lambda n: 32)

@@ -1,0 +1,88 @@
+"""What is internal, or somebody else's file, is not written into what is published or over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_checks import check_refusal
+from running import run
+
+from synthfactory.phantom.cohort import COLUMNS
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def phantom_tiles(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiles"
+    assert (
+        run("phantom", "tiles", folder, "--cohort", "heldout", "--class", "phantom-solid", "--per-class", 2).code == 0
+    )
+    return folder
+
+
+@pytest.mark.parametrize("where", ["out", "lineage"])
+def test_nothing_else_is_written_into_a_set_or_its_lineage(
+    place: Path, tiny: Path, phantom_tiles: Path, where: str
+) -> None:
+    inside, before = place / where, tree(place)
+    commands = [
+        (
+            "embed",
+            phantom_tiles,
+            inside / "b.parquet",
+            "--metadata",
+            phantom_tiles / "tiles.csv",
+            "--label-level",
+            "tile",
+        ),
+        ("pack", phantom_tiles, inside / "real", "--metadata", phantom_tiles / "tiles.csv", "--label-level", "tile"),
+        ("phantom", "tiles", inside / "tiles", "--cohort", "bank", "--per-class", 1),
+        ("phantom", "shards", inside / "shards", "--cohort", "bank", "--per-class", 1),
+        ("phantom", "bank", inside / "b.parquet", "--cohort", "bank", "--per-class", 1),
+        (
+            "privacy",
+            "fit",
+            tiny / "bank.parquet",
+            "-o",
+            inside / "p.safetensors",
+            "--provenance",
+            "x",
+            "--model",
+            tiny / "model",
+        ),
+        ("ethics", place / "out", "-o", inside / "page.md"),
+    ]
+    for command in commands:
+        check_refusal(run(*command), f"which is a {'tile set' if where == 'out' else 'lineage folder'}")
+        assert tree(place) == before
+
+
+def test_files_of_others_are_not_written_over(place: Path, tiny: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.parquet"
+    mine.write_bytes((tiny / "bank.parquet").read_bytes())
+    page = tmp_path / "page.md"
+    assert run("ethics", place / "out", "-o", page).code == 0
+    assert run("ethics", place / "out", "-o", page).code == 0  # its own page is made anew
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    (folder / "tiles.csv").write_text("tile,patient_id,slide_id,site,mpp\na.png,MRN-1,,,0.5\n")
+    before = tree(tmp_path)
+    fit = ("privacy", "fit", mine, "-o", mine, "--provenance", "x", "--model", tiny / "model")
+    check_refusal(run(*fit), "a projection is never written over another file")
+    check_refusal(run(*fit[:4], tmp_path / "new", "--provenance", "a\nb", *fit[7:]), "say in one line")
+    check_refusal(run("ethics", place / "out", "-o", place / "spec.yaml"), "is there already and is no such page")
+    check_refusal(run("phantom", "bank", mine, "--cohort", "bank", "--per-class", 1), "banks are never written over")
+    check_refusal(
+        run("phantom", "tiles", folder, "--cohort", "bank", "--per-class", 1), "holds other tiles already (tiles.csv)"
+    )
+    assert tree(tmp_path) == before
+    (folder / "tiles.csv").unlink()
+    for _ in range(2):  # what is its own goes on
+        assert (
+            run("phantom", "tiles", folder, "--cohort", "bank", "--class", "phantom-solid", "--per-class", 1).code == 0
+        )
+    assert (folder / "tiles.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
