@@ -6,34 +6,22 @@ whoever has a list can look them up in it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from synthfactory.model.taught import TAUGHT, Taught, hashed, read_taught
 from synthfactory.spec.errors import InputError
 from train.config import ShardSet, TrainConfig
 from train.split import Split, behind, people
-
-TAUGHT = "taught.json"
-
-
-@dataclass(frozen=True)
-class Taught:
-    """Hashes of patients; `complete` where nobody else can have taught: of every tile somebody is known."""
-
-    patients: frozenset[str]
-    complete: bool
 
 
 def note(run: Path, config: TrainConfig, divided: Split, *, resumed: bool) -> None:
     """Writes RUN/taught.json: patients of the tiles that this run learns from, and of the runs whose networks it learns from. Who stands
     there as it is `resumed` stays: a parent may have lost its own note since.
     """
-    known = [_of_data(config, divided), *(_noted(parent) for parent in _parents(config).values())]
-    before = _noted(str(run)) if resumed else None
+    known = [_of_data(config, divided), *(read_taught(Path(parent)) for parent in _parents(config).values())]
+    before = read_taught(run) if resumed else None
     patients = frozenset[str]().union(*(one.patients for one in (*known, before) if one is not None))
     complete = all(one is not None and one.complete for one in known) and (before is None or before.complete)
     temporary = run / f".tmp-{TAUGHT}"
@@ -48,9 +36,9 @@ def flattering(config: TrainConfig, divided: Split) -> Iterator[str]:
     if config.data.validation is None or not len(divided.validation):
         return
     apart = [entry.lineage for entry in config.data.validation.shards or [] if entry.lineage]
-    judged = _hashed(people(divided.index, divided.validation).union(*(divided.rests[lineage] for lineage in apart)))
+    judged = hashed(people(divided.index, divided.validation).union(*(divided.rests[lineage] for lineage in apart)))
     for field, parent in _parents(config).items():
-        noted = _noted(parent)
+        noted = read_taught(Path(parent))
         both = judged & noted.patients if noted is not None else frozenset()
         if both:
             yield (
@@ -70,7 +58,7 @@ def _of_data(config: TrainConfig, divided: Split) -> Taught:
     for number, entry in enumerate(config.data.shards):
         found = _behind(entry, divided) if index.synthetic[rows[index.sets[rows] == number]].any() else frozenset()
         patients, complete = patients | (found or frozenset()), complete and found is not None
-    return Taught(_hashed(patients), complete)
+    return Taught(hashed(patients), complete)
 
 
 def _behind(entry: ShardSet, divided: Split) -> frozenset[str] | None:
@@ -91,20 +79,3 @@ def _parents(config: TrainConfig) -> dict[str, str]:
         "vae_run": config.vae_run if config.base is None and config.mode in ("diffusion", "repa-e") else None,
     }
     return {field: run for field, run in named.items() if run is not None}
-
-
-def _noted(run: str) -> Taught | None:
-    """None where a run does not say, or not in a form that is known."""
-    try:
-        found: Any = json.loads((Path(run) / TAUGHT).read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or found.get("format") != 1 or not isinstance(found.get("patients"), list):
-        return None
-    if not all(isinstance(name, str) for name in found["patients"]):
-        return None
-    return Taught(frozenset(found["patients"]), found.get("complete") is True)
-
-
-def _hashed(names: frozenset[str]) -> frozenset[str]:
-    return frozenset(hashlib.sha256(name.encode()).hexdigest()[:24] for name in names)

@@ -31,7 +31,8 @@ from synthfactory.spec.text import shown
     "--models",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder to look through for models that were trained on the set; may be given several times.",
+    help="Folder to look through for models that were trained on the set, and for runs that learnt from the patient; may be given "
+    "several times.",
 )
 @click.option("--local", is_flag=True, help="Draw in this process, without Ray.")
 def revoke(
@@ -41,13 +42,21 @@ def revoke(
 
     First take the patient's rows out of the bank. Copies that were handed on are not reached.
     """
-    from synthfactory.run.revoking import UNDER_DP, models_on, resting_on
+    from synthfactory.run.revoking import UNDER_DP, models_on, nearest, resting_on, runs_on
     from synthfactory.shards.store import open_store
 
+    if not patient.strip():
+        raise InputError("--patient: is empty; give the id as the bank spells it")
     out, beside, is_spec = _places(target, lineage)
     standing = open_set(out)
     for folder, how in models_on(standing.lock, models):
         click.echo(fit(f"model {folder}: {how}; what it learnt stays in it: retrain it, or withdraw it"))
+    for folder in runs_on(patient, models):
+        click.echo(
+            fit(
+                f"run {folder}: learnt from the patient, and so did what was exported of it: retrain it without, or withdraw it"
+            )
+        )
     says = standing.lock["recipe"]["privacy"]
     if says["mechanism"] == "dp":
         click.echo(fit(UNDER_DP.format(factor=math.exp(says["epsilon"]), **says)))
@@ -58,6 +67,8 @@ def revoke(
             click.echo(f"{name}  {key}")
     tiles = f"{found.count} tile{'s' * (found.count != 1)} of {len(found.shards)} shard{'s' * (len(found.shards) != 1)}"
     click.echo(fit(f"{tiles} rest on the patient, and {found.dropped} candidates that were dropped"))
+    if not (found.names or found.stale):
+        click.echo(fit(f"nothing that was drawn names a patient of this id{nearest(patient, found)}"))
     if found.names - {patient}:
         spellings = ", ".join(shown(json.dumps(name, ensure_ascii=False)) for name in sorted(found.names))
         click.echo(fit(f"names that were taken for the patient's, for case, spaces or form of letters: {spellings}"))

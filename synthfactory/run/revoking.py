@@ -7,6 +7,7 @@ bank. A run that was cut off is finished by the same command: what is left to do
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import hmac
 import json
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from synthfactory.embeddings.rows import spelled
 from synthfactory.model.ancestry import ancestry
+from synthfactory.model.taught import TAUGHT, hashed, read_taught
 from synthfactory.plan.lock import COHORTS, LOCK, check_same_recipe, lock_yaml, read_lock
 from synthfactory.run.belonging import recipe_of
 from synthfactory.run.bound import check_bound
@@ -50,7 +52,8 @@ class Resting:
     """What of a set rests on a patient: keys of published tiles by class, the shards that hold them, and dropped candidates.
 
     `stale` are lineage files of other tars (builds that lost a race, shards that were drawn anew) that name the patient too. `names` are
-    the spellings that were taken for the patient's. `nameless` are published tiles of which no patient is known, who may be anybody's.
+    the spellings that were taken for the patient's, `known` all patients that LINEAGE names. `nameless` are published tiles of which no
+    patient is known, which may be anybody's.
     """
 
     tiles: dict[str, list[str]] = field(default_factory=dict)
@@ -59,6 +62,7 @@ class Resting:
     stale: list[str] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     nameless: int = 0
+    known: set[str] = field(default_factory=set)
 
     def add(self, other: Resting) -> None:
         """What another look has found besides."""
@@ -68,6 +72,7 @@ class Resting:
         self.dropped += other.dropped
         self.stale = sorted({*self.stale, *other.stale})
         self.names |= other.names
+        self.known |= other.known
         self.nameless += other.nameless
 
     @property
@@ -93,7 +98,9 @@ def resting_on(patient: str, standing: Standing, lineage: Store, seen: frozenset
     for path in sorted(files):
         every = _rows(lineage, path)
         people = [[part["patient_id"] for part in row["sources"]] for row in every]
-        alike = {name for names in people for name in names if name is not None and spelled(name) == who}
+        named = {name for names in people for name in names if name is not None}
+        found.known |= named
+        alike = {name for name in named if spelled(name) == who}
         if path in current:
             found.nameless += sum(row["accepted"] and None in names for row, names in zip(every, people, strict=True))
         rows = [row for row, names in zip(every, people, strict=True) if not alike.isdisjoint(names)]
@@ -185,8 +192,8 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
         known = bool(found.shards or found.stale) or not _noted(lineage).isdisjoint({mac, exact})
         if not (known or no_tile):
             raise InputError(
-                f"nothing in {spec.output.path} rests on a patient of this id; spell it as the bank did. Where the id is right and no tile "
-                "happens to rest on the patient, say --no-tile: the set then goes on with the bank as it is now"
+                f"nothing in {spec.output.path} rests on a patient of this id{nearest(patient, found)}; spell it as the bank did. Where the "
+                "id is right and no tile happens to rest on the patient, say --no-tile: the set then goes on with the bank as it is now"
             )
         lock, changed = _relocked(prepared, standing)
         if not (known or changed):
@@ -290,6 +297,22 @@ def _cleared(spec: Spec, lineage: Store) -> Iterator[str]:
         yield f"removed {cache}, a cache of embeddings (the next build makes it anew)"
     for path, _ in lineage.entries("foreign"):
         yield f"left {lineage.place}/{path}: was found in the set once and may hold tiles of the patient; look at it"
+
+
+def runs_on(patient: str, folders: Sequence[Path]) -> Iterator[Path]:
+    """The training runs below `folders` that learnt from the patient, as their notes say."""
+    (who,) = hashed([spelled(patient)])
+    for note in sorted(path for folder in folders for path in folder.rglob(TAUGHT)):
+        taught = read_taught(note.parent)
+        if taught is not None and who in taught.patients:
+            yield note.parent
+
+
+def nearest(patient: str, found: Resting) -> str:
+    """' is X meant?' of a name that LINEAGE has and that looks like this one; '' where none does."""
+    known = {spelled(name): name for name in sorted(found.known)}
+    alike = difflib.get_close_matches(spelled(patient), known, 1)
+    return f"; is {json.dumps(known[alike[0]], ensure_ascii=False)} meant?" if alike else ""
 
 
 def models_on(lock: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:

@@ -14,6 +14,8 @@ import pytest
 from revoke_making import WHO, resting, without
 from running import run
 
+from synthfactory.embeddings.rows import spelled
+from synthfactory.model.taught import hashed
 from synthfactory.plan.lock import read_lock
 from synthfactory.run import revoking
 from synthfactory.shards.reader import iter_tiles
@@ -82,7 +84,10 @@ def test_a_patient_of_another_name_changes_nothing(make: Callable[..., Path], ba
     without(bank)
     before = (tmp_path / "out/spec.lock.yaml").read_bytes()
     refused = run("revoke", make(), "--patient", f"{WHO}0", "--yes", "--local")
-    assert refused.code == 2 and "rests on a patient of this id" in refused.err
+    assert refused.code == 2 and f'rests on a patient of this id; is "{WHO}" meant?' in refused.err
+    listed = " ".join(run("revoke", make(), "--patient", f"{WHO}0").out.split())
+    assert f'nothing that was drawn names a patient of this id; is "{WHO}" meant?' in listed
+    assert "--patient: is empty" in run("revoke", make(), "--patient", " ").err
     assert (tmp_path / "out/spec.lock.yaml").read_bytes() == before
 
 
@@ -104,6 +109,19 @@ def test_one_person_under_two_spellings_leaves_whole(make: Callable[..., Path], 
     ended = run("revoke", spec, "--patient", WHO, "--yes", "--local")
     assert ended.code == 0, ended.err
     assert resting(tmp_path) == resting(tmp_path, other) == set()
+
+
+def test_runs_that_learnt_from_the_patient_are_named(make: Callable[..., Path], tmp_path: Path) -> None:
+    spec = make()
+    assert run("build", spec, "--local").code == 0
+    for name, patients in (("one", [WHO]), ("other", ["somebody"])):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        content = {"format": 1, "complete": True, "patients": sorted(hashed(map(spelled, patients)))}
+        (tmp_path / "runs" / name / "taught.json").write_text(json.dumps(content))
+    (tmp_path / "runs/damaged").mkdir()
+    (tmp_path / "runs/damaged/taught.json").write_text("[")
+    said = run("revoke", spec, "--patient", WHO.lower(), "--models", tmp_path / "runs").out
+    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("run ")] == [f"run {tmp_path}/runs/one"]
 
 
 def test_what_the_rows_of_the_new_bank_are_is_stated_and_who_is_nameless(
