@@ -25,6 +25,7 @@ from synthfactory.spec.places import is_url
 from synthfactory.spec.text import shown
 
 SUFFIXES = (".h5", ".hdf5")
+CASE = "case_id"
 MPP_NAMES = ("mpp", "target_mpp", "patch_mpp")
 MAX_CHUNK_BYTES = 1 << 28
 MOST_UNPACKED = 2000  # bytes from one: more than any of HDF5's own compressions gives
@@ -40,6 +41,7 @@ class _Slide:
     patient: str | None
     tumour_fraction: float
     site: str | None
+    has_case: bool = False  # and no patient: CLAM's lists name cases, which may be patients
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ def open_features(
     warnings: tuple[str, ...] = (
         (f"{labels}: has no line for {without:,} of {len(files):,} files; they are left out",) if without else ()
     )
+    if any(slides[file.slide].has_case for file in found):
+        warnings += (
+            f"{labels}: column '{CASE}' is not read; where cases are patients, call it patient_id, or nobody is known",
+        )
     if drawn:
         warnings += (
             f"{drawn:,} of {len(found):,} files are features of synthetic tiles: whom these rest on is not known here, nor their terms; "
@@ -150,7 +156,7 @@ def _check_there(place: str) -> None:
 
 def _slides(path: str, label_level: str | None) -> dict[str, _Slide]:
     found: dict[str, _Slide] = {}
-    for line in read_lines(path, ("slide_id", "label"), WHAT):
+    for line in read_lines(path, ("slide_id", "label"), WHAT, (CASE,)):
         slide = line[1].get("slide_id", "")
         for ending in SUFFIXES:
             slide = slide.removesuffix(ending)
@@ -165,6 +171,7 @@ def _slides(path: str, label_level: str | None) -> dict[str, _Slide]:
             known(line[1].get("patient_id")),
             np.nan if share is None else share,
             known(line[1].get("site")),
+            CASE in line[1] and "patient_id" not in line[1],
         )
     return found
 

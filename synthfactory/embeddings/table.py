@@ -24,6 +24,14 @@ KNOWN = (
     "tile", "label", "label_level", "patient_id", "slide_id", "site", "scanner", "mpp", "x", "y", "tumour_fraction",
 )  # fmt: skip
 
+SYNONYMS = {  # what others call our columns
+    **dict.fromkeys(
+        ("case", "case_id", "subject", "subject_id", "participant", "participant_id", "mrn", "donor_id"), "patient_id"
+    ),
+    **dict.fromkeys(("class", "class_name", "category", "diagnosis"), "label"),
+    **dict.fromkeys(("hospital", "center", "centre", "institution"), "site"),
+}
+
 
 def read_lines(path: str, needed: Sequence[str], what: str, also: Sequence[str] = ()) -> Iterator[Line]:
     """The lines of a CSV in UTF-8 with a header. InputError where a column of `needed` is absent; `what` says what the CSV is.
@@ -64,20 +72,24 @@ def _check_header(names: Sequence[str], needed: Sequence[str], path: str, what: 
             raise InputError(f"{path}: its columns are separated by {mark!r}; save it with commas")
     for name in needed:
         if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
+            same = [other for other in names if SYNONYMS.get(other.strip().lower()) == name]
+            close = same or difflib.get_close_matches(name, names, 1)
             hint = f" (is '{shown(close[0])}' meant?)" if close else ""
             raise InputError(f"{path}: needs a column '{name}'{hint}; {what}")
     check_names(names, path, known)
 
 
 def check_names(names: Sequence[str], path: str, known: Sequence[str]) -> None:
-    """InputError for a known column that is there twice, and for one that is known but for its spelling: else nobody would miss it."""
+    """InputError for a known column that is there twice, and for one that is known but for its spelling, or by another name: else nobody
+    would miss it.
+    """
     doubled = next((name for name in known if names.count(name) > 1), None)
     if doubled is not None:
         raise InputError(f"{path}: has more than one column '{doubled}'; keep one of them")
     for name in names:
-        close = difflib.get_close_matches(name.strip().lower(), known, 1, 0.75)
-        if name not in known and close and close[0] not in names:
+        word = name.strip().lower()
+        close = [SYNONYMS[word]] if word in SYNONYMS else difflib.get_close_matches(word, known, 1, 0.75)
+        if name not in known and close and close[0] in known and close[0] not in names:
             raise InputError(
                 f"{path}: column '{shown(name)}' is not known; is '{close[0]}' meant? (rename it, or take it out)"
             )

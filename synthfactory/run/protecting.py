@@ -23,6 +23,7 @@ from synthfactory.privacy.projection import Projection, load_projection
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
+from synthfactory.spec.text import shown
 
 if TYPE_CHECKING:  # scipy takes half a second, and most plans have no use for it
     from synthfactory.privacy.ledger import Ledger, Request
@@ -85,7 +86,12 @@ def protection(
     if spec.privacy.mechanism == "none":
         for name, count in counts.items():
             _check_most(spec, name, count, _most(spec, max(summaries[name].patients, 1), name, count))
-        return (NONE,)
+        alike = None if bank is None else two_spellings(bank.groups.patients)
+        return (
+            (NONE,)
+            if alike is None
+            else (NONE, f"{_named(alike)} count as two patients; if they are one, spell one person one way")
+        )
     for name in counts:
         if summaries[name].unknown_rows:
             raise spec.error(
@@ -112,17 +118,29 @@ def _most(spec: Spec, patients: int, name: str, count: int) -> int:
     return most_of_patient(patients, spec.bags, count)
 
 
-def _check_spelling(spec: Spec, patients: Iterable[str | None]) -> None:
-    """One person under two names would count twice, and lose twice of what was promised."""
+def two_spellings(patients: Iterable[str | None]) -> tuple[str, str] | None:
+    """Two names of patients that differ in case, spaces or form of letters only; None where there are none."""
     known: dict[str, str] = {}
-    for name in {patient for patient in patients if patient is not None}:
+    for name in sorted({patient for patient in patients if patient is not None}):
         alike = known.setdefault(spelled(name), name)
         if alike != name:
-            raise spec.error(
-                f"embeddings.{spec.embeddings.source}",
-                f"names patients that differ in case, spaces or form of letters only ({json.dumps(min(alike, name))} and "
-                f"{json.dumps(max(alike, name))}); the patient is the unit of protection, so spell one person one way",
-            )
+            return alike, name
+    return None
+
+
+def _named(names: Iterable[str]) -> str:
+    return " and ".join(shown(json.dumps(name, ensure_ascii=False)) for name in names)
+
+
+def _check_spelling(spec: Spec, patients: Iterable[str | None]) -> None:
+    """One person under two names would count twice, and lose twice of what was promised."""
+    alike = two_spellings(patients)
+    if alike is not None:
+        raise spec.error(
+            f"embeddings.{spec.embeddings.source}",
+            f"names patients that differ in case, spaces or form of letters only ({_named(alike)}); the patient is the unit of protection, "
+            "so spell one person one way",
+        )
 
 
 def _check_most(spec: Spec, name: str, count: int, most: int) -> None:

@@ -35,6 +35,7 @@ from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
+from synthfactory.spec.text import shown
 
 UNDER_DP = (
     "nothing of a patient can be taken out of a release under differential privacy, nor out of tiles drawn from it. Whether that is "
@@ -192,8 +193,8 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
         known = bool(found.shards or found.stale) or not _noted(lineage).isdisjoint({mac, exact})
         if not (known or no_tile):
             raise InputError(
-                f"nothing in {spec.output.path} rests on a patient of this id{nearest(patient, found)}; spell it as the bank did. Where the "
-                "id is right and no tile happens to rest on the patient, say --no-tile: the set then goes on with the bank as it is now"
+                f"nothing in {spec.output.path} rests on a patient of this id{nearest(patient, found)}; spell it as the bank did. Where "
+                "the id is right and no tile happens to rest on the patient, say --no-tile: the set then goes on with the bank as it is now"
             )
         lock, changed = _relocked(prepared, standing)
         if not (known or changed):
@@ -312,7 +313,7 @@ def nearest(patient: str, found: Resting) -> str:
     """' is X meant?' of a name that LINEAGE has and that looks like this one; '' where none does."""
     known = {spelled(name): name for name in sorted(found.known)}
     alike = difflib.get_close_matches(spelled(patient), known, 1)
-    return f"; is {json.dumps(known[alike[0]], ensure_ascii=False)} meant?" if alike else ""
+    return f"; is {shown(json.dumps(known[alike[0]], ensure_ascii=False))} meant?" if alike else ""
 
 
 def models_on(lock: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:

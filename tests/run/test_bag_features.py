@@ -119,6 +119,7 @@ def test_our_own_source_reads_it_back(bagged: Path, spec_file: MakeSpec) -> None
     bank = prepared.bank
     assert bank is not None and len(bank) == 19
     assert prepared.conditions.cohort == "unknown"  # and not that nobody of a training set is among them
+    assert "column 'case_id' is not read" in " ".join(prepared.conditions.warnings)
     assert "5 of 5 files are features of synthetic tiles" in " ".join(prepared.conditions.warnings)
     for row in range(19):
         with h5py.File(folder / f"{bank.slide_ids[row]}.h5") as handle:

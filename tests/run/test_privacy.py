@@ -100,6 +100,10 @@ def test_one_person_under_two_spellings_is_refused(spec_file: MakeSpec, dp: Dp, 
     )
     refused = run("plan", spec_file(**given))
     assert refused.code == 2 and "differ in case, spaces or form of letters only" in refused.err
+    none = run("plan", spec_file(classes=CLASSES, embeddings={"bank": str(many)}))
+    assert none.code == 0 and "count as two patients; if they are one, spell one person one way" in " ".join(
+        none.out.split()
+    )
 
 
 @pytest.mark.parametrize(

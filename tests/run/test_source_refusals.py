@@ -257,6 +257,8 @@ CASES = {
     "false offsets": Case(array("safetensors", offsets), "embeddings.arrays", "its offsets do not fit its shape"),
     "bfloat16": Case(array("safetensors", half_type), "embeddings.arrays", "'embedding' is BF16; save it as F32"),
     "mpp of a row": Case(rows_csv("label,mpp", *["alpha,0.5"] * 12, *["beta,1.0"] * 12), "embeddings.labels", "csv:14: the tile has mpp 1"),
+    "patients by another name": Case(rows_csv("label,Case_ID", *["alpha,P"] * 24), "embeddings.labels", "'Case_ID' is not known; is 'patient_id' meant?"),
+    "label by another name": Case(rows_csv("class,label_kind", *["alpha,x"] * 24), "embeddings.labels", "needs a column 'label' (is 'class' meant?)"),
     "label of a row": Case(rows_csv("label", *["alpha"] * 12, *['""'] * 12), "embeddings.labels", "csv:14: has no label"),
     "level of a row": Case(rows_csv("label,label_level", *["alpha,patch"] * 24), "embeddings.labels", "csv:2: label_level 'patch' does not exist"),
     "number of a row": Case(rows_csv("label,x", *["alpha,left"] * 24), "embeddings.labels", "csv:2: x 'left' is no number"),
