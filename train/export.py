@@ -106,10 +106,10 @@ def export(
             **({"tars_left_out": left} if (left := len(extra.get("skipped") or ())) else {}),
             "torch": torch.__version__,
         }
-        if domain:
-            description["domain"] = domain
-        elif saw_real(behind):  # whatever the base drew
-            description.pop("domain", None)
+        drawn = _domain(domain, description, real=saw_real(behind))
+        description.pop("domain", None)
+        if drawn is not None:
+            description["domain"] = drawn
         if repa_e:
             write_repa_e(place, description["vae"])
         (place / "config.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
@@ -118,6 +118,23 @@ def export(
         (place / FIGURES).write_text(json.dumps({"training_hours": hours, "log": log}, indent=1) + "\n")
         write_card(place)
     return out
+
+
+WENT_ON = "; it went on from "
+
+
+def _domain(said: str | None, description: dict[str, Any], *, real: bool) -> str | None:
+    """What plans and cards say that a model draws; None: what its labels say. A base of another domain stays named in it: what a model
+    learnt first shows for long.
+    """
+    before = description.get("domain")
+    if before is None or said == before:
+        return said
+    if said is None and not real:
+        return str(before)
+    base = description["training"]["base"]
+    origin = before.partition(WENT_ON)[2] or f"{base['id']} {base['revision']}, which draws {before}"
+    return f"{said or 'what its tiles show'}{WENT_ON}{origin}"
 
 
 # What an export, or a command that measures it, writes into a model's folder.

@@ -42,9 +42,12 @@ def test_terms_that_allow_no_sharing_stay(tmp_path: Path, base: Path) -> None:
         export(tmp_path / "run", tmp_path / "y", model_id="m", revision="1")
 
 
+WENT_ON = "; it went on from tiny 1, which draws invented tissue"
+
+
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_terms_and_domain_follow_what_taught(tmp_path: Path, base: Path, synthetic: bool) -> None:
-    """Real tiles make what was open local, and no longer what the base drew, unless their holder says otherwise."""
+    """Real tiles make what was open local, and no longer what the base drew, unless their holder says otherwise; the base stays named."""
     values = json.loads((base / "config.json").read_text())
     values |= {"licence": {"name": "Apache-2.0", "sharing": "allowed"}, "domain": "invented tissue"}
     (base / "config.json").write_text(json.dumps(values))
@@ -52,13 +55,16 @@ def test_terms_and_domain_follow_what_taught(tmp_path: Path, base: Path, synthet
     train(load_config(config(tmp_path, base)), tmp_path / "run", tmp_path / "cache")
     out = open_model(str(export(tmp_path / "run", tmp_path / "one", model_id="m", revision="1")))
     assert (out.licence["sharing"], out.config.get("domain")) == (
-        ("allowed", "invented tissue") if synthetic else ("local", None)
+        ("allowed", "invented tissue") if synthetic else ("local", f"what its tiles show{WENT_ON}")
     )
     mine = {"name": "MIT", "sharing": "allowed"}
     out = open_model(
         str(export(tmp_path / "run", tmp_path / "two", model_id="m", revision="1", licence=mine, domain="skin"))
     )
-    assert (out.licence, out.config["domain"]) == (mine, "skin")
+    assert (out.licence, out.config["domain"]) == (mine, f"skin{WENT_ON}")
+    train(load_config(config(tmp_path, tmp_path / "two")), tmp_path / "again", tmp_path / "cache")
+    out = open_model(str(export(tmp_path / "again", tmp_path / "three", model_id="m", revision="2", domain="liver")))
+    assert out.config["domain"] == f"liver{WENT_ON}", "what its line began with, and not a sentence longer for each"
 
 
 @pytest.fixture
@@ -113,7 +119,7 @@ def test_real_tiles_that_taught_the_encoder_make_an_export_local(tmp_path: Path,
         train(load_config(config(tmp_path, base, encoder_run=taught_by)), tmp_path / name, tmp_path / "cache")
         out = open_model(str(export(tmp_path / name, tmp_path / f"{name}-out", model_id="m", revision="1")))
         assert (out.licence["sharing"], out.config.get("domain")) == (
-            sharing, None if taught_by else "invented tissue"
+            sharing, f"what its tiles show{WENT_ON}" if taught_by else "invented tissue"
         )  # fmt: skip
 
 
