@@ -35,6 +35,16 @@ class ShardSet(FrozenModel):
     )
 
 
+Sets = str | Annotated[list[ShardSet | str], Field(min_length=1)]  # as they may be written
+
+
+def _as_sets(value: Any) -> Any:
+    """A place stands for the set at that place, alone or in a list."""
+    if isinstance(value, str):
+        return [{"shards": value}]
+    return [{"shards": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+
+
 class Validation(FrozenModel):
     """Tiles that are never trained on: a share of the patients, or sets of their own."""
 
@@ -44,9 +54,19 @@ class Validation(FrozenModel):
         le=0.5,
         description="share of the patients of each class: whole patients, at least one of two",
     )
-    shards: list[ShardSet] | None = Field(default=None, min_length=1)
+    shards: list[ShardSet] | None = Field(
+        default=None,
+        min_length=1,
+        description="sets of other patients, as data.shards names them",
+        examples=["heldout"],
+    )
     every: int = Field(default=500, ge=1, description="steps between two looks")
     tiles: int = Field(default=256, ge=1, description="tiles looked at, always the same")
+
+    @field_validator("shards", mode="before", json_schema_input_type=Sets | None)
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return _as_sets(value)
 
     @model_validator(mode="after")
     def _one(self) -> Validation:
@@ -85,12 +105,10 @@ class Data(FrozenModel):
         default=0.0, ge=0, le=0.5, description="spread of a random gain of optical density per channel"
     )
 
-    @field_validator(
-        "shards", mode="before", json_schema_input_type=str | Annotated[list[ShardSet], Field(min_length=1)]
-    )
+    @field_validator("shards", mode="before", json_schema_input_type=Sets)
     @classmethod
-    def _one(cls, value: Any) -> Any:
-        return [{"shards": value}] if isinstance(value, str) else value
+    def _listed(cls, value: Any) -> Any:
+        return _as_sets(value)
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

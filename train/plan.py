@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from train.split import Split, split
 from train.taught import flattering
 
 MB = 1e6
+MOST_NAMED = 12  # patients that are held out
 
 
 def plan(config: TrainConfig, cache: Path) -> list[str]:
@@ -116,6 +118,11 @@ def _data(divided: Split) -> Iterator[str]:
             f"{name:<{max(longest, 5)}} {len(rows):>9,} {int(index.synthetic[rows].sum()):>9,} {len(np.unique(known[known >= 0])):>8,} "
             f"{unknown:>9,} {held:>10,}"
         )
+    judged = np.unique(index.patients[divided.validation])
+    if names := [shown(index.patient_names[at]) for at in judged if at >= 0]:
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        text = f"held out    {counted(len(names), 'patient')}: {', '.join(names[:MOST_NAMED])}{more}"
+        yield from textwrap.wrap(text, 80, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)
 
 
 def _work(config: TrainConfig, divided: Split) -> Iterator[str]:

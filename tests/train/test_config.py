@@ -49,6 +49,20 @@ def test_what_is_wrong_is_said_at_its_place(tmp_path: Path, changes: dict[str, A
     assert not (tmp_path / "run").exists()
 
 
+def test_a_set_is_named_by_its_place_alone_wherever_sets_are_named(tmp_path: Path) -> None:
+    given = {"mode": "encoder", "network": {"width": 24, "heads": 2}, "optimiser": PLAN}
+    for sets in ("one", ["one"], [{"shards": "one"}]):
+        data = load_config(
+            str(
+                write_yaml(
+                    tmp_path / "c.yaml", {**given, "data": {"shards": sets, "validation": {"shards": deepcopy(sets)}}}
+                )
+            )
+        ).data
+        assert data.validation is not None and data.validation.shards == data.shards
+        assert [entry.shards for entry in data.shards] == ["one"]
+
+
 def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     path = write_yaml(tmp_path / "config.yaml", {"data": {"shards": "tars"}, "optimiser": PLAN, "mode": "vae"})
     told = CliRunner().invoke(cli, ["run", str(path), "--run", str(tmp_path / "run"), "--set", "optimiser.steps=["])

@@ -50,6 +50,9 @@ def test_tiles_passes_parameters_and_memory_are_printed(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["class", "tiles", "synthetic", "patients", "unknown", "validation"]
     assert lines[1].split() == ["a", "6", "0", "3", "0", "2"]
+    divided = split(load_config(str(path)).data, tmp_path / "cache")
+    judged = sorted({divided.index.patient_names[at] for at in divided.index.patients[divided.validation]})
+    assert f"held out    {len(judged)} patients: {', '.join(judged)}" in ended.output
     assert "10 of 9 tiles: 90, 5 passes (natural)" in ended.output
     count = sum(weight.numel() for weight in vit_from_dict(VIT).parameters())
     assert f"encoder     {count / 1e6:.2f}M parameters, {count / 1e6:.2f}M of them learn" in ended.output
@@ -110,6 +113,8 @@ def test_the_schema_describes_what_a_config_may_hold() -> None:
     for path in CONFIGS:
         validator.validate(yaml.safe_load(path.read_text()))
     right = yaml.safe_load(CONFIGS[0].read_text())
+    for sets in ("one", ["one", {"shards": "two", "weight": 2}]):
+        validator.validate({**right, "data": {"shards": sets, "validation": {"shards": sets}}})
     for name, wrong in {"mode": "dream", "optimiser": {}, "data": {"shards": []}, "seed": -1, "stepps": 3}.items():
         assert not validator.is_valid({**right, name: wrong}), name
 
