@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from synthfactory.evaluate.fidelity import Tiles
 from synthfactory.evaluate.intervals import patient_weights, student
 from synthfactory.evaluate.probes import Lesson, learn
+from synthfactory.spec.text import counted
 
 MOST = 2000  # tiles of each side and class that are looked at
 LEAST, LEAST_GROUPS = 20, 5  # tiles of each side, and patients of each half, for an area under the curve
@@ -36,8 +37,10 @@ def told_apart(real: Tiles, drawn: Tiles, seed: int = 0) -> dict[str, dict[str, 
         few = min(min(int(part.sum()), int((~part).sum())) for part in inside)
         groups = min(len(np.unique(each[~part])) for each, part in zip(names, inside, strict=True))
         if 2 * few < LEAST or groups < LEAST_GROUPS:
-            why = f"not measurable with n = {2 * few:,} tiles of {2 * groups:,} patients on one side; "
-            why += f"{LEAST} tiles of {2 * LEAST_GROUPS} are needed"
+            why = (
+                f"not measurable: one half of its patients teaches and the other judges, and a half has {counted(few, 'tile')} of "
+                f"{counted(groups, 'patient')}, real or drawn; {LEAST // 2} of {LEAST_GROUPS} are needed"
+            )
             found[str(label)] = {"value": None, "why": why, "n": min(map(len, sides))}
             continue
         x = np.concatenate([side.embeddings[part] for side, part in zip(sides, inside, strict=True)])

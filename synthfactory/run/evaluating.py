@@ -24,6 +24,7 @@ from synthfactory.evaluate.utility import Augmented
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.products import fastest_product
 from synthfactory.run.spaces import Kept, digest_of
+from synthfactory.spec.text import counted
 
 MANIFOLD = 20_000  # tiles of each side for precision and recall, whose cost grows with the square; the rest of the figures take all
 LEAST = 10  # tiles of a class on each side for figures of fidelity
@@ -77,7 +78,8 @@ def fidelity_figures(sides: Sides, kept: Kept, begin: Begin, seed: int = 0) -> J
         need = f"{LEAST} tiles of {fidelity.LEAST_GROUPS} patients are needed"
         return {
             **found,
-            "why": f"not measurable with n = {len(rows[0]):,} tiles of {few} patients on each side; {need}",
+            "why": f"not measurable with n = {counted(len(rows[0]), 'tile')} of {counted(few, 'patient')} on each side, all at one mix "
+            f"of classes; {need}",
         }
     chosen = [side.of(at) for side, at in zip((reference, drawn, beside), rows, strict=True)]
     into = standard_space(chosen)

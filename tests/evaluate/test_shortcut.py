@@ -27,7 +27,7 @@ def test_a_sign_of_being_synthetic_is_seen_in_the_class_that_has_it() -> None:
 def test_few_tiles_give_no_figure_but_a_reason() -> None:
     found = told_apart(side(400, 0.0, 1), side(20, 0.0, 2))
     assert found["a"]["value"] is None
-    assert "20 tiles of 10 are needed" in found["a"]["why"]
+    assert "10 of 5 are needed" in found["a"]["why"]
 
 
 def people(seed: int, names: range, offset: float = 0.0, tiles: int = 10) -> Tiles:
