@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
         click.echo(fit(line))
     if not result.complete:
         sys.exit(EXIT_INCOMPLETE)
-    click.echo(f"look at it: synthfactory preview {spec.output.path}")
+    click.echo(f"look at it: synthfactory preview {shlex.quote(spec.output.path)}")
 
 
 def _prober(address: str | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,16 @@ class RowSource:
 def spelled(name: str) -> str:
     """What is left of a name without case, spaces and forms of letters: names of which it is equal are taken for one person's."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def two_spellings(patients: Iterable[str | None]) -> tuple[str, str] | None:
+    """Two names of patients that differ in case, spaces or form of letters only; None where there are none."""
+    known: dict[str, str] = {}
+    for name in sorted({patient for patient in patients if patient is not None}):
+        alike = known.setdefault(spelled(name), name)
+        if alike != name:
+            return alike, name
+    return None
 
 
 def known(value: Any) -> str | None:

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from synthfactory.embeddings.bank import MPP
+from synthfactory.embeddings.rows import two_spellings
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile
 from synthfactory.run.around import check_outside
 from synthfactory.screen.verdict import tissue_fraction
@@ -38,6 +39,7 @@ from synthfactory.spec.text import counted, shown
 
 FORMAT = "synthfactory-pack/1"
 BLANK_BELOW = 0.05  # share of tissue
+UNLIKE = 0.5  # shares of JPEG in two classes
 KEPT_AS_THEY_ARE = {"PNG": "png", "WEBP": "webp", "JPEG": "jpeg"}
 PLAIN_INFO = {  # what Pillow says of an image that identifies nobody
     "dpi", "gamma", "srgb", "icc_profile", "transparency", "interlace", "jfif", "jfif_version", "jfif_unit", "jfif_density",
@@ -58,7 +60,8 @@ class PackReport:
     duplicates: list[list[str]]  # keys of tiles with the very same picture
     across: int = 0  # of the duplicates: groups of more than one label or patient
     blank: list[str] = field(default_factory=list)
-    lossy: int = 0
+    lossy: dict[str, int] = field(default_factory=dict)  # JPEG tiles of each class
+    alike: tuple[str, str] | None = None  # two spellings that may be one patient's
     converted: int = 0
     described: int = 0  # tiles whose files hold text or EXIF
 
@@ -292,7 +295,7 @@ def read_patients(store: Store, commit: Commit) -> list[dict[str, Any]]:
 
 
 def _report(store: Store, plan: _Plan) -> PackReport:
-    classes, unknown = Counter[str](), Counter[str]()
+    classes, unknown, lossy = Counter[str](), Counter[str](), Counter[str]()
     patients: dict[str, set[str]] = defaultdict(set)
     alike: dict[bytes, list[tuple[str, str, str | None]]] = defaultdict(list)
     found = PackReport(len(plan.order), plan.shards, {}, {}, {}, [])
@@ -307,7 +310,7 @@ def _report(store: Store, plan: _Plan) -> PackReport:
             alike[seen].append((row["key"], row["label"], row["patient_id"]))
             if row["tissue"] < BLANK_BELOW:
                 found.blank.append(row["key"])
-            found.lossy += row["format"] == "jpeg"
+            lossy[row["label"]] += row["format"] == "jpeg"
             found.converted += row["converted"]
             found.described += row["described"]
     groups = [rows for rows in alike.values() if len(rows) > 1]
@@ -316,6 +319,8 @@ def _report(store: Store, plan: _Plan) -> PackReport:
     found.classes = dict(sorted(classes.items()))
     found.patients = {name: len(patients[name]) for name in found.classes}
     found.unknown_patients = dict(sorted(unknown.items()))
+    found.lossy = {name: lossy[name] for name in found.classes if lossy[name]}
+    found.alike = two_spellings(name for names in patients.values() for name in names)
     return found
 
 
@@ -337,7 +342,16 @@ def render(report: PackReport, out: str, width: int = 80) -> Sequence[str]:
             f"nearly blank (tissue below {BLANK_BELOW:.0%}): {counted(len(report.blank), 'tile')} ({_some(report.blank)})"
         )
     if report.lossy:
-        lines.append(f"JPEG: {counted(report.lossy, 'tile')}; a model learns its artefacts too")
+        lines.append(f"JPEG: {counted(sum(report.lossy.values()), 'tile')}; a model learns its artefacts too")
+        shares = {name: report.lossy.get(name, 0) / count for name, count in report.classes.items()}
+        most, least = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+        if shares[most] - shares[least] >= UNLIKE:
+            lines.append(
+                f"JPEG tells the class: {shares[most]:.0%} of {shown(most)}, {shares[least]:.0%} of {shown(least)}; save all of them alike"
+            )
+    if report.alike:
+        names = " and ".join(shown(json.dumps(name, ensure_ascii=False)) for name in report.alike)
+        lines.append(f"{names} count as two patients; if they are one, spell one person one way")
     if report.converted:
         lines.append(
             f"no plain RGB PNG, WebP or JPEG: {counted(report.converted, 'tile')}, packed as PNG of the same colours (what is "

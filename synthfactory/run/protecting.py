@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from synthfactory.embeddings.bank import Bank
-from synthfactory.embeddings.rows import spelled
+from synthfactory.embeddings.rows import two_spellings
 from synthfactory.model.find import Opened
 from synthfactory.model.folder import ModelFolder
 from synthfactory.plan.allocate import class_counts
@@ -116,16 +116,6 @@ def _most(spec: Spec, patients: int, name: str, count: int) -> int:
             "leave the class out",
         )
     return most_of_patient(patients, spec.bags, count)
-
-
-def two_spellings(patients: Iterable[str | None]) -> tuple[str, str] | None:
-    """Two names of patients that differ in case, spaces or form of letters only; None where there are none."""
-    known: dict[str, str] = {}
-    for name in sorted({patient for patient in patients if patient is not None}):
-        alike = known.setdefault(spelled(name), name)
-        if alike != name:
-            return alike, name
-    return None
 
 
 def _named(names: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
-from synthfactory.spec.text import shown
+from synthfactory.spec.text import counted, shown
 
 UNDER_DP = (
     "nothing of a patient can be taken out of a release under differential privacy, nor out of tiles drawn from it. Whether that is "
@@ -220,7 +220,7 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
         for path in found.stale:
             lineage.delete(path)
         if found.shards:
-            yield f"took back {len(found.shards)} shards with {found.count} tiles that rest on the patient"
+            yield f"took back {counted(len(found.shards), 'shard')} with {counted(found.count, 'tile')} that rest on the patient"
         else:
             yield "no tile of a patient of this id is in the set, so no shard was taken back"
         if read_lock(standing.store.read(LOCK))["recipe"]["class_banks"] != lock["recipe"]["class_banks"]:

@@ -223,7 +223,7 @@ def test_few_patients_give_reasons_in_place_of_figures(here: Path, tmp_path: Pat
     found = json.loads(Path("evaluation.json").read_text())
     for space in found["spaces"].values():
         assert (
-            "of 2 patients on each side, once all are of one mix of classes; 10 tiles of 10 patients are needed"
+            "of 2 patients on each side, all at one mix of classes; 10 tiles of 10 patients are needed"
             in space["fidelity"]["why"]
         )
         assert space["utility"]["why"] == "not measurable with n = 2 patients on one side; 5 are needed"

@@ -132,7 +132,7 @@ def test_what_a_user_should_know_of_the_tiles_is_said(source: Path, tmp_path: Pa
     text = " ".join(ended.out.split())
     assert "the very same picture again: 2 tiles, in 2 groups of more than one label or patient" in text
     assert "nearly blank (tissue below 5%): 1 tile" in text
-    assert "JPEG: 1 tile" in text
+    assert "JPEG: 1 tile" in text and "tells the class" not in text and "count as two patients" not in text
     assert (
         "no plain RGB PNG, WebP or JPEG: 1 tile, packed as PNG of the same colours (what is transparent is not kept)"
         in text
@@ -165,6 +165,16 @@ def test_tars_and_csvs_are_packed_too(source: Path, tmp_path: Path) -> None:
     listed = run("pack", source / "all.csv", tmp_path / "listed")
     assert listed.code == 0, listed.err
     assert {row["patient_id"] for row in sides(tmp_path / "listed")} == {None}
+
+
+def test_a_codec_that_tells_the_class_and_two_spellings_are_said(source: Path, tmp_path: Path) -> None:
+    for path in (source / "stroma").iterdir():
+        Image.open(path).convert("RGB").save(path, "JPEG")
+    table = source / "tiles.csv"
+    table.write_text(table.read_text().replace("PAT-0,", "pat-0,", 1))
+    text = " ".join(pack(source, tmp_path / "packed").out.split())
+    assert "JPEG tells the class: 100% of stroma, 0% of gland" in text
+    assert '"PAT-0" and "pat-0" count as two patients; if they are one, spell one person one way' in text
 
 
 def test_another_listing_into_the_same_folder_is_refused(source: Path, tmp_path: Path) -> None:
