@@ -114,7 +114,7 @@ def test_revoke_leaves_no_embeddings_of_tiles_drawn_for_the_patient(
     ended = run("revoke", make(), "--patient", WHO, "--yes", "--local")
     assert ended.code == 0, ended.err
     assert "calibration/abc.npy, which may hold embeddings of such tiles" in " ".join(ended.err.split())
-    known = {"units", "runs", "leases", "revocations", "keys.json"}
+    known = {"units", "runs", "leases", "revocations", "keys.json", "set.json"}
     left = [path.relative_to(tmp_path / "lineage") for path in (tmp_path / "lineage").rglob("*") if path.is_file()]
     assert {path.parts[0] for path in left} <= known | {".gitignore", "README.md"}
 
