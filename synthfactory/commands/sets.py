@@ -141,7 +141,7 @@ def preview(out: str, target: str | None, columns: int, tile_px: int) -> None:
         say(f"Error: {error}; `synthfactory verify {out}` names every fault, and the next build mends them")
         sys.exit(EXIT_FAULT)
     path = _preview_path(out, target, str(standing.lock["name"]))
-    sheet = contact_sheet(tiles_of, columns=columns, tile_px=tile_px, title=str(standing.lock["name"]))
+    sheet = contact_sheet(tiles_of, columns=columns, tile_px=tile_px, title=f"{standing.lock['name']} (synthetic)")
     try:
         sheet.save(path, "PNG", optimize=True)
     except OSError as error:
