@@ -34,6 +34,7 @@ from synthfactory.spec.places import cache_folder, is_url
 from synthfactory.spec.schema import Spec
 
 UNCONDITIONAL = "unconditional"
+LOOKED_AT = 8  # tiles that a plan decodes
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,16 @@ def _of_tiles(spec: Spec, source: Embeddings, facts: ModelFacts) -> Conditions:
         assert source.tiles is not None
         assert source.label_level is not None
         tiles = scan_tiles(source.tiles, source.metadata, source.label_level, classes, source.mpp)
+    _look(tiles, facts.tile_size_px)
     tiles, dropped = screened(tiles, limits_of(source.screen), facts.tile_size_px)
     return Conditions(None, tiles, _tile_summaries(tiles, classes, dropped), tile_cohort(tiles))
+
+
+def _look(tiles: TileFolder, size_px: int) -> None:
+    """InputError where one of some tiles all over is no image of the model's size: a plan says what all would be refused for."""
+    read, count = tiles.reader(), len(tiles.files)
+    for row in np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)).tolist():
+        read_tile(tiles, read, row, size_px)
 
 
 def tile_cohort(tiles: TileFolder) -> str:

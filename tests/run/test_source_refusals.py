@@ -174,6 +174,13 @@ def tiles_without_mpp(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key != "metadata"}
 
 
+def tiles_of_another_size(folder: Path) -> dict[str, Any]:
+    given = making.write_tiles(folder / "tiles")
+    for path in (folder / "tiles").glob("*/*.png"):
+        path.write_bytes(making.png(making.picture(1, 48)))
+    return given
+
+
 UNNAMED = [(f"{n}.png", making.png(making.picture(n))) for n in range(3)]
 CASES = {
     "no folder": Case(hdf5(hdf5="/nowhere/features"), "embeddings.hdf5", "/nowhere/features: no such file or folder"),
@@ -286,6 +293,7 @@ CASES = {
     # what nobody says
     "bank without mpp": Case(bank_without_mpp, "embeddings.bank", "does not say how many um a pixel has"),
     "pattern of folders": Case(lambda f: {**making.write_source("tiles", f), "tiles": f"{f}/til*"}, "embeddings.tiles", "is a pattern, and one folder"),
+    "tiles of another size": Case(tiles_of_another_size, "embeddings.tiles", "is 48 x 48 px; tiles are 32 x 32 px"),
     "tiles without mpp": Case(tiles_without_mpp, "embeddings.tiles", "say mpp: 0.5 under embeddings"),
     # screens
     "screen leaves nothing": Case(
