@@ -191,7 +191,8 @@ def test_code_that_ends_the_process_while_it_draws_is_no_success(cytosyn: Repo, 
         changed = code.replace(b"form = self.transformer.config", statement)
         assert changed != code
         swapped(cytosyn, "pipeline.py", changed)
-        ended = build(official(cytosyn), output={"path": f"{tmp_path}/{statement[0:3].decode()}"})
+        place = f"{tmp_path}/{statement[0:3].decode()}"
+        ended = build(official(cytosyn), output={"path": place}, lineage=f"{place}-lineage")
         assert ended.code == 2
         assert words in ended.err
 
