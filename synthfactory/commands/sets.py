@@ -63,6 +63,7 @@ def _begins(path: Path, title: str) -> bool:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Report of `synthfactory audit`.",
 )
+@click.option("--lineage", help="The set's lineage folder: of how many patients the tiles of each class are.")
 @click.option(
     "-o",
     "--output",
@@ -70,7 +71,7 @@ def _begins(path: Path, title: str) -> bool:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write (default: print it).",
 )
-def ethics(out: str, audit_file: Path | None, target: Path | None) -> None:
+def ethics(out: str, audit_file: Path | None, lineage: str | None, target: Path | None) -> None:
     """Print one page: who might attack, the mechanism and its exact guarantee, what remains, what was attacked and how it went."""
     from synthfactory.report.ethics import TITLE, ethics_page
     from synthfactory.run.around import check_outside
@@ -87,7 +88,18 @@ def ethics(out: str, audit_file: Path | None, target: Path | None) -> None:
         except (OSError, ValueError):
             report = {}
         report = report if isinstance(report, dict) else {}
-    page = ethics_page(standing.lock, [step.to_json() for step in standing.rounds], standing.commits, report)
+    people = None
+    if lineage is not None:
+        from synthfactory.run.revoking import people_behind
+        from synthfactory.shards.store import open_store
+
+        if standing.lock["recipe"]["privacy"]["mechanism"] == "dp":
+            raise InputError(
+                "--lineage: under differential privacy no tile rests on a patient of its own; leave the option out"
+            )
+        people = people_behind(standing, open_store(lineage, reading=True))
+    rounds = [step.to_json() for step in standing.rounds]
+    page = ethics_page(standing.lock, rounds, standing.commits, report, people)
     if target is None:
         click.echo(page)
         return

@@ -22,8 +22,12 @@ def ethics_page(
     rounds: Sequence[Mapping[str, Any]],
     commits: Mapping[int, Commit],
     audit: Mapping[str, Any] | None = None,
+    people: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> str:
-    """The page, Markdown; a pure function of its arguments. InputError where the audit is of another set, or is none."""
+    """The page, Markdown; a pure function of its arguments. `people`: class -> (tiles, patients they rest on, most tiles of one).
+
+    InputError where the audit is of another set, or is none.
+    """
     says, name, facts = lock["recipe"]["privacy"], terms(lock)[0], gather(lock, rounds, commits)
     text: str = (
         environment()
@@ -31,6 +35,7 @@ def ethics_page(
         .render(
             lock=lock,
             facts=facts,
+            people=people,
             mechanism=says["mechanism"],
             says=says,
             privacy=privacy(lock, cell),

@@ -13,6 +13,7 @@ import hmac
 import json
 import shutil
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,6 +119,22 @@ def resting_on(patient: str, standing: Standing, lineage: Store, seen: frozenset
             else:
                 found.dropped += 1
     return found
+
+
+def people_behind(standing: Standing, lineage: Store) -> dict[str, tuple[int, int, int]]:
+    """Class -> (published tiles, patients they rest on, most tiles of one), names that differ in case or spaces only as one; whoever is not
+    named counts as nobody. InputError where LINEAGE is not that set's.
+    """
+    tiles, resting = Counter[str](), defaultdict[str, Counter[str]](Counter)
+    for commit in standing.commits.values():
+        if lineage.size(commit.unit) is None:
+            raise InputError(f"--lineage: {lineage.place}: has no {commit.unit}; name the lineage of this very set")
+        for row in _rows(lineage, commit.unit):
+            if row["accepted"]:
+                tiles[row["class_name"]] += 1
+                names = {spelled(part["patient_id"]) for part in row["sources"] if part["patient_id"] is not None}
+                resting[row["class_name"]].update(names)
+    return {name: (count, len(resting[name]), max(resting[name].values(), default=0)) for name, count in tiles.items()}
 
 
 def unit_files(lineage: Store) -> frozenset[str]:

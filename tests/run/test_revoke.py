@@ -111,6 +111,21 @@ def test_one_person_under_two_spellings_leaves_whole(make: Callable[..., Path], 
     assert resting(tmp_path) == resting(tmp_path, other) == set()
 
 
+def test_the_page_for_a_board_counts_whom_classes_rest_on(make: Callable[..., Path], tmp_path: Path) -> None:
+    assert run("build", make(classes={"alpha": 7, "beta": 1}), "--local").code == 0
+    out, lineage = tmp_path / "out", tmp_path / "lineage"
+    assert "ethics OUT --lineage LINEAGE" in run("ethics", out).out
+    page = run("ethics", out, "--lineage", lineage)
+    assert page.code == 0, page.err
+    rows = [row for unit in (lineage / "units").glob("*.parquet") for row in pq.read_table(unit).to_pylist()]
+    of = [row["sources"][0]["patient_id"] for row in rows if row["accepted"] and row["class_name"] == "alpha"]
+    assert f"- alpha: 7 tiles on {len(set(of))} patients, at most {max(map(of.count, of))} on one" in page.out
+    assert "- beta: 1 tile on 1 patient, at most 1 on one" in page.out and "PATIENT" not in page.out
+    (tmp_path / "empty").mkdir()
+    refused = run("ethics", out, "--lineage", tmp_path / "empty")
+    assert refused.code == 2 and "name the lineage of this very set" in refused.err
+
+
 def test_runs_that_learnt_from_the_patient_are_named(make: Callable[..., Path], tmp_path: Path) -> None:
     spec = make()
     assert run("build", spec, "--local").code == 0
