@@ -158,8 +158,8 @@ def _build_leased(
     spec = prepared.spec
     standing = read_standing(spec.output.path)
     check_bound(spec)  # again: whoever had the lease before may have taken it
+    bind(spec, lineage)  # before there is a lock: a set that stands has its lineage
     lock, keys, found = begun(prepared, standing, lineage, say)
-    bind(spec, lineage)
     began = time.monotonic()
     if standing.commits or clean:
         _mend(
