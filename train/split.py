@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,12 +200,16 @@ def _check_synthetic(index: Index, held: np.ndarray, data: Data) -> dict[str, fr
     return rests
 
 
+_BUILT = re.compile(r"[0-9]{6,9}-[0-9a-f]{12}\.tar")  # names of tars as a build writes them
+
+
 def _check_lineage(index: Index, number: int, lineage: str) -> None:
     """InputError where a lineage knows nothing of a synthetic tar of that set: it is another set's."""
     stems = (path.removesuffix(".parquet") for path, _ in open_store(lineage, reading=True).entries("units"))
     known = {stem.rpartition("-")[2] for stem in stems}  # of each unit the beginning of its tar's sha256
     for tar in np.unique(index.tar_of[(index.sets == number) & index.synthetic]).tolist():
-        if known and index.tar_sha256[tar][:12] not in known:
+        written = _BUILT.fullmatch(index.tars[tar].rpartition("/")[2])  # others were put together anew
+        if known and written and index.tar_sha256[tar][:12] not in known:
             raise InputError(
                 f"data.shards: lineage {lineage}: says nothing of {index.tars[tar]}; name the lineage of that very set, as it is now"
             )

@@ -12,6 +12,8 @@ from synthfactory.commands.common import EXIT_FAULT, EXIT_INCOMPLETE, open_set, 
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
 
 @click.command(short_help="Check every byte of a set.")
 @out_argument
@@ -74,6 +76,7 @@ def _begins(path: Path, title: str) -> bool:
 def ethics(out: str, audit_file: Path | None, lineage: str | None, target: Path | None) -> None:
     """Print one page: who might attack, the mechanism and its exact guarantee, what remains, what was attacked and how it went."""
     from synthfactory.report.ethics import TITLE, ethics_page
+    from synthfactory.report.facts import is_unconditional
     from synthfactory.run.around import check_outside
 
     if target is not None:
@@ -93,10 +96,8 @@ def ethics(out: str, audit_file: Path | None, lineage: str | None, target: Path 
         from synthfactory.run.revoking import people_behind
         from synthfactory.shards.store import open_store
 
-        if standing.lock["recipe"]["privacy"]["mechanism"] == "dp":
-            raise InputError(
-                "--lineage: under differential privacy no tile rests on a patient of its own; leave the option out"
-            )
+        if standing.lock["recipe"]["privacy"]["mechanism"] == "dp" or is_unconditional(standing.lock):
+            raise InputError("--lineage: no tile of this set rests on a patient of its own; leave the option out")
         people = people_behind(standing, open_store(lineage, reading=True))
     rounds = [step.to_json() for step in standing.rounds]
     page = ethics_page(standing.lock, rounds, standing.commits, report, people)
@@ -169,9 +170,14 @@ def _preview_path(out: str, target: str | None, name: str) -> Path:
         here = Path.cwd()
         inside = root is not None and (here == root or root in here.parents)
         return (root.parent if inside and root else Path()) / f"{stem}-preview.png"
+    from synthfactory.run.around import check_outside
+
     path = Path(target)
     if path.suffix.lower() != ".png":
         raise InputError(f"-o {target}: a contact sheet is a PNG; name a file that ends in .png")
     if root is not None and root in path.expanduser().resolve().parents:
         raise InputError(f"-o {target}: lies in the set itself, where it would be foreign; name a file outside {out}")
+    check_outside(target, "-o")
+    if path.is_file() and path.read_bytes()[:8] not in (b"", PNG):
+        raise InputError(f"-o {target}: is there already and is no PNG; name another file")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from synthfactory.embeddings.checks import slide_with_barcode
 from synthfactory.embeddings.places import is_pattern, local
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.real import PACK, read_side
-from synthfactory.shards.store import open_store
+from synthfactory.shards.seal import unsealed
+from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
 
@@ -32,11 +34,22 @@ def with_tars(places: str | Sequence[str]) -> list[str]:
         if not is_packed(place):
             found.append(place)
             continue
-        commits = list_commits(open_store(place, reading=True))
-        if not commits:
-            raise InputError(f"{place}: holds no shard yet; let `synthfactory pack` end first")
+        store = open_store(place, reading=True)
+        commits = list_commits(store)
+        if len(commits) != _asked(store):
+            raise InputError(
+                f"{place}: is not packed to its end ({len(commits):,} shards so far); let `synthfactory pack` end first"
+            )
         found.extend(f"{place.rstrip('/')}/{commit.objects[0]}" for _, commit in sorted(commits.items()))
     return found
+
+
+def _asked(store: Store) -> int | None:
+    """How many shards the set is to have; None where its pack.json is damaged."""
+    try:
+        return int(unsealed(json.loads(store.read(PACK)))["shards"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def said_beside(tar: str) -> dict[str, dict[str, Any]]:
@@ -45,7 +58,7 @@ def said_beside(tar: str) -> dict[str, dict[str, Any]]:
     """
     above, _, name = tar.rpartition("/")
     root, _, folder = above.rpartition("/")
-    root = root or ("/" if folder else ".")
+    root = root or ("/" if above.startswith("/") else ".")
     if (folder or above) != "shards" or open_store(root, reading=True).size(PACK) is None:
         return {}
     path = f"patients/{name.removesuffix('.tar')}.parquet"

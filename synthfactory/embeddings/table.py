@@ -24,11 +24,11 @@ KNOWN = (
     "tile", "label", "label_level", "patient_id", "slide_id", "site", "scanner", "mpp", "x", "y", "tumour_fraction",
 )  # fmt: skip
 
-SYNONYMS = {  # what others call our columns
+LABELS = ("class", "class_name", "category", "diagnosis")  # what others call a column of labels
+SYNONYMS = {  # and others of ours
     **dict.fromkeys(
         ("case", "case_id", "subject", "subject_id", "participant", "participant_id", "mrn", "donor_id"), "patient_id"
     ),
-    **dict.fromkeys(("class", "class_name", "category", "diagnosis"), "label"),
     **dict.fromkeys(("hospital", "center", "centre", "institution"), "site"),
 }
 
@@ -72,7 +72,8 @@ def _check_header(names: Sequence[str], needed: Sequence[str], path: str, what: 
             raise InputError(f"{path}: its columns are separated by {mark!r}; save it with commas")
     for name in needed:
         if name not in names:
-            same = [other for other in names if SYNONYMS.get(other.strip().lower()) == name]
+            others = LABELS if name == "label" else [word for word, ours in SYNONYMS.items() if ours == name]
+            same = [other for other in names if other.strip().lower() in others]
             close = same or difflib.get_close_matches(name, names, 1)
             hint = f" (is '{shown(close[0])}' meant?)" if close else ""
             raise InputError(f"{path}: needs a column '{name}'{hint}; {what}")

@@ -148,7 +148,7 @@ COLUMNS = ("tile", "patient_id", "slide_id", "site", "mpp")
 
 def _is_ours(table: Path) -> bool:
     """Whether a tiles.csv is one of invented tiles, or there is none."""
-    if not table.exists():
+    if not table.exists() or not table.stat().st_size:  # empty: of an earlier call that was killed
         return True
     try:
         with open(table, newline="") as handle:

@@ -22,9 +22,10 @@ def ethics_page(
     rounds: Sequence[Mapping[str, Any]],
     commits: Mapping[int, Commit],
     audit: Mapping[str, Any] | None = None,
-    people: Mapping[str, tuple[int, int, int]] | None = None,
+    people: Mapping[str, tuple[int, int, int, int]] | None = None,
 ) -> str:
-    """The page, Markdown; a pure function of its arguments. `people`: class -> (tiles, patients they rest on, most tiles of one).
+    """The page, Markdown; a pure function of its arguments. `people`: class -> (tiles, patients they rest on, most tiles of one,
+    tiles of which not all patients are known).
 
     InputError where the audit is of another set, or is none.
     """

@@ -66,7 +66,7 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     Tiles that are not embedded yet cannot be compared with those that OUT was begun with; all else is.
     """
     spec = prepared.spec
-    check_bound(spec)
+    check_bound(spec, standing)
     if standing.lock is None:
         return
     keys = read_keys(spec, open_store(spec.lineage))

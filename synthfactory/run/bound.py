@@ -1,7 +1,7 @@
 """One lineage, one set: what a revocation clears away, and what a budget has spent, is told by the lineage alone.
 
-LINEAGE/set.json names both places. A lineage that was copied names another place of its own, and belongs to whoever builds with it
-first; a set that was moved away leaves its lineage free.
+LINEAGE/set.json names both places. A lineage that was copied names another place of its own, and belongs to whoever builds with it first. A
+set that was moved is known by what LINEAGE holds of its shards.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import json
 import os
 
 from synthfactory.plan.lock import LOCK
+from synthfactory.run.around import BOUND
+from synthfactory.run.prepare import Standing
+from synthfactory.shards.commit import list_commits
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import canonical
 from synthfactory.spec.schema import Spec
 from synthfactory.spec.text import shown_path
-
-BOUND = "set.json"
 
 
 def _places(spec: Spec) -> dict[str, str]:
@@ -25,9 +26,9 @@ def _places(spec: Spec) -> dict[str, str]:
     return {name: canonical(place, os.path.realpath) for name, place in places.items()}
 
 
-def check_bound(spec: Spec) -> None:
-    """InputError where LINEAGE is that of another set which still stands. Writes nothing."""
-    other = _other(spec)
+def check_bound(spec: Spec, standing: Standing) -> None:
+    """InputError where LINEAGE is another set's than the one that stands in OUT, or is to. Writes nothing."""
+    other = _other(spec, standing)
     if other is not None:
         raise spec.error(
             "lineage",
@@ -36,15 +37,24 @@ def check_bound(spec: Spec) -> None:
         )
 
 
-def _other(spec: Spec) -> str | None:
-    here = _places(spec)
-    with contextlib.suppress(InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = json.loads(open_store(spec.lineage, reading=True).read(BOUND))
-        other = str(known["output"])
-        if known["lineage"] == here["lineage"] and other != here["output"]:
-            open_store(other, reading=True).read(LOCK)  # raises where it is gone
-            return other
-    return None
+def _other(spec: Spec, standing: Standing) -> str | None:
+    here, lineage = _places(spec), open_store(spec.lineage, reading=True)
+    try:
+        known = json.loads(lineage.read(BOUND))
+        other, where = str(known["output"]), known["lineage"]
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return None
+    if where != here["lineage"] or other == here["output"]:
+        return None
+    units = {path for path, _ in lineage.entries("units")}
+    there: set[str] | None = None  # of what the other set made, as far as it stands
+    with contextlib.suppress(InputError, OSError):
+        store = open_store(other, reading=True)
+        store.read(LOCK)
+        there = {commit.unit for commit in list_commits(store).values()}
+    if standing.lock is None:  # units are of a set that stands elsewhere now, or of none that anybody can tell
+        return other if units or there is not None else None
+    return other if there is not None and not there.isdisjoint(units) else None
 
 
 def bind(spec: Spec, lineage: Store) -> None:

@@ -157,7 +157,7 @@ def _build_leased(
 ) -> BuildResult:
     spec = prepared.spec
     standing = read_standing(spec.output.path)
-    check_bound(spec)  # again: whoever had the lease before may have taken it
+    check_bound(spec, standing)  # again: whoever had the lease before may have taken it
     bind(spec, lineage)  # before there is a lock: a set that stands has its lineage
     lock, keys, found = begun(prepared, standing, lineage, say)
     began = time.monotonic()

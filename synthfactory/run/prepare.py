@@ -160,7 +160,9 @@ class Prepared:
 
     def _protected(self) -> Prepared:
         check_apart(self.spec, self.holdout, self.bank)
-        says = protection(self.spec, self.folder, self.facts, self.conditions.summaries, self.bank)
+        bank, tiles = self.bank, self.conditions.tiles
+        people = bank.groups.patients if bank is not None else () if tiles is None else tiles.patient_ids
+        says = protection(self.spec, self.folder, self.facts, self.conditions.summaries, bank, people)
         return replace(self, protection=says)
 
     def with_batch(self, batch_size: int) -> Prepared:

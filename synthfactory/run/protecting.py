@@ -74,11 +74,16 @@ def ledger_of(spec: Spec) -> Ledger:
 
 
 def protection(
-    spec: Spec, model: Opened, facts: ModelFacts, summaries: Mapping[str, ClassSummary], bank: Bank | None
+    spec: Spec,
+    model: Opened,
+    facts: ModelFacts,
+    summaries: Mapping[str, ClassSummary],
+    bank: Bank | None,
+    patients: Iterable[str | None],
 ) -> tuple[str, ...]:
     """What the plan says of privacy, a sentence each. InputError, at its place in the spec, for what cannot give what was asked for.
 
-    `bank` is None where tiles are still to be embedded: what depends on it is then checked once they are.
+    `bank` is None where tiles are still to be embedded: what depends on it is then checked once they are; `patients` are known either way.
     """
     if spec.embeddings.unconditional:
         return ()
@@ -86,7 +91,7 @@ def protection(
     if spec.privacy.mechanism == "none":
         for name, count in counts.items():
             _check_most(spec, name, count, _most(spec, max(summaries[name].patients, 1), name, count))
-        alike = None if bank is None else two_spellings(bank.groups.patients)
+        alike = two_spellings(patients)
         return (
             (NONE,)
             if alike is None
@@ -99,7 +104,7 @@ def protection(
                 f"the unit of protection is the patient, and {summaries[name].unknown_rows:,} rows of {name} name none; give each a "
                 "patient_id, or leave those rows out",
             )
-    _check_spelling(spec, () if bank is None else bank.groups.patients)
+    _check_spelling(spec, patients)
     if spec.privacy.mechanism == "mix":
         return _mix(spec, counts, summaries, bank)
     return _dp(spec, model, facts, summaries, bank)

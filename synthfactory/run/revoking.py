@@ -121,11 +121,11 @@ def resting_on(patient: str, standing: Standing, lineage: Store, seen: frozenset
     return found
 
 
-def people_behind(standing: Standing, lineage: Store) -> dict[str, tuple[int, int, int]]:
-    """Class -> (published tiles, patients they rest on, most tiles of one), names that differ in case or spaces only as one; whoever is not
-    named counts as nobody. InputError where LINEAGE is not that set's.
+def people_behind(standing: Standing, lineage: Store) -> dict[str, tuple[int, int, int, int]]:
+    """Class -> (published tiles, patients they rest on, most tiles of one, tiles of which not all patients are known), names that differ in
+    case or spaces only as one. InputError where LINEAGE is not that set's.
     """
-    tiles, resting = Counter[str](), defaultdict[str, Counter[str]](Counter)
+    tiles, unknown, resting = Counter[str](), Counter[str](), defaultdict[str, Counter[str]](Counter)
     for commit in standing.commits.values():
         if lineage.size(commit.unit) is None:
             raise InputError(f"--lineage: {lineage.place}: has no {commit.unit}; name the lineage of this very set")
@@ -134,7 +134,11 @@ def people_behind(standing: Standing, lineage: Store) -> dict[str, tuple[int, in
                 tiles[row["class_name"]] += 1
                 names = {spelled(part["patient_id"]) for part in row["sources"] if part["patient_id"] is not None}
                 resting[row["class_name"]].update(names)
-    return {name: (count, len(resting[name]), max(resting[name].values(), default=0)) for name, count in tiles.items()}
+                unknown[row["class_name"]] += any(part["patient_id"] is None for part in row["sources"])
+    return {
+        name: (count, len(resting[name]), max(resting[name].values(), default=0), unknown[name])
+        for name, count in tiles.items()
+    }
 
 
 def unit_files(lineage: Store) -> frozenset[str]:
@@ -193,8 +197,8 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
     rows, or where that build could not be made.
     """
     spec = prepared.spec
-    check_bound(spec)
     lineage = open_store(spec.lineage)
+    check_bound(spec, read_standing(spec.output.path))
     lease = Lease(lineage) if lease is None else lease
     if not lease.acquire():
         yield f"a build of {spec.output.path} seems to be at work; waiting up to {2 * lease.ttl_sec:.0f} s for it to show itself"

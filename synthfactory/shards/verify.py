@@ -129,10 +129,7 @@ def _executions(found: Sequence[Mapping[str, Any]], width: int) -> list[str]:
         for name in names
         if any(each.get(name) != found[0].get(name) for each in found)
     ]
-    text = (
-        f"made by {len(found)} kinds of execution, which differ in {', '.join(unlike)}: whole and as planned, "
-        "but one kind alone would give other bytes"
-    )
+    text = f"made by {len(found)} kinds of execution, which differ in {', '.join(unlike)}; one kind alone would give other bytes"
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 

@@ -36,7 +36,8 @@ def place_problem(place: str) -> str | None:
 def canonical(place: str, resolve: Callable[[str], str] = os.path.abspath) -> str:
     """One way of writing a place, which still opens it."""
     if is_url(place):
-        return place.rstrip("/")
+        scheme, _, rest = place.rpartition("://")
+        return f"{scheme}://{posixpath.normpath('/' + rest).strip('/')}"
     return resolve(os.path.expanduser(place.partition("://")[2] if "://" in place else place))
 
 

@@ -306,7 +306,12 @@ class Spec(FrozenModel):
 
     def nesting_problems(self, **resolve: Any) -> list[tuple[str, str]]:
         """(spec path, fault) of each place that lies inside another where it must not; `resolve` as in places.nested."""
-        reads = [Read(f"embeddings.{key}", place, key == "tiles") for key, place in self.embeddings.places()]
+        reads = [
+            Read(
+                f"embeddings.{key}", place, key == "tiles" or (key.startswith("shards") and not place.endswith(".tar"))
+            )
+            for key, place in self.embeddings.places()
+        ]
         if self.balance is not None and self.balance.file:
             reads.append(Read("balance.against", self.balance.file))
         if self.screen.nearest_real is not None:

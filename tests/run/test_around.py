@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_checks import check_refusal
 from running import run
+from s3server import Bucket
 
 from synthfactory.phantom.cohort import COLUMNS
 
@@ -61,6 +63,23 @@ def test_nothing_else_is_written_into_a_set_or_its_lineage(
         assert tree(place) == before
 
 
+def test_nor_into_those_of_an_object_store(spec_file: Callable[..., Path], s3: Bucket, phantom_tiles: Path) -> None:
+    lineage = f"s3://{s3.name}/lineage"
+    spec = spec_file(classes={"alpha": 2}, output={"path": s3.url}, lineage=lineage)
+    assert run("build", spec, "--local").code == 0
+    told = ("--metadata", phantom_tiles / "tiles.csv", "--label-level", "tile")
+    for place, what in ((s3.url, "tile set"), (lineage, "lineage folder")):
+        check_refusal(run("pack", phantom_tiles, f"{place}/real", *told), f"which is a {what}")
+        check_refusal(run("embed", phantom_tiles, f"{place}/real/b.parquet", *told), f"which is a {what}")
+    assert run("pack", phantom_tiles, f"s3://{s3.name}/real", *told).code == 0
+
+
+def test_one_name_alone_makes_no_lineage(place: Path) -> None:
+    (place / "home").mkdir()
+    (place / "home/secret.json").write_text("{}")
+    assert run("ethics", place / "out", "-o", place / "home/page.md").code == 0
+
+
 def test_files_of_others_are_not_written_over(place: Path, tiny: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.parquet"
     mine.write_bytes((tiny / "bank.parquet").read_bytes())
@@ -70,11 +89,13 @@ def test_files_of_others_are_not_written_over(place: Path, tiny: Path, tmp_path:
     folder = tmp_path / "tiles"
     folder.mkdir()
     (folder / "tiles.csv").write_text("tile,patient_id,slide_id,site,mpp\na.png,MRN-1,,,0.5\n")
+    (tmp_path / "no.png").write_text("precious")
     before = tree(tmp_path)
     fit = ("privacy", "fit", mine, "-o", mine, "--provenance", "x", "--model", tiny / "model")
     check_refusal(run(*fit), "a projection is never written over another file")
     check_refusal(run(*fit[:4], tmp_path / "new", "--provenance", "a\nb", *fit[7:]), "say in one line")
     check_refusal(run("ethics", place / "out", "-o", place / "spec.yaml"), "is there already and is no such page")
+    check_refusal(run("preview", place / "out", "-o", tmp_path / "no.png"), "is there already and is no PNG")
     check_refusal(run("phantom", "bank", mine, "--cohort", "bank", "--per-class", 1), "banks are never written over")
     check_refusal(
         run("phantom", "tiles", folder, "--cohort", "bank", "--per-class", 1), "holds other tiles already (tiles.csv)"

@@ -193,6 +193,7 @@ def test_where_it_must_not_lie(bagged: Path, tiny: Path, tmp_path: Path, of: str
     for name, file in (("secret", "secret.json"), ("other", "notes.txt"), ("unknown", "labels.csv")):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("mine")
+    (tmp_path / "secret/leases").mkdir()
     before = listing(tmp_path)
     out = (bagged if of == "another set" else tmp_path) / "out"
     ended = run("bags", out, where if "://" in where else tmp_path / where, "--encoder", tiny / "model")

@@ -34,6 +34,24 @@ def test_a_lineage_is_one_sets(spec_file: MakeSpec, tmp_path: Path) -> None:
     assert run("build", copied, "--local").code == 0
 
 
+def test_a_lineage_stays_with_a_set_that_was_moved(spec_file: MakeSpec, tmp_path: Path) -> None:
+    assert run("build", spec_file(), "--local").code == 0
+    (tmp_path / "out").rename(tmp_path / "archive")
+    elsewhere = spec_file("elsewhere.yaml", seed=9, output={"path": str(tmp_path / "new")})
+    refused = run("build", elsewhere, "--local")  # what it has of the moved set would be cleared away as nobody's
+    assert refused.code == 2 and f"lineage: is that of the set {tmp_path}/out" in " ".join(refused.err.split())
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_archived_set_keeps_its_lineage_whatever_stands_where_it_stood(spec_file: MakeSpec, tmp_path: Path) -> None:
+    assert run("build", spec_file(), "--local").code == 0
+    (tmp_path / "out").rename(tmp_path / "archive")
+    assert run("build", spec_file(seed=9, lineage=str(tmp_path / "lineage2")), "--local").code == 0
+    moved = spec_file(output={"path": str(tmp_path / "archive")})
+    assert run("plan", moved).code == 0
+    assert run("build", moved, "--local").code == 0
+
+
 def test_a_refused_build_adds_no_round(spec_file: MakeSpec, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("build", spec_file(classes={"alpha": 5, "beta": 5}), "--local").code == 0

@@ -47,6 +47,18 @@ def test_whose_tiles_they_are_is_known_of_every_form(
     assert not any("did not name a patient" in text for text in listed)
 
 
+def test_its_tars_are_known_from_inside_and_what_is_not_packed_to_its_end_is_refused(
+    packed: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(packed)
+    ended = run("embed", "shards/*.tar", tmp_path / "bank.parquet", "--encoder", tiny / "model", "--local")
+    assert ended.code == 0, ended.err
+    assert None not in pq.read_table(tmp_path / "bank.parquet")["patient_id"].to_pylist()
+    (packed / "commits/000001.json").unlink()
+    refused = run("embed", packed, tmp_path / "part.parquet", "--encoder", tiny / "model", "--local")
+    assert refused.code == 2 and "is not packed to its end (2 shards so far)" in refused.err
+
+
 def test_a_packed_set_without_its_patients_is_refused(packed: Path, spec_file: MakeSpec) -> None:
     spec = spec_file(embeddings={"shards": f"{packed}/shards/*.tar"}, classes={"alpha": 4, "beta": 2})
     side = sorted((packed / "patients").iterdir())[0]

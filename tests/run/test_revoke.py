@@ -121,6 +121,15 @@ def test_the_page_for_a_board_counts_whom_classes_rest_on(make: Callable[..., Pa
     of = [row["sources"][0]["patient_id"] for row in rows if row["accepted"] and row["class_name"] == "alpha"]
     assert f"- alpha: 7 tiles on {len(set(of))} patients, at most {max(map(of.count, of))} on one" in page.out
     assert "- beta: 1 tile on 1 patient, at most 1 on one" in page.out and "PATIENT" not in page.out
+    bank = tmp_path / "bank.parquet"
+    table = pq.read_table(bank)
+    nobody = [None] * table.num_rows
+    pq.write_table(table.set_column(table.column_names.index("patient_id"), "patient_id", [nobody]), bank)
+    unknown = make(output={"path": str(tmp_path / "out2")}, lineage=str(tmp_path / "lineage2"))
+    assert run("build", unknown, "--local").code == 0
+    assert "on 0 patients, at most 0 on one; of 4 the patient is not known" in (
+        run("ethics", tmp_path / "out2", "--lineage", tmp_path / "lineage2").out
+    )
     (tmp_path / "empty").mkdir()
     refused = run("ethics", out, "--lineage", tmp_path / "empty")
     assert refused.code == 2 and "name the lineage of this very set" in refused.err

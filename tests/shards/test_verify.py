@@ -70,7 +70,7 @@ def test_shards_of_unlike_machines_are_no_fault_and_are_told(store: LocalStore) 
     assert report.findings == []
     assert report.executions == [{"torch": "1"}, made_with]
     lines = render(report).splitlines()
-    assert lines[1].startswith("made by 2 kinds of execution, which differ in device name: ")
+    assert lines[1].startswith("made by 2 kinds of execution, which differ in device name; ")
     assert lines[-1] == "no fault found"
     assert max(map(len, lines)) <= 80
 

@@ -285,6 +285,14 @@ WRONG: dict[str, tuple[str, str, int, int, str, str]] = {
         "embeddings.tiles",
         "and output.path lie inside",
     ),
+    "output inside packed tiles": (
+        "bank: bank.parquet",
+        "shards: out",
+        7,
+        11,
+        "embeddings.shards",
+        "keep real tiles apart",
+    ),
     "holdout inside output": (
         "agreement: {min: 0.3, max: 0.9}",
         "nearest_real: {holdout: out/demo/h.parquet}",
