@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from synthfactory.run.around import check_outside
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 from train import checkpoint
@@ -34,6 +35,7 @@ def claim(config: TrainConfig, run: Path) -> None:
         strange = sorted(each.name for each in run.iterdir() if not each.name.startswith("."))
         if strange:
             raise InputError(f"{run}: holds {shown(strange[0])} and is no run folder; name a new one")
+    check_outside(run, "--run")
     run.mkdir(parents=True, exist_ok=True)
     if not path.exists() or not checkpoint.steps(run):
         path.write_text(config_text(config))

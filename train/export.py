@@ -23,6 +23,7 @@ from synthfactory.model.sit import SiTConfig
 from synthfactory.model.tensors import read_tensors, write_tensors
 from synthfactory.model.vae import VAEConfig
 from synthfactory.plan.calibration import CALIBRATION
+from synthfactory.run.around import check_outside
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 from train import checkpoint
@@ -77,6 +78,7 @@ def export(
         raise InputError(f"{run}: {what}; name the folder that `synthfactory-train run --run` wrote")
     if not model_id.strip():
         raise InputError("--id: is empty; name the model as published sets shall state it")
+    check_outside(out)
     config = load_config(f"{run}/config.yaml")
     based = None if config.base is None else find_model(config.base)
     if isinstance(based, ModelFolder) and out.resolve() == based.path.resolve():

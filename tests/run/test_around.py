@@ -10,7 +10,11 @@ from cli_checks import check_refusal
 from running import run
 from s3server import Bucket
 
+import train
 from synthfactory.phantom.cohort import COLUMNS
+from synthfactory.spec.errors import InputError
+from train.claim import claim
+from train.config import load_config
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -107,3 +111,9 @@ def test_files_of_others_are_not_written_over(place: Path, tiny: Path, tmp_path:
             run("phantom", "tiles", folder, "--cohort", "bank", "--class", "phantom-solid", "--per-class", 1).code == 0
         )
     assert (folder / "tiles.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+def test_no_training_run_lies_in_a_set(place: Path) -> None:
+    with pytest.raises(InputError, match=r"--run .*out/run: lies in .*out, which is a tile set"):
+        claim(load_config(str(Path(train.__file__).parent / "configs/phantom-encoder.yaml")), place / "out/run")
+    assert not (place / "out/run").exists()

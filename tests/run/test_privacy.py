@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import source_making as making
 from privacy_making import CLASSES, Dp, MakeSpec, contents, entries, lineage_rows, recipe_of
 from running import run
 from tinymodel import EMBEDDING
@@ -87,7 +88,9 @@ def test_the_condition_of_a_blend_is_what_lineage_says(spec_file: MakeSpec, many
 
 
 @pytest.mark.parametrize("mechanism", ["mix", "dp"])
-def test_one_person_under_two_spellings_is_refused(spec_file: MakeSpec, dp: Dp, many: Path, mechanism: str) -> None:
+def test_one_person_under_two_spellings_is_refused(
+    spec_file: MakeSpec, dp: Dp, many: Path, tmp_path: Path, mechanism: str
+) -> None:
     table = pq.read_table(many)
     patients = table["patient_id"].to_pylist()
     patients[7] = patients[0].lower().replace("-", "\u2011")
@@ -100,6 +103,11 @@ def test_one_person_under_two_spellings_is_refused(spec_file: MakeSpec, dp: Dp, 
     )
     refused = run("plan", spec_file(**given))
     assert refused.code == 2 and "differ in case, spaces or form of letters only" in refused.err
+    alike = "count as two patients; if they are one, spell one person one way"
+    tiles = making.write_source("tiles", tmp_path / "real")
+    table = Path(tiles["metadata"])
+    table.write_text(table.read_text().replace("PATIENT-alpha-0,", "patient-ALPHA-0,", 1))
+    assert alike in " ".join(run("plan", spec_file(classes={"alpha": 4}, embeddings=tiles)).out.split())
     none = run("plan", spec_file(classes=CLASSES, embeddings={"bank": str(many)}))
     assert none.code == 0 and "count as two patients; if they are one, spell one person one way" in " ".join(
         none.out.split()
