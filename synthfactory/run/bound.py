@@ -38,8 +38,9 @@ def check_bound(spec: Spec, standing: Standing) -> None:
 
 
 def _other(spec: Spec, standing: Standing) -> str | None:
-    here, lineage = _places(spec), open_store(spec.lineage, reading=True)
-    try:
+    here = _places(spec)
+    try:  # who may only look at OUT can still plan
+        lineage = open_store(spec.lineage, reading=True)
         known = json.loads(lineage.read(BOUND))
         other, where = str(known["output"]), known["lineage"]
     except (InputError, OSError, ValueError, KeyError, TypeError):
