@@ -178,6 +178,8 @@ def _preview_path(out: str, target: str | None, name: str) -> Path:
     if root is not None and root in path.expanduser().resolve().parents:
         raise InputError(f"-o {target}: lies in the set itself, where it would be foreign; name a file outside {out}")
     check_outside(target, "-o")
-    if path.is_file() and path.read_bytes()[:8] not in (b"", PNG):
-        raise InputError(f"-o {target}: is there already and is no PNG; name another file")
+    if path.is_file():
+        with open(path, "rb") as handle:
+            if handle.read(len(PNG)) not in (b"", PNG):
+                raise InputError(f"-o {target}: is there already and is no PNG; name another file")
     return path

@@ -9,7 +9,7 @@ from typing import Any
 from synthfactory.embeddings.checks import slide_with_barcode
 from synthfactory.embeddings.places import is_pattern, local
 from synthfactory.shards.commit import list_commits
-from synthfactory.shards.real import PACK, read_side
+from synthfactory.shards.real import PACK, side_rows
 from synthfactory.shards.seal import unsealed
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
@@ -28,7 +28,7 @@ def is_packed(place: str) -> bool:
 
 
 def with_tars(places: str | Sequence[str]) -> list[str]:
-    """The places, with the tars of a packed set in its folder's stead. InputError where it has none yet."""
+    """The places, with the tars of a packed set in its folder's stead. InputError where it is not packed to its end."""
     found: list[str] = []
     for place in [places] if isinstance(places, str) else places:
         if not is_packed(place):
@@ -62,14 +62,8 @@ def said_beside(tar: str) -> dict[str, dict[str, Any]]:
     if (folder or above) != "shards" or open_store(root, reading=True).size(PACK) is None:
         return {}
     path = f"patients/{name.removesuffix('.tar')}.parquet"
-    try:
-        rows = read_side(open_store(root, reading=True).read(path))
-    except FileNotFoundError:
-        raise InputError(f"{root}/{path}: is missing; restore it from a copy, or pack the tiles anew") from None
-    except ValueError as error:
-        raise InputError(f"{root}/{path}: {error}; restore it from a copy, or pack the tiles anew") from None
     found = {}
-    for row in rows:
+    for row in side_rows(open_store(root, reading=True), path):
         known = {name: row[name] for name in BESIDE if row[name] is not None}
         slide = slide_with_barcode(row["slide_id"], row["patient_id"], row["source"])
         found[str(row["key"])] = known if slide is None else {**known, "slide_id": slide}

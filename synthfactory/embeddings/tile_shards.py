@@ -59,6 +59,8 @@ def scan_shards(
                         "an JSON", "a JSON"
                     )
                 )
+            if beside and key not in beside:  # as where the two were made of different tiles: whose it is would be lost
+                raise InputError(f"{where}: stands in no row beside its tar; pack the tiles anew")
             label = sample.record.get("label")
             if not isinstance(label, str) or not label:
                 raise InputError(f'{where}: its JSON has no \'label\'; write one, such as {{"label": "gland"}}')

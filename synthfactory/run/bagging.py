@@ -88,7 +88,7 @@ def exported(
     InputError, and nothing is written, where the set has no bags or is not whole, where the encoder does not fit, or where `target` lies in
     a set or a lineage folder, or holds anything but an export of the same set by the same encoder.
     """
-    folder = _checked(out, target)
+    folder = _checked(target)
     standing = read_standing(out)
     lock = standing.lock
     if lock is None:
@@ -124,7 +124,7 @@ def exported(
     return Exported(len(missing), len(bags), sum(tiles), short, size, looks.width, looks.id)
 
 
-def _checked(out: str, target: str) -> Path:
+def _checked(target: str) -> Path:
     """The folder to write to. InputError where it lies in a set or in a lineage folder, this one's or another's."""
     if is_url(target) or (problem := place_problem(target)):
         raise InputError(

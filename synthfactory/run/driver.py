@@ -165,10 +165,10 @@ def _build_leased(
         _mend(
             out, lineage, lock, standing.rounds, say=say, quick=quick, clean=clean
         )  # or refuses: nothing is written before
-    check_named(spec, standing.rounds, list_commits(out))  # before a round is added, which nothing takes back
+    commits = list_commits(out)
+    check_named(spec, standing.rounds, commits)  # before a round is added, which nothing takes back
     rounds = _laid_out(prepared.plan(standing), standing, lock, out, spec.output.path)
     asked = num_shards(rounds)
-    commits = list_commits(out)
     waiting = [shard for shard in range(asked) if shard not in commits]
     result = BuildResult(0, sum(step.tiles for step in rounds), asked, 0)
     if waiting:

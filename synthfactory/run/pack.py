@@ -28,7 +28,7 @@ from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_
 from synthfactory.run.around import check_outside
 from synthfactory.screen.verdict import tissue_fraction
 from synthfactory.shards.commit import Commit, commit_shard, list_commits
-from synthfactory.shards.real import PACK, read_side, side_parquet, side_path
+from synthfactory.shards.real import PACK, side_parquet, side_path, side_rows
 from synthfactory.shards.record import RealRecord, public_parquet, sha256_hex
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.store import Store, open_store
@@ -283,12 +283,7 @@ def _pack_shard(
 def read_patients(store: Store, commit: Commit) -> list[dict[str, Any]]:
     """What is known of a packed shard's tiles, in the tar's order. InputError where it is missing or damaged."""
     path = side_path(commit.shard, str(commit.body["tar"]["sha256"]))
-    try:
-        rows = read_side(store.read(path))
-    except FileNotFoundError:
-        raise InputError(f"{store.place}/{path}: is missing; restore it from a copy, or pack the tiles anew") from None
-    except ValueError as error:
-        raise InputError(f"{store.place}/{path}: {error}; restore it from a copy, or pack the tiles anew") from None
+    rows = side_rows(store, path)
     if len(rows) != commit.tiles:
         raise InputError(f"{store.place}/{path}: has {len(rows)} rows for {commit.tiles} tiles; pack the tiles anew")
     return rows

@@ -12,6 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthfactory.shards.base import Store
+from synthfactory.spec.errors import InputError
+
 PACK = "pack.json"  # in SET: of which listing it is
 SIDE_SCHEMA = pa.schema(
     [
@@ -46,6 +49,16 @@ def side_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SIDE_SCHEMA), sink, compression="zstd", version="2.6")
     return sink.getvalue()
+
+
+def side_rows(store: Store, path: str) -> list[dict[str, Any]]:
+    """As `read_side`, of a packed set. InputError where it is missing or damaged."""
+    try:
+        return read_side(store.read(path))
+    except FileNotFoundError:
+        raise InputError(f"{store.place}/{path}: is missing; restore it from a copy, or pack the tiles anew") from None
+    except ValueError as error:
+        raise InputError(f"{store.place}/{path}: {error}; restore it from a copy, or pack the tiles anew") from None
 
 
 def read_side(data: bytes) -> list[dict[str, Any]]:

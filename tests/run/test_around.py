@@ -15,6 +15,7 @@ from synthfactory.phantom.cohort import COLUMNS
 from synthfactory.spec.errors import InputError
 from train.claim import claim
 from train.config import load_config
+from train.export import export
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -117,3 +118,7 @@ def test_no_training_run_lies_in_a_set(place: Path) -> None:
     with pytest.raises(InputError, match=r"--run .*out/run: lies in .*out, which is a tile set"):
         claim(load_config(str(Path(train.__file__).parent / "configs/phantom-encoder.yaml")), place / "out/run")
     assert not (place / "out/run").exists()
+    (place / "run").mkdir()
+    (place / "run/config.yaml").touch()
+    with pytest.raises(InputError, match=r"out/model: lies in .*out, which is a tile set"):
+        export(place / "run", place / "out/model", model_id="m", revision="1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import source_making as making
@@ -65,6 +66,9 @@ def test_a_packed_set_without_its_patients_is_refused(packed: Path, spec_file: M
     whole = side.read_bytes()
     side.write_bytes(whole[:-9])
     assert f"{side}: is no parquet" in run("plan", spec).err
+    rows = pq.read_table(pa.BufferReader(whole))
+    pq.write_table(rows.slice(1), side, compression="zstd", version="2.6")
+    assert "stands in no row beside its tar; pack the tiles anew" in run("plan", spec).err
     side.unlink()
     refused = run("plan", spec)
     assert refused.code == 2 and f"{side}: is missing; restore it from a copy" in refused.err
