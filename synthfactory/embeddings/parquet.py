@@ -32,6 +32,7 @@ from synthfactory.embeddings.indexing import build_bank
 from synthfactory.embeddings.places import expand, identity, whole_file
 from synthfactory.embeddings.rows import Coded, Rows, RowSource
 from synthfactory.embeddings.screening import Limits
+from synthfactory.embeddings.table import check_names
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
@@ -320,6 +321,7 @@ def _check_columns(schema: pa.Schema, where: str) -> None:
     doubled = [name for name in ("embedding", *TEXT, *NUMBERS) if schema.names.count(name) > 1]
     if doubled:
         raise InputError(f"{where}: has more than one column '{doubled[0]}'; keep one of them")
+    check_names(schema.names, where, (*TEXT, "mpp", "tumour_fraction"))  # case_id would else pass for patients unknown
     kind = schema.field("embedding").type
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not listed or not pa.types.is_floating(kind.value_type):
