@@ -21,6 +21,7 @@ from synthfactory.commands.common import end_with
 from synthfactory.commands.doctor import doctor
 from synthfactory.commands.embed import embed
 from synthfactory.commands.evaluate import evaluate
+from synthfactory.commands.init import init
 from synthfactory.commands.model import model
 from synthfactory.commands.pack import pack
 from synthfactory.commands.phantom import phantom
@@ -39,6 +40,7 @@ def cli() -> None:
     """Labelled synthetic H&E tile sets from one YAML spec.
 
     \b
+    synthfactory init SRC SPEC.yaml  a first spec, from your tiles or embeddings
     synthfactory plan SPEC.yaml      what a build would make, and its cost
     synthfactory pilot SPEC.yaml     a few tiles of each class, to look at first
     synthfactory build SPEC.yaml     makes the set; the same command resumes
@@ -55,6 +57,7 @@ def schema() -> None:
 
 
 for command in (
+    init,
     making.plan,
     making.build,
     making.pilot,

@@ -113,6 +113,12 @@ def opened(path: str, what: str = "a parquet bank of embeddings") -> Iterator[pq
         raise InputError(f"{path}: is no readable parquet file ({why})") from None
 
 
+def encoder_named(path: str) -> str | None:
+    """The id of the encoder that a bank names; None where it names none. InputError where it is no parquet."""
+    with opened(path) as file:
+        return (_metadata(file.schema_arrow, path, needed=False)[0] or {}).get("id")
+
+
 class _Files:
     """The files of one bank as a source of rows; row numbers count through all of them."""
 

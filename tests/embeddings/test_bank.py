@@ -250,7 +250,9 @@ def test_missing_column_with_a_hint(tmp_path: Path, missing: str, instead: str, 
         load(path)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("patient_id", "case_id"), ("patient_id", "Patient"), ("slide_id", "slide")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("patient_id", "case_id"), ("patient_id", "Patient"), ("slide_id", "slide")]
+)
 def test_columns_that_are_known_by_another_name_are_refused(tmp_path: Path, ours: str, theirs: str) -> None:
     path = write_parquet(tmp_path / "bank.parquet", {**columns(), theirs: list("abcdef")})
     with pytest.raises(InputError, match=rf"bank\.parquet: column '{theirs}' is not known; is '{ours}' meant"):
