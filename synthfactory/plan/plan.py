@@ -17,6 +17,7 @@ from synthfactory.spec.sections import Screen
 from synthfactory.spec.text import counted
 
 FEW_PATIENTS = 5
+MANY_SHARDS = 1000  # more than there are workers
 BYTES_PER_TILE = {"png": 100_000, "webp": 85_000, "jpeg": 45_000}  # 224 px of H&E; measured on phantom and real tiles
 
 
@@ -170,6 +171,13 @@ def _wrapped(text: str, width: int, indent: int) -> list[str]:
     return [*lines, line]
 
 
+def _shared(shards: int) -> str:
+    """How many workers can share what is left, a shard being one worker's."""
+    if shards > MANY_SHARDS:
+        return ", divided by the number of workers"
+    return f"; shards are shared by up to {shards:,} workers" if shards > 1 else "; 1 shard keeps 1 worker busy"
+
+
 def render(plan: Plan, width: int = 80) -> str:
     """The plan as text of at most `width` (80 or more) columns: class names are cut where they must be, all else is wrapped."""
     spec = plan.spec
@@ -195,7 +203,9 @@ def render(plan: Plan, width: int = 80) -> str:
         entries.append("time           unknown: no speed is stated; `synthfactory pilot` measures it")
     else:
         low, high = plan.cost.seconds
-        entries.append(f"time           {_span(low)} to {_span(high)} on one device, divided by the number of workers")
+        entries.append(
+            f"time           {_span(low)} to {_span(high)} on one device{_shared(shards - plan.shards_done)}"
+        )
     heading = f"{spec.name}: model {plan.model.id} revision {plan.model.revision}, into {spec.output.path}"
     lines = [*_wrapped(heading, width, 2), "", *_table(plan, total, width), ""]
     for entry in entries:

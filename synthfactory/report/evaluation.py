@@ -9,7 +9,10 @@ from synthfactory.spec.text import shown
 
 Json = Mapping[str, Any]
 NAME = 26
-SHORT = {"oversampled, stained anew": "oversampled", "real + synthetic": "with synth.", "synthetic only": "synth. only"}
+SHORT = {  # at most 11 letters
+    "class weights": "weighted", "oversampled, stained anew": "oversampled", "real + synthetic": "with synth.",
+    "synthetic only": "synth. only",
+}  # fmt: skip
 
 
 def render(found: Json) -> list[str]:

@@ -31,6 +31,7 @@ from synthfactory.spec.text import counted, shown
 FEATURES, ARRAYS = (".h5", ".hdf5"), (".npy", ".npz", ".safetensors")
 PIXELS = ("tiles", "shards")  # sources that a model's encoder embeds
 INVENTED = "phantom-"
+SHARDS, MIN_SHARD, MAX_SHARD = 16, 16, 1000  # a small set should keep several workers busy as well
 SAMPLER = "sampler: {method: ode, solver: heun, steps: 10, guidance: {scale: 1.5}}"
 PIPELINE = (
     "sampler: {method: pipeline, steps: 250, guidance: {scale: 2.5, low: 0.0, high: 0.75}} # CytoSyn's own solver"
@@ -195,6 +196,7 @@ def _text(
 ) -> str:
     name = slug(Path(target).name.removesuffix(".yaml").removesuffix(".yml"))[:48].strip("-") or "set"
     hub = model_named(model).hub is not None
+    size = min(MAX_SHARD, max(MIN_SHARD, -(-asked.tiles_per_class * len(classes) // SHARDS)))
     lines = [
         f"# Drafted by `synthfactory init`. `synthfactory plan {target}` says what a build would make and cost, and on whom it rests;",
         "# `synthfactory schema` lists every field with its meaning.",
@@ -229,7 +231,10 @@ def _text(
         "privacy: {mechanism: none} # conditions are real tiles' embeddings: treat the set as personal data; or mix, dp (README)",
         "screen: {tissue: {min_fraction: 0.1}, blur: {}} # what is dropped is drawn again",
         "",
-        f"output: {{path: out/{name}, format: png}} # may be published, as far as terms and patients' consent allow",
+        "output: # may be published, as far as terms and patients' consent allow",
+        f"  path: out/{name}",
+        f"  shard_size: {size} # tiles of a shard, which one worker draws",
+        "  format: png",
         f"lineage: out/{name}-lineage # never published: what each tile came from",
         "seed: secret # keys that are kept in lineage alone; an integer makes the set repeatable by anyone",
     ]

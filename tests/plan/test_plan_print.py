@@ -102,11 +102,17 @@ def test_shrinking_is_refused_at_its_place_in_the_spec() -> None:
 def test_time_is_a_range_and_a_measured_speed_narrows_it() -> None:
     spec = spec_of({"A": 3600}, PLAIN)
     stated = make_plan(spec, model=replace(MODEL, seconds_per_call=0.1), bank=summaries(spec))
-    assert "time           30 min to 2 h on one device" in render(stated)
+    assert "time           30 min to 2 h on one device; shards are shared by up to 4 workers" in render(stated)
     long = make_plan(spec, model=replace(MODEL, seconds_per_call=9e4), bank=summaries(spec))
     assert "18,750 days to 75,000 days" in render(long)
     measured = make_plan(spec, model=replace(MODEL, seconds_per_call=9.0), bank=summaries(spec), seconds_per_call=0.1)
     assert measured.cost.seconds == pytest.approx((3000, 4320))
+    one, many = (
+        make_plan(spec_of({"A": n}), model=replace(MODEL, seconds_per_call=1.0), bank=summaries(spec))
+        for n in (3, 10**7)
+    )
+    assert "on one device; 1 shard keeps 1 worker busy" in render(one)
+    assert "on one device, divided by the number of workers" in " ".join(render(many).split())
 
 
 def test_what_a_class_rests_on_is_said() -> None:

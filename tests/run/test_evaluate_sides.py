@@ -19,7 +19,9 @@ from running import run
 from tinymodel import make_bank_file, make_tiny_model
 
 from synthfactory.evaluate.texture import texture
+from synthfactory.evaluate.utility import BOTH, FREE, SYNTHETIC
 from synthfactory.model.find import open_model
+from synthfactory.report.evaluation import SHORT
 from synthfactory.run import evaluate_setup, worth
 from synthfactory.run.contamination import of_training_set
 from synthfactory.run.eval_tiles import augmented_items, open_real
@@ -228,3 +230,7 @@ def test_a_tile_that_cannot_be_read_is_named(here: Path, tmp_path: Path) -> None
     broken = shutil.copytree(here / "unseen", tmp_path / "broken")
     (broken / "alpha/007.png").write_bytes(b"no image")
     check_refusal(evaluate(here, "--unseen", broken), "alpha/007.png")
+
+
+def test_heads_of_the_table_of_recalls_fit_whichever_arm_is_best() -> None:
+    assert max(len(SHORT.get(arm, arm)) for arm in (*FREE, SYNTHETIC, BOTH)) <= 11, "80 columns"
