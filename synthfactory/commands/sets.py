@@ -37,14 +37,15 @@ def verify(out: str, quick: bool, as_json: bool) -> None:
 
 @click.command(short_help="How far a set has come.")
 @out_argument
-def status(out: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for scripts and dashboards.")
+def status(out: str, as_json: bool) -> None:
     """Print how far a set has come, class by class. Status 3 while something is missing."""
-    from synthfactory.report.status import render_status
+    from synthfactory.report.status import progress, render_status
 
     standing = open_set(out)
-    text, complete = render_status(standing.lock, standing.rounds, standing.commits)
-    click.echo(f"{out}: {text}")
-    if not complete:
+    found = progress(standing.lock, standing.rounds, standing.commits)
+    click.echo(json.dumps(found, indent=1) if as_json else f"{out}: {render_status(found)}")
+    if not found["complete"]:
         sys.exit(EXIT_INCOMPLETE)
 
 

@@ -15,36 +15,47 @@ from synthfactory.shards.reader import iter_tiles
 from synthfactory.spec.text import counted
 
 
-def render_status(
-    lock: Mapping[str, Any], rounds: Sequence[Round], commits: Mapping[int, Commit], width: int = 80
-) -> tuple[str, bool]:
-    """(text of at most `width` columns, whether the set is complete)."""
+def progress(lock: Mapping[str, Any], rounds: Sequence[Round], commits: Mapping[int, Commit]) -> dict[str, Any]:
+    """How far a set has come, as JSON: {complete, tiles, asked, shards, shards_asked, classes: {name: {tiles, asked, shortfall}}}."""
     asked = totals(rounds)
     made, missing = Counter[str](), Counter[str]()
     for commit in commits.values():
         made.update(commit.classes)
         missing.update({name: len(indices) for name, indices in commit.shortfall.items()})
-    shards = num_shards(rounds)
     tiles, wanted = sum(made.values()), sum(asked.values())
-    complete = wanted > 0 and tiles == wanted
-    state = "complete" if complete else "not complete"
-    lines = [f"{state}, {tiles:,} of {counted(wanted, 'tile')} in {len(commits):,} of {counted(shards, 'shard')}", ""]
     names = [str(entry["name"]) for entry in lock["classes"]]
-    name_width = min(max(len("class"), *map(len, names)), width - 42)
+    return {
+        "complete": wanted > 0 and tiles == wanted,
+        "tiles": tiles,
+        "asked": wanted,
+        "shards": len(commits),
+        "shards_asked": num_shards(rounds),
+        "classes": {
+            name: {"tiles": made[name], "asked": asked.get(name, 0), "shortfall": missing[name]} for name in names
+        },
+    }
+
+
+def render_status(found: Mapping[str, Any], width: int = 80) -> str:
+    """`progress` as text of at most `width` columns."""
+    state = "complete" if found["complete"] else "not complete"
+    done = f"{found['tiles']:,} of {counted(found['asked'], 'tile')}"
+    lines = [f"{state}, {done} in {found['shards']:,} of {counted(found['shards_asked'], 'shard')}", ""]
+    name_width = min(max(len("class"), *map(len, found["classes"])), width - 42)
     lines.append(f"{'class':<{name_width}} {'tiles':>12} {'asked':>12} {'shortfall':>12}")
-    for name in names:
+    for name, each in found["classes"].items():
         shown = name if len(name) <= name_width else name[: name_width - 1] + "…"
-        lines.append(f"{shown:<{name_width}} {made[name]:>12,} {asked.get(name, 0):>12,} {missing[name]:>12,}")
-    left = shards - len(commits)
+        lines.append(f"{shown:<{name_width}} {each['tiles']:>12,} {each['asked']:>12,} {each['shortfall']:>12,}")
+    left = found["shards_asked"] - found["shards"]
     if left:
         lines.extend(
             ["", f"{left:,} shard{'s are' if left > 1 else ' is'} still to be made; run the same build again to go on"]
         )
-    elif not complete:
+    elif not found["complete"]:
         lines.extend(
             ["", "every shard is made; the shortfall found no candidate within budget.max_attempts and stays empty"]
         )
-    return "\n".join(lines), complete
+    return "\n".join(lines)
 
 
 def first_tiles(store: Store, classes: Sequence[str], count: int) -> dict[str, list[np.ndarray]]:

@@ -41,6 +41,9 @@ def test_a_build_makes_exactly_what_was_asked_for(spec_file: MakeSpec, out: Path
     assert len({image.tobytes() for _, image, _ in tiles}) == 33
     assert run("verify", out).code == 0
     assert run("status", out).code == 0
+    said = json.loads(run("status", out, "--json").out)
+    assert said["classes"]["beta"] == {"tiles": 13, "asked": 13, "shortfall": 0}
+    assert said["complete"]
 
 
 def test_other_peoples_readers_open_it(spec_file: MakeSpec, out: Path) -> None:
@@ -179,6 +182,10 @@ def test_a_screen_that_drops_everything_ends_as_a_recorded_shortfall(spec_file: 
     assert "10 blurred" in ended.out
     assert "5 tiles found no candidate" in ended.out
     assert run("status", out).code == 3
+    assert json.loads(run("status", out, "--json").out) == {
+        "complete": False, "tiles": 0, "asked": 5, "shards": 1, "shards_asked": 1,
+        "classes": {"alpha": {"tiles": 0, "asked": 5, "shortfall": 5}},
+    }  # fmt: skip
     assert run("verify", out).code == 0
     rows = [row for path in (out.parent / "lineage/units").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert [(row["accepted"], row["reasons"]) for row in rows] == [(False, ["blurred"])] * 10
