@@ -3,6 +3,9 @@
 An entry is created if absent, whole or not at all, and sealed. So a crash before it has spent nothing (the noise was never seen by anyone),
 and a crash after it has kept what was bought: no release without a charge, none charged twice. Growth and rebuilds find the entry of
 the same request and take its release again. The ledger is never published, and must outlive every set that rests on it.
+
+What a request is follows from what was declared, never from rows. If an equal request were answered anew once the bank has changed, two
+published sets' releases would tell, without noise, whether anybody had left in between, which no epsilon allows.
 """
 
 from __future__ import annotations
@@ -26,14 +29,17 @@ TRIES = 50  # others may charge the same cohort at the same moment
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a cohort. Equal requests are answered by one release. `bank_sha256` is of the rows that it was made from."""
+    """What is asked of a cohort. Equal requests are answered by one release, whatever the rows are by then, unless another is asked for.
+
+    `bank_sha256` is of the rows that it was made from.
+    """
 
     cohort: str
     classes: tuple[str, ...]
     epsilon: float
     delta: float
     projection_sha256: str
-    bank_sha256: str
+    bank_sha256: str = field(compare=False)
     # Of each class's rows; entries of earlier versions have none.
     rows_sha256: tuple[str, ...] = field(default=(), compare=False)
 
@@ -95,18 +101,32 @@ class Ledger:
         """The epsilon at this delta of everything released so far, together."""
         return epsilon_together([entry.release.sigma for entry in self.entries()], delta)
 
-    def check(self, request: Request, sigma: float, cap: float) -> Entry | None:
-        """The entry that answers the request; None where a release of this noise would be new, and may be made.
+    def equal(self, request: Request) -> list[Entry]:
+        """The entries of equal requests: releases 1, 2, ... of it."""
+        return [entry for entry in self.entries() if entry.request == request]
 
-        InputError where it may not: the cohort's releases together, this one with them, are over the cap, at the smallest delta that any of
-        them names (else a larger delta would buy what a smaller one refuses); or `cap` is above that of the cohort's first release.
+    def check(self, request: Request, sigma: float, cap: float, number: int | None = None) -> Entry | None:
+        """The entry that answers the request, the latest or release `number` of it; None where a release of this noise would be new, and
+        may be made.
+
+        InputError where it may not: `number` is not the next; the cohort's releases together, this one with them, are over the cap, at the
+        smallest delta that any of them names (else a larger delta would buy what a smaller one refuses); or `cap` is above that of the
+        cohort's first release.
         """
-        return self._answer(self.entries(), request, sigma, cap)
+        return self._answer(self.entries(), request, sigma, cap, number)
 
-    def _answer(self, known: Sequence[Entry], request: Request, sigma: float, cap: float) -> Entry | None:
-        for entry in known:
-            if entry.request == request:
-                return entry
+    def _answer(
+        self, known: Sequence[Entry], request: Request, sigma: float, cap: float, number: int | None
+    ) -> Entry | None:
+        equal = [entry for entry in known if entry.request == request]
+        wanted = number or max(1, len(equal))
+        if wanted <= len(equal):
+            return equal[wanted - 1]
+        if wanted > len(equal) + 1:
+            raise InputError(
+                f"release {wanted} of this request is asked for, and cohort '{self.cohort}' has {len(equal)} of it; the next is "
+                f"{len(equal) + 1}"
+            )
         fixed = min((entry.cap for entry in known), default=cap)
         if over(cap, fixed):
             raise InputError(
@@ -120,11 +140,13 @@ class Ledger:
             raise InputError(
                 f"cohort '{self.cohort}': {len(known)} releases have spent epsilon {epsilon_together(before, delta):.3g} at delta "
                 f"{delta:g}; with this one it would be {total:.4g}, over the cap of {cap:g}; build from a release that is there (the same "
-                "classes, epsilon, delta, projection and bank)"
+                "classes, epsilon, delta and projection)"
             )
         return None
 
-    def charge(self, request: Request, sigma: float, cap: float, make: Callable[[], Release]) -> tuple[Entry, bool]:
+    def charge(
+        self, request: Request, sigma: float, cap: float, make: Callable[[], Release], number: int | None = None
+    ) -> tuple[Entry, bool]:
         """(the entry that answers the request, whether it is new). `make` releases, with noise of this sigma; it is called only where
         `check` allows it, and what it made is thrown away unseen where another charge came first. InputError as `check`.
         """
@@ -132,14 +154,14 @@ class Ledger:
             known = (
                 self.entries()
             )  # looked at once: what is added to it since takes the number, and all is looked at again
-            found = self._answer(known, request, sigma, cap)
+            found = self._answer(known, request, sigma, cap, number)
             if found is not None:
                 return found, False
-            number, made = len(known) + 1, make()
+            last, made = len(known) + 1, make()
             values = sealed({"request": request.to_json(), "release": made.to_json(), "cap": cap})
             content = json.dumps(values, indent=1, sort_keys=True).encode()
-            if self._store.create(self._path(number), content):
-                return Entry(number, request, made, cap), True
+            if self._store.create(self._path(last), content):
+                return Entry(last, request, made, cap), True
         raise InputError(f"ledger: others charge '{self.cohort}' all the time; try again")
 
 

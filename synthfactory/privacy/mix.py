@@ -1,4 +1,4 @@
-"""Conditions blended from tiles of k patients: not a privacy guarantee (an attack by nearest condition finds members).
+"""Conditions blended from tiles of k patients: not a privacy guarantee (attacks on conditions find nearly all members).
 
 Slots of a class are dealt to its morphology clusters in proportion to the clusters' patients, by a keyed pattern of 64 places. Within a
 cluster of P patients, slot j lies in block j // P at place j % P: every block is a keyed shuffle of the patients (spread over their
@@ -22,6 +22,7 @@ from synthfactory.plan.keyed import entry, uniforms
 
 PATTERN = 64  # slots after which the dealing to clusters repeats
 MAX_CLUSTERS = 8
+SPREAD = 2  # patients of a cluster, in units of k, where there are so many
 LEARNT_ROWS = 20_000  # of a class, from which its clusters are found
 PIECE_BYTES = 16 << 20
 
@@ -167,7 +168,8 @@ def blended(embeddings_kE: np.ndarray, weights_k: np.ndarray) -> np.ndarray:
 
 
 def assigned(take: Take, index: ClassIndex, k: int, key: bytes) -> np.ndarray:
-    """The cluster of each row of a class, uint8 (N,): k-means on directions, merged until each cluster has tiles of at least k patients.
+    """The cluster of each row of a class, uint8 (N,): k-means on directions, merged until each cluster has tiles of at least 2 k patients
+    (else all blends of a cluster could be of the same k, each of them in every one), or there is one.
 
     At most 8, and about one for every 4 k patients. The last bits of arithmetic may decide where a row between two clusters goes: keep
     what comes back. ValueError where the class has fewer than k patients.
@@ -186,7 +188,7 @@ def assigned(take: Take, index: ClassIndex, k: int, key: bytes) -> np.ndarray:
             rows = np.arange(low, min(count, low + step))
             nearest[rows] = _nearest(unit(take(rows)), centres)
         behind = [cluster.patients for cluster in clusters_of(nearest, index, len(centres))]
-        if min(behind) >= k:
+        if min(behind) >= SPREAD * k or len(centres) == 1:
             return nearest
         centres = np.delete(centres, int(np.argmin(behind)), axis=0)
 

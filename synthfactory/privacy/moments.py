@@ -1,13 +1,17 @@
 """What a patient contributes to a release: a vector of norm at most 1, whatever the patient's tiles are.
 
 Tile z (norm <= 1) of class c: phi(z) = (w0 e_c, w1 e_c z, w2 vec(z z')) with w0^2 + w1^2 + w2^2 = 1, so that
-|phi|^2 = w0^2 + w1^2 |z|^2 + w2^2 |z|^4 <= 1. A patient contributes the average of phi over all own tiles, whichever classes they have: an
-average of vectors of norm at most 1. So adding or removing one patient moves the sum over patients by at most 1 in L2 (adjacency: add or
-remove one patient), without truncation and however many tiles there are.
+|phi|^2 = w0^2 + w1^2 |z|^2 + w2^2 |z|^4 <= 1. A patient with tiles of m classes contributes a(m) times the sum, over these classes, of the
+average of phi over own tiles of the class: a class of which the patient has few tiles counts as much as one with many. Counts and sums of
+different classes stand in different entries, so their part has a squared norm of at most a^2 m (w0^2 + w1^2); second moments share theirs,
+a^2 m^2 w2^2. With a(m) = (m (w0^2 + w1^2) + m^2 w2^2)^(-1/2) adding or removing one patient moves the sum over patients by at most 1 in L2
+(adjacency: add or remove one patient), without truncation and however many tiles there are; a(1) = 1.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +48,11 @@ class Layout:
         full[rows, columns] = moments / np.where(rows == columns, 1.0, np.sqrt(2.0))
         full = full + np.triu(full, 1).T
         return counts / WEIGHTS[0], sums.reshape(k, d) / WEIGHTS[1], full / WEIGHTS[2]
+
+
+def weight(classes: int) -> float:
+    """a(m): what a patient with tiles of m classes counts in each of them."""
+    return 1.0 / math.sqrt(classes * (WEIGHTS[0] ** 2 + WEIGHTS[1] ** 2) + classes**2 * WEIGHTS[2] ** 2)
 
 
 def features(z_ND: np.ndarray, classes_N: np.ndarray, layout: Layout) -> np.ndarray:
@@ -83,19 +92,20 @@ class Summed:
 
 
 def summed(chunks: Chunks, projection: Projection, layout: Layout) -> Summed:
-    """The sum over patients of the averages of phi. Two passes over the rows: how many tiles each patient has, then their sum."""
-    tiles: dict[str, int] = {}
+    """The sum of all patients' contributions. Two passes over the rows: how many tiles of each class each patient has, then their sum."""
+    tiles = Counter[tuple[str, int]]()
     rejected = 0
     for rows in chunks():
-        _, _, patients = finite(rows)
+        _, classes, patients = finite(rows)
         rejected += len(rows[2]) - len(patients)
-        for patient in patients:
-            tiles[patient] = tiles.get(patient, 0) + 1
+        tiles.update(zip(patients, classes.tolist(), strict=True))
+    of = Counter(patient for patient, _ in tiles)
     total = np.zeros(layout.length)
     for embeddings, classes, patients in _finite_chunks(chunks):
-        share = np.array([1.0 / tiles[patient] for patient in patients])
+        pairs = zip(patients, classes.tolist(), strict=True)
+        share = np.array([weight(of[patient]) / tiles[patient, number] for patient, number in pairs])
         total += share @ features(projection.project(embeddings), classes, layout)
-    return Summed(total, len(tiles), sum(tiles.values()), rejected)
+    return Summed(total, len(of), tiles.total(), rejected)
 
 
 def _finite_chunks(chunks: Chunks) -> Iterator[Rows]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.plan.keyed import normals
-from synthfactory.privacy.moments import SENSITIVITY, WEIGHTS, Layout, Summed
+from synthfactory.privacy.moments import SENSITIVITY, WEIGHTS, Layout, Summed, weight
 from synthfactory.privacy.projection import Projection
 from synthfactory.spec.errors import InputError
 
@@ -105,12 +105,13 @@ def release(
     )  # fmt: skip
 
 
-def mean_noise(sigma: float, dimension: int, patients: float) -> float:
+def mean_noise(sigma: float, dimension: int, patients: float, classes_each: int = 1) -> float:
     """Root mean square error that noise alone puts on the mean of a class of this many patients, in units of the clip.
 
-    Known before anything is released: the noise on the sum, over the weight and the count (a patient of one class counts as one).
+    Known before anything is released: the noise on the sum, over the weight and the count, where patients have tiles of `classes_each`
+    classes each.
     """
-    return sigma * math.sqrt(dimension) / (WEIGHTS[1] * max(patients, 1.0))
+    return sigma * math.sqrt(dimension) / (WEIGHTS[1] * max(patients * weight(classes_each), 1.0))
 
 
 @dataclass(frozen=True)

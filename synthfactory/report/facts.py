@@ -20,8 +20,8 @@ PRIVACY = (
 )
 PRIVACY_MIX = (
     "each tile was conditioned on a blend of the embeddings of tiles of {k} patients, none with more than {max_weight:g} of the weight; "
-    "this is not a privacy guarantee, since an attack by nearest condition finds members; treat as personal data where the bank came from "
-    "patients"
+    "this is not a privacy guarantee, since attacks on conditions tell nearly all members from others; treat as personal data where the "
+    "bank came from patients"
 )
 PRIVACY_DP = (
     "conditions were drawn from one release of cohort {cohort} under (epsilon, delta)-differential privacy with epsilon = {epsilon:g} and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # scipy takes half a second, and most plans have no use for i
 PROJECTION = "projection.safetensors"
 CLUSTER_KEY = b"synthfactory-mix"  # no secret: what comes of it stays in LINEAGE
 NONE = "none: conditions are real tiles' embeddings as they are, unprotected; treat the set as personal data"
-MIX = "not a privacy guarantee: an attack by nearest condition finds members"
+MIX = "not a privacy guarantee: attacks on conditions find nearly all members"
 
 
 def open_projection(spec: Spec, model: Opened, facts: ModelFacts) -> Projection:
@@ -106,7 +107,7 @@ def protection(
             )
     _check_spelling(spec, patients)
     if spec.privacy.mechanism == "mix":
-        return _mix(spec, counts, summaries, bank)
+        return _mix(spec, counts, summaries, bank, facts.condition_width)
     return _dp(spec, model, facts, summaries, bank)
 
 
@@ -148,7 +149,7 @@ def _check_most(spec: Spec, name: str, count: int, most: int) -> None:
 
 
 def _mix(
-    spec: Spec, counts: Mapping[str, int], summaries: Mapping[str, ClassSummary], bank: Bank | None
+    spec: Spec, counts: Mapping[str, int], summaries: Mapping[str, ClassSummary], bank: Bank | None, width: int
 ) -> tuple[str, ...]:
     k = spec.privacy.value("k")
     for name, count in counts.items():
@@ -165,7 +166,14 @@ def _mix(
             found = assigned(lambda rows, low=low: bank.take(low + rows), index, k, CLUSTER_KEY)  # type: ignore[misc]
             most = most_tiles(clusters_of(found, index), k, count)
         _check_most(spec, name, count, most)
-    return (f"mix: each condition blends tiles of {k} patients, within one kind of tissue; {MIX}",)
+    told = [f"mix: each condition blends tiles of {k} patients, within one kind of tissue; {MIX}"]
+    few = [name for name in counts if summaries[name].rows < width]
+    if few:
+        told.append(
+            f"{', '.join(few)}: fewer tiles than an embedding has values ({width}), so that the conditions of enough blends tell without "
+            "error whose tiles they are of"
+        )
+    return tuple(told)
 
 
 def _dp(
@@ -176,10 +184,10 @@ def _dp(
 
     asked, projection = spec.privacy, open_projection(spec, model, facts)
     epsilon, delta = float(asked.value("epsilon")), float(asked.value("delta"))
-    sigma, noises = sigma_for(epsilon, delta), {}
+    sigma, noises, classes_each = sigma_for(epsilon, delta), {}, int(asked.value("classes_per_patient"))
     for name in spec.classes:  # by what was declared: what the bank holds must not decide whether a set comes about
         patients = (asked.population or {})[name]
-        noises[name] = mean_noise(sigma, projection.dimension, patients) / projection.between
+        noises[name] = mean_noise(sigma, projection.dimension, patients, classes_each) / projection.between
         if noises[name] >= 1:
             raise spec.error(
                 "privacy.epsilon",
@@ -190,6 +198,7 @@ def _dp(
     stands = _standing_release(spec)
     own = f"{asked.cohort}: the set's own release is taken again, and nothing is spent"
     budget = own if stands else _budget(spec, sigma, projection, bank)
+    few = () if bank is None else _fewer(spec, bank)
     if not stands:
         for name in spec.classes:
             levels = summaries[name].label_levels
@@ -198,7 +207,6 @@ def _dp(
                     "privacy.label_level",
                     f"{asked.label_level} is declared, and rows of {name} are labelled by {', '.join(levels)}",
                 )
-    few = [name for name in spec.classes if summaries[name].patients < (asked.population or {})[name] / 2]
     return (
         f"dp: epsilon {epsilon:g} at delta {delta:g} for adding or removing one patient of cohort {asked.cohort}; one release, any number "
         f"of tiles; what the base model was trained on is not covered, nor is the projection ({projection.provenance})",
@@ -206,17 +214,57 @@ def _dp(
         "noise of a class's mean over the distance between classes, by the patients that were declared: "
         + ", ".join(f"{name} {value:.2f}" for name, value in noises.items()),
         "what this plan says of patients and rows is of the bank itself: internal, not covered by epsilon",
-        *(f"{name} has fewer than half of the patients that were declared: more noise than stated" for name in few),
+        *few,
     )
 
 
+def _fewer(spec: Spec, bank: Bank) -> tuple[str, ...]:
+    """Where the bank gives more noise than what was declared says; of the bank itself, for the plan alone."""
+    from synthfactory.privacy.moments import weight
+
+    asked, groups = spec.privacy, bank.groups
+    pairs = {(groups.patients[g], name) for name in spec.classes for g in groups.of_label(name)}
+    of, declared = Counter(patient for patient, _ in pairs), int(asked.value("classes_per_patient"))
+    found = []
+    if max(of.values(), default=1) > declared:
+        found.append(
+            f"patients have tiles of up to {max(of.values())} classes, and noise is stated for {declared}: who has more counts less in "
+            "each; declare privacy.classes_per_patient"
+        )
+    for name in spec.classes:
+        count = sum(weight(of[patient]) for patient, label in pairs if label == name)
+        stated = (asked.population or {})[name] * weight(declared)
+        if count < stated / 2:
+            found.append(
+                f"{name} has fewer than half of the patients that were declared ({count:.3g} of {stated:.3g}, as they count): more noise "
+                "than stated"
+            )
+    return tuple(found)
+
+
 def _standing_release(spec: Spec) -> bool:
-    """Whether the set stands with a release that the ledger holds."""
+    """Whether the set stands with a release that the ledger holds. InputError where the spec asks for another."""
     try:
         says = read_lock(open_store(spec.output.path).read(LOCK))["recipe"]["privacy"]
     except (OSError, InputError):
         return False
-    return any(entry.release.sha256 == says.get("release_sha256") for entry in ledger_of(spec).entries())
+    ledger = ledger_of(spec)
+    own = next((entry for entry in ledger.entries() if entry.release.sha256 == says.get("release_sha256")), None)
+    if own is None:
+        return False
+    number = [entry.number for entry in ledger.equal(own.request)].index(own.number) + 1
+    if spec.privacy.release not in (None, number):
+        raise spec.error(
+            "privacy.release",
+            f"was {number} when {spec.output.path} was begun, now {spec.privacy.release}; a set has one release: write {number}, or name "
+            "another output.path and lineage",
+        )
+    return True
+
+
+def refused(spec: Spec, error: InputError) -> InputError:
+    """What a ledger refuses, at its place in the spec."""
+    return spec.error("privacy.release" if str(error).startswith("release ") else "privacy.cap", str(error))
 
 
 def request_of(spec: Spec, projection: Projection, bank: Bank) -> Request:
@@ -252,13 +300,15 @@ def _budget(spec: Spec, sigma: float, projection: Projection, bank: Bank | None)
     request = request_of(spec, projection, bank)
     check_name(spec, request)
     try:
-        found = ledger.check(request, sigma, cap)
+        found = ledger.check(request, sigma, cap, asked.release)
     except InputError as error:
-        raise spec.error("privacy.cap", str(error)) from None
+        raise refused(spec, error) from None
     if found is not None:
-        return (
-            f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g}; the release of an equal request is taken again"
-        )
+        numbers = [entry.number for entry in ledger.equal(request)]
+        which = f"release {numbers.index(found.number) + 1} of an equal request is taken again"
+        other = f"; it was made of other rows than the bank has now (`release: {len(numbers) + 1}` makes, and charges, one of these)"
+        same = found.request.bank_sha256 == request.bank_sha256
+        return f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g}; {which}{'' if same else other}"
     total = epsilon_together([*(entry.release.sigma for entry in entries), sigma], delta)
     new = f" ({asked.ledger} holds no release of this cohort yet: is it the right ledger?)" if not entries else ""
     return f"{asked.cohort} has spent epsilon {spent:.3g} of {cap:g}; this build's release makes it {total:.3g}{new}"

@@ -15,7 +15,7 @@ from synthfactory.privacy.projection import Projection
 from synthfactory.privacy.release import Release, release
 from synthfactory.run.keys import guard
 from synthfactory.run.prepare import Prepared
-from synthfactory.run.protecting import check_name, ledger_of, open_projection, request_of
+from synthfactory.run.protecting import check_name, ledger_of, open_projection, refused, request_of
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 
@@ -31,7 +31,7 @@ def bank_rows(bank: Bank, classes: tuple[str, ...]) -> Iterator[Rows]:
 
 
 def charged(prepared: Prepared) -> tuple[Release, Projection, bool]:
-    """(release, its projection, whether it is new): made now, or that of an equal request. Spends the cohort's budget.
+    """(release, its projection, whether it is new): made now, or that of an equal request. One that is new spends the cohort's budget.
 
     InputError where the cap refuses it.
     """
@@ -49,9 +49,10 @@ def charged(prepared: Prepared) -> tuple[Release, Projection, bool]:
     check_name(spec, request)  # again: the plan may be old
     try:
         cap = float(spec.privacy.value("cap"))
-        entry, new = ledger_of(spec).charge(request, sigma_for(request.epsilon, request.delta), cap, make)
+        sigma = sigma_for(request.epsilon, request.delta)
+        entry, new = ledger_of(spec).charge(request, sigma, cap, make, spec.privacy.release)
     except InputError as error:
-        raise spec.error("privacy.cap", str(error)) from None
+        raise refused(spec, error) from None
     return entry.release, projection, new
 
 

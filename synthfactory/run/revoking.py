@@ -40,9 +40,10 @@ from synthfactory.spec.text import counted, shown
 
 UNDER_DP = (
     "nothing of a patient can be taken out of a release under differential privacy, nor out of tiles drawn from it. Whether that is "
-    "acceptable is a matter of epsilon: with this patient, no outcome was more than {factor:.4g} times as likely as without, nor the "
-    "other way round (epsilon {epsilon:g}; but for a probability of {delta:g}). Take the patient out of the bank all the same: later "
-    "releases must not be made from it"
+    "acceptable is a matter of epsilon: let P be the chance of any event with this patient's tiles in the bank, and Q without them; then "
+    "P <= {factor:.4g} Q + {delta:g}, and Q <= {factor:.4g} P + {delta:g} (epsilon {epsilon:g}). Take the patient out of the bank all the "
+    "same: later releases must not be made from it. Sets of an equal request take the release that is there; privacy.release: N in their "
+    "spec, one more than there are, asks for another, which is charged"
 )
 
 

@@ -11,8 +11,10 @@ from synthfactory.spec.sampler import FrozenModel
 from synthfactory.spec.source import Problems
 
 OF_MIX = ("k", "max_weight")
-OF_DP = ("epsilon", "delta", "population", "cohort", "cap", "ledger", "projection", "label_level")
-DEFAULTS = {"k": 5, "max_weight": 0.4, "delta": 1e-6}
+OF_DP = (
+    "epsilon", "delta", "population", "classes_per_patient", "cohort", "cap", "ledger", "release", "projection", "label_level",
+)  # fmt: skip
+DEFAULTS = {"k": 5, "max_weight": 0.4, "delta": 1e-6, "classes_per_patient": 1}
 SEEDS = ("seed", "noise_seed", "random_seed", "random_state")
 
 
@@ -43,6 +45,13 @@ class Privacy(FrozenModel):
         description="dp: patients of each class, as declared in public: noise is judged by these, never by the bank's own numbers.",
         examples=[{"tumour": 400, "stroma": 600}],
     )
+    classes_per_patient: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="dp: of how many classes a patient has tiles, as declared in public: who has more counts less in each. Default 1.",
+        examples=[3],
+    )
     cohort: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9][a-z0-9-]{0,47}$",
@@ -57,6 +66,14 @@ class Privacy(FrozenModel):
         default=None,
         description="dp: absolute path or URL of the ledger; never published, and kept as long as any set that rests on it.",
         examples=["/secure/ledger"],
+    )
+    release: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="dp: which release of an equal request (cohort, classes, epsilon, delta, projection); the next number makes, and "
+        "charges, another. Default: the latest, or a first.",
+        examples=[2],
     )
     projection: str | None = Field(
         default=None,

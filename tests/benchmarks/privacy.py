@@ -3,10 +3,12 @@
     python tests/benchmarks/privacy.py [--patients 600] [--workers 2]
 
 Three disjoint cohorts of phantom tissue: `train` made the projection that ships with the model, `bank` gives members and non-members, two
-tiles of each patient, `heldout` the unseen patients that utility is measured on. Attacks look at the conditions themselves, which is the
-most that a drawn tile could reveal:
+tiles of each patient, `heldout` the unseen patients that utility is measured on. Attacks look at the conditions themselves; what a drawn
+tile gives away of its condition is another question, and no attack here is the best that there could be:
 
 - nearest: the largest cosine of any of a patient's tiles to any condition of the class (what an outsider with the patient's tiles does);
+- whitened: the same where both have lost their class's mean and covariance, which the attacker takes from `heldout`, other patients;
+- span: how far any of a patient's tiles lies from the span of the class's conditions (blends are sums of members' embeddings);
 - informed (dp): knows the release and every other patient's tiles and membership (what the guarantee is about).
 
 Areas under the curve come with 99.9 % intervals (DeLong). Utility: accuracy of a ridge probe on real embeddings of unseen patients, trained
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +45,7 @@ from synthfactory.run.protecting import PROJECTION
 TILES, HELD_OUT, PIECE = 2, 100, 200
 DELTA = 1e-6
 SIZES, EPSILONS, PER_PATIENT, KS = (12, 50, 400), (1.0, 3.0, 8.0), (1, 10, 100), (2, 5, 10)
+FEW = (12, 25, 50, 100)  # patients of a rare class
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,43 @@ def members_of(pool: Cohort, per_class: int, each: int, seed: int) -> tuple[np.n
     return np.sort(order[inside]), np.sort(order[~inside])
 
 
-def nearest_auc(pool: Cohort, conditions: dict[int, np.ndarray], members: np.ndarray, others: np.ndarray) -> str:
+Score = Callable[
+    [int, np.ndarray, np.ndarray], np.ndarray
+]  # class, tiles (N, E), conditions (M, E) -> (N,), larger: rather a member
+
+
+def nearest(number: int, tiles: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """The largest cosine to a condition."""
+    return np.asarray((unit(tiles) @ unit(made).T).max(axis=1))
+
+
+def whitened(public: Cohort) -> Score:
+    """The largest cosine once class mean and pooled covariance of other patients are taken off."""
+    means = np.stack([public.x[public.classes == number].mean(axis=0) for number in range(len(CLASSES))]).astype(
+        np.float64
+    )
+    inner = public.x - means[public.classes]
+    values, vectors = np.linalg.eigh(inner.T @ inner / len(inner))
+    white = vectors / np.sqrt(np.maximum(values, 1e-6 * values.max()))
+    return lambda number, tiles, made: nearest(number, (tiles - means[number]) @ white, (made - means[number]) @ white)
+
+
+def span(number: int, tiles: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """Less the distance to the span of all conditions, as a share of a tile's length."""
+    _, values, basis = np.linalg.svd(made.astype(np.float64), full_matrices=False)
+    basis = basis[values > 1e-5 * values.max()]
+    wide = unit(tiles).astype(np.float64)
+    return np.asarray(-np.linalg.norm(wide - wide @ basis.T @ basis, axis=1))
+
+
+def attacked(
+    pool: Cohort, conditions: dict[int, np.ndarray], members: np.ndarray, others: np.ndarray, score: Score = nearest
+) -> str:
     """Area under the curve of the outsider."""
     best = np.empty(len(pool.x))
     for number, made in conditions.items():
         rows = pool.classes == number
-        best[rows] = (unit(pool.x[rows]) @ unit(made).T).max(axis=1)
+        best[rows] = score(number, pool.x[rows], made)
     names, of_row = np.unique(pool.patients, return_inverse=True)
     scores = np.full(len(names), -np.inf)
     np.maximum.at(scores, of_row, best)
@@ -205,26 +240,35 @@ def main() -> None:
     members, others = members_of(pool, per_class, per_class // 2, 1)
     real = pool.of(members)
 
-    print(f"\nnone and mix: {len(members):,} members, {len(others):,} others; the attacker 'nearest'")
-    print("mechanism  in tiles  area under the curve    utility")
-    for each in PER_PATIENT:
-        made = unprotected(real, each, key)
-        print(
-            f"none       {each:>8}  {nearest_auc(pool, made, members, others)}  {utility(made, real, unseen):.3f}",
-            flush=True,
-        )
-    for k in KS:
+    white = whitened(unseen)
+    print(f"\nnone and mix: {len(members):,} members, {len(others):,} others; areas under the curve")
+    print("mechanism  in tiles  nearest                 whitened                utility")
+    makers: dict[str, Callable[[Cohort, int], dict[int, np.ndarray]]] = {
+        "none": lambda cohort, each: unprotected(cohort, each, key),
+        **{f"mix k={k}": lambda cohort, each, k=k: mixed(cohort, k, each, key) for k in KS},  # type: ignore[misc]
+    }
+    for name, make in makers.items():
         for each in PER_PATIENT:
-            made = mixed(real, k, each, key)
-            print(
-                f"mix k={k:<4} {each:>8}  {nearest_auc(pool, made, members, others)}  {utility(made, real, unseen):.3f}",
-                flush=True,
-            )
+            made = make(real, each)
+            found = "  ".join(attacked(pool, made, members, others, score) for score in (nearest, white))
+            print(f"{name:<10} {each:>8}  {found}  {utility(made, real, unseen):.3f}", flush=True)
+
+    print(
+        f"\nmix k=5 where classes are rare, {TILES} tiles a patient, embeddings {pool.x.shape[1]} wide; areas under the curve"
+    )
+    print("patients  in tiles  nearest                 whitened                span")
+    for size in FEW:
+        inside, outside = members_of(pool, per_class, size, 2)
+        outside = np.sort(np.random.default_rng(4).permutation(outside)[: len(inside)])
+        for each in PER_PATIENT:
+            made = mixed(pool.of(inside), 5, each, key)
+            found = "  ".join(attacked(pool, made, inside, outside, score) for score in (nearest, white, span))
+            print(f"{size:>8}  {each:>8}  {found}", flush=True)
 
     bound = auc_bound(mu_of(sigma_for(1.0, DELTA)))
-    found, count = informed(pool, projection, 1.0, 3)
+    informed_auc, count = informed(pool, projection, 1.0, 3)
     print(
-        f"\ndp, epsilon 1: {count:,} coin-flipped patients, the attacker 'informed': {found}; bound {bound:.4f}",
+        f"\ndp, epsilon 1: {count:,} coin-flipped patients, the attacker 'informed': {informed_auc}; bound {bound:.4f}",
         flush=True,
     )
 
@@ -241,7 +285,7 @@ def main() -> None:
             made = drawn_from(release, projection, 10 * size, key)
             noise = mean_noise(sigma, projection.dimension, size) / projection.between
             print(
-                f"{size:>8} {epsilon:>8g} {noise:>6.2f} {auc_bound(mu_of(sigma)):>16.4f}  {nearest_auc(pool, made, inside, outside)}"
+                f"{size:>8} {epsilon:>8g} {noise:>6.2f} {auc_bound(mu_of(sigma)):>16.4f}  {attacked(pool, made, inside, outside)}"
                 f"{'':>9}{utility(made, mine, unseen):.3f}",
                 flush=True,
             )

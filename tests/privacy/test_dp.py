@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from synthfactory.privacy.accountant import auc_bound, delta_of, epsilon_together, mu_of, sigma_for
-from synthfactory.privacy.moments import SENSITIVITY, Layout, Rows, features, summed
+from synthfactory.privacy.moments import SENSITIVITY, Layout, Rows, features, summed, weight
 from synthfactory.privacy.projection import Projection, fit_projection, load_projection
 from synthfactory.privacy.release import Release, condition, gaussians, mean_noise, noisy, release
 from synthfactory.spec.errors import InputError
@@ -86,6 +86,17 @@ def test_adversarial_patients_move_it_by_at_most_one_and_nearly_that(name: str, 
     moved = float(np.linalg.norm(total(others + rows) - total(others)))
     assert moved <= SENSITIVITY, name
     assert moved > 0.4  # they do move it: the bound is not loose by an accident
+
+
+def test_a_class_of_which_a_patient_has_one_tile_counts_as_much_as_one_with_many() -> None:
+    rows = [(PUBLIC.mean + n, number, "x") for n in range(19) for number in ([0] if n else [0, 1])]
+    counts, _, _ = LAYOUT.split(total(rows))
+    assert counts == pytest.approx([weight(2), weight(2), 0.0])
+    assert weight(1) == 1.0
+    assert weight(2) == pytest.approx(1 / math.sqrt(2 * 0.8 + 4 * 0.2))
+    rim = PUBLIC.embed(np.eye(DIMENSION)[:1] * (1 - 1e-9))[0]
+    moved = total([(rim, number, "x") for number in range(CLASSES)])
+    assert np.linalg.norm(moved) == pytest.approx(1.0, abs=1e-6), "no tighter scale would hold for all patients"
 
 
 def test_rows_that_are_not_finite_are_as_if_they_were_not_there() -> None:
@@ -187,15 +198,18 @@ def test_membership_cannot_be_told_better_than_the_bound() -> None:
     assert auc + half > 0.5
 
 
-def test_noise_predicted_for_a_class_is_what_comes() -> None:
+@pytest.mark.parametrize("each", [1, 3])
+def test_noise_predicted_for_a_class_is_what_comes(each: int) -> None:
     sigma, patients = sigma_for(3.0, 1e-6), 60
-    rows = [(PUBLIC.mean, 0, f"p{n}") for n in range(patients)]
+    rows = [
+        (PUBLIC.mean, number, f"p{n}") for n in range(patients) for number in range(each) for _ in range(1 + 9 * number)
+    ]
     exact = total(rows)
     off = []
     for _ in range(200):
         _, sums, _ = LAYOUT.split(noisy(exact, sigma))
-        off.append(np.linalg.norm(sums[0] / patients))
-    assert math.sqrt(np.mean(np.square(off))) == pytest.approx(mean_noise(sigma, DIMENSION, patients), rel=0.1)
+        off.append(np.linalg.norm(sums[0] / LAYOUT.split(exact)[0][0]))
+    assert math.sqrt(np.mean(np.square(off))) == pytest.approx(mean_noise(sigma, DIMENSION, patients, each), rel=0.1)
 
 
 def test_a_release_is_read_back_and_anything_else_refused() -> None:

@@ -156,7 +156,7 @@ def test_kinds_of_tissue_are_not_blended_and_small_kinds_are_merged() -> None:
     found = clusters_of(assigned(lambda at: embeddings[at], index, 5, KEY), index)
     assert 2 <= len(found) <= 3
     for cluster in found:
-        assert cluster.patients >= 5
+        assert cluster.patients >= 10, "of 5 alone, every blend would be of the same 5"
         kinds_there = {kind_of[int(row)] for row in cluster.rows}
         assert not {0, 1} <= kinds_there
         for at, name in enumerate(cluster.names):
@@ -168,6 +168,8 @@ def test_kinds_of_tissue_are_not_blended_and_small_kinds_are_merged() -> None:
     for cluster, whole in zip(divided, found, strict=True):
         assert np.array_equal(cluster.rows, whole.rows) and cluster.slide_starts is not None
         assert cluster.slide_starts.tolist() == list(range(len(cluster.rows) + 1))
+    seven = ClassIndex(names[:7], np.arange(0, 15, 2))
+    assert not assigned(lambda at: embeddings[at], seven, 5, KEY).any(), "too few for two clusters, enough for a blend"
     few = ClassIndex(names[:4], np.array([0, 2, 4, 6, 8]))
     with pytest.raises(ValueError, match="has 4 patients; a blend needs 5"):
         assigned(lambda at: embeddings[at], few, 5, KEY)

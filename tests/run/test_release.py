@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
+from cli_checks import check_refusal
 from privacy_making import CLASSES, Dp, MakeSpec, contents, entries, lineage_rows, recipe_of
 from running import run
 from tinymodel import make_bank_file
 
+from synthfactory.privacy.moments import weight
 from synthfactory.run.prepare import prepare
 from synthfactory.run.releasing import charged
 from synthfactory.spec.load import load_spec
@@ -50,6 +56,59 @@ def test_a_release_is_charged_once_and_taken_again(spec_file: MakeSpec, dp: Dp, 
     assert "its release is taken again" in ended.err
     assert contents(tmp_path / "out")["shards.txt"] == whole["shards.txt"]
     assert entries(tmp_path) == [charge]
+
+
+def test_whether_somebody_left_the_bank_does_not_show_in_the_release(
+    spec_file: MakeSpec, dp: Dp, many: Path, tiny: Path, tmp_path: Path
+) -> None:
+    def built(number: int, **more: int) -> str:
+        place = {"output": {"path": str(tmp_path / f"set-{number}")}, "lineage": str(tmp_path / f"lineage-{number}")}
+        spec = spec_file(f"{number}.yaml", **dp(cap=9.0, **more), **place)
+        planned = run("plan", spec)
+        told.append(" ".join(planned.out.split()))
+        ended = run("build", spec, "--local")
+        assert ended.code == 0, ended.err
+        lock = yaml.safe_load((tmp_path / f"set-{number}/spec.lock.yaml").read_text())
+        return str(lock["recipe"]["privacy"]["release_sha256"])
+
+    told: list[str] = []
+    first = built(1)
+    make_bank_file(many, tiny / "model", {"alpha": 299, "beta": 300}, seed=9)
+    assert built(2) == first
+    assert (
+        "release 1 of an equal request is taken again; it was made of other rows than the bank has now (`release: 2`"
+        in told[1]
+    )
+    assert len(entries(tmp_path)) == 1
+    second = built(3, release=2)
+    assert second != first and len(entries(tmp_path)) == 2
+    assert built(4) == second and built(5, release=1) == first
+    for given, place, words in (
+        ({"release": 4}, "set-6", "privacy.release: release 4 of this request is asked for"),
+        ({"release": 2}, "set-1", "privacy.release: was 1 when"),
+    ):
+        lineage = str(tmp_path / place.replace("set", "lineage"))
+        spec = spec_file("x.yaml", **dp(cap=9.0, **given), output={"path": str(tmp_path / place)}, lineage=lineage)
+        check_refusal(run("build", spec, "--local"), words)
+    assert not (tmp_path / "set-6").exists() and len(entries(tmp_path)) == 2
+
+
+def test_plan_states_noise_for_patients_of_several_classes(
+    spec_file: MakeSpec, dp: Dp, many: Path, tmp_path: Path
+) -> None:
+    alone = " ".join(run("plan", spec_file(**dp(population={"alpha": 40, "beta": 40}))).out.split())
+    table = pq.read_table(many)
+    shared = pa.array([f"P{number % 40}" for number in range(table.num_rows)])
+    pq.write_table(table.set_column(table.schema.get_field_index("patient_id"), "patient_id", shared), many)
+    planned = run("plan", spec_file(**dp(population={"alpha": 40, "beta": 40})))
+    text = " ".join(planned.out.split())
+    assert "patients have tiles of up to 2 classes, and noise is stated for 1" in text, planned.err
+    declared = " ".join(
+        run("plan", spec_file(**dp(population={"alpha": 40, "beta": 40}, classes_per_patient=2))).out.split()
+    )
+    assert "patients have tiles of up to" not in declared
+    noise = [float(re.search(r"alpha (\d\.\d+)", each).group(1)) for each in (alone, declared)]  # type: ignore[union-attr]
+    assert noise[1] == pytest.approx(noise[0] / weight(2), abs=0.02)
 
 
 def test_under_dp_the_set_depends_on_the_bank_through_the_release_alone(
