@@ -1,6 +1,7 @@
 """The command line. Bad input ends with one message and status 2, never a traceback.
 
-Exit codes: 0 done, 1 a fault was found or something failed, 2 bad input, 3 built but not complete, 130 interrupted.
+Exit codes: 0 done; 1 a fault was found, or something failed; 2 bad input; 3 built, but not complete, or a control of `audit` failed;
+4 stopped before the end: the same command may get further; 130 interrupted.
 """
 
 from __future__ import annotations

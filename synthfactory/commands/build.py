@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synthfactory.commands.common import EXIT_INCOMPLETE, fit, open_spec, say, spec_argument, warn, with_bank
+from synthfactory.commands.common import (
+    EXIT_INCOMPLETE,
+    EXIT_TO_GO_ON,
+    fit,
+    open_spec,
+    say,
+    spec_argument,
+    warn,
+    with_bank,
+)
 
 if TYPE_CHECKING:
     from synthfactory.spec.schema import Spec
@@ -52,6 +61,7 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
     from synthfactory.run.check_model import check_model
     from synthfactory.run.prepare import check_writable, standing_of
     from synthfactory.run.reach import check_reachable
+    from synthfactory.run.result import summary
 
     if local and (address or workers):
         raise click.UsageError("--local works in this one process; leave out --address and --workers")
@@ -76,10 +86,10 @@ def build(spec_file: str, workers: int | None, address: str | None, local: bool,
         use_lease=not no_lease,
         probe=_prober(address),
     )
-    for line in driver.summary(result, spec.output.path):
+    for line in summary(result, spec.output.path):
         click.echo(fit(line))
     if not result.complete:
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(EXIT_TO_GO_ON if result.to_go_on else EXIT_INCOMPLETE)
     click.echo(f"look at it: synthfactory preview {shlex.quote(spec.output.path)}")
 
 

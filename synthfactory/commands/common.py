@@ -19,7 +19,7 @@ from synthfactory.spec.text import printable
 if TYPE_CHECKING:
     from synthfactory.run.prepare import Prepared
 
-EXIT_FAULT, EXIT_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_FAULT, EXIT_INPUT, EXIT_INCOMPLETE, EXIT_TO_GO_ON, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
 spec_argument = click.argument("spec_file", metavar="SPEC.yaml")
 out_argument = click.argument("out", metavar="OUT")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from synthfactory.commands.common import EXIT_INCOMPLETE, fit, open_set, open_spec, say, with_bank
+from synthfactory.commands.common import EXIT_INCOMPLETE, EXIT_TO_GO_ON, fit, open_set, open_spec, say, with_bank
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
 from synthfactory.spec.text import shown
@@ -101,6 +101,7 @@ def _places(target: str, lineage: str | None) -> tuple[str, str, bool]:
 def _withdrawn(spec_file: str, patient: str, local: bool, no_tile: bool) -> None:
     from synthfactory.commands.build import pool_maker
     from synthfactory.run import driver
+    from synthfactory.run.result import summary
     from synthfactory.run.revoking import check_gone, withdraw
 
     prepared = open_spec(spec_file)
@@ -109,7 +110,7 @@ def _withdrawn(spec_file: str, patient: str, local: bool, no_tile: bool) -> None
         say(line)
     prepared = with_bank(open_spec(spec_file))  # opened anew: what was mapped of the bank went with the cache
     result = driver.build(prepared, pool_maker(local, None, None), say=say)
-    for line in driver.summary(result, prepared.spec.output.path):
+    for line in summary(result, prepared.spec.output.path):
         click.echo(fit(line))
     if not result.complete:
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(EXIT_TO_GO_ON if result.to_go_on else EXIT_INCOMPLETE)

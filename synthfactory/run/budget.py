@@ -21,11 +21,10 @@ def spent_before(lineage: Store) -> tuple[int, float]:
     were recorded.
     """
     calls, seconds = 0, 0.0
-    for path, _ in lineage.entries("runs"):
-        if not path.rpartition("/")[2].startswith(("unit-", "failed-")):
-            continue
+    notes = (path for path, _ in lineage.entries("runs") if path.rpartition("/")[2].startswith(("unit-", "failed-")))
+    for _, note in lineage.read_each(notes):
         try:
-            unit = json.loads(lineage.read(path))
+            unit = json.loads(note or b"")
             calls += int(unit["network_calls"])
             seconds += sum(map(float, unit["seconds"].values()))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -48,6 +47,11 @@ class RunBudget:
         """A spec's budget, less what earlier runs have spent."""
         calls, hours = spec.budget.network_calls, spec.budget.device_hours
         return cls(calls, hours, spent_before(lineage) if calls or hours else (0, 0.0))
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._calls is not None or self._hours is not None
 
     def grant(self, shard: int, least: int, most: int) -> bool:
         """Reserves up to `most` calls for a unit, at least `least` (without rejects) and more than were not enough before. False where

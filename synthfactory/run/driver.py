@@ -5,14 +5,10 @@ prepare -> lease -> lock and round (create-if-absent) -> verify and mend -> unit
 
 from __future__ import annotations
 
-import errno
-import json
-import math
 import secrets
 import time
-from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,63 +17,28 @@ from synthfactory.plan.lock import LOCK, joined, lock_yaml, read_lock, stated
 from synthfactory.plan.plan import Plan
 from synthfactory.plan.recipe import version_of
 from synthfactory.plan.rounds import Round, num_shards
-from synthfactory.plan.units import num_slots
 from synthfactory.report.card import croissant_json, dataset_card
+from synthfactory.run.at_work import PoolMaker, Say, run_units
 from synthfactory.run.belonging import begun, check_agrees, check_named
 from synthfactory.run.bound import bind, check_bound
-from synthfactory.run.budget import RunBudget, spent_before
+from synthfactory.run.budget import spent_before
 from synthfactory.run.conditioning import conditioning
 from synthfactory.run.keys import guard
 from synthfactory.run.nearest_real import laid_out
 from synthfactory.run.prepare import Prepared, Standing, expected_of, read_standing
-from synthfactory.run.progress import Progress, duration
-from synthfactory.run.task import FINGERPRINT, OUT_OF_BUDGET, Done, Failed, Pool, Setup, Task, Tick, UnitResult
+from synthfactory.run.result import BuildResult
+from synthfactory.run.task import FINGERPRINT, Setup
 from synthfactory.run.tasks import Tasks
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.manifest import append_round, dataset_json, put_if_changed, shards_txt
 from synthfactory.shards.mend import collect, discard, move_foreign, move_irregular, refuse_contradictions
 from synthfactory.shards.store import Store, open_store
-from synthfactory.shards.verify import Report, verify
+from synthfactory.shards.verify import DAMAGED, IRREGULAR, Report, verify
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
-MAX_STRIKES = 3  # exceptions of a unit's own
-MAX_DEATHS = 5  # of the process that worked on it
-MAX_SET_ASIDE = (
-    3  # units in a row, none made between: then it is not the units that fail, and no more are drawn in vain
-)
 WAIT_SEC = 2.0
-ALONE_SEC = 60.0
-MAX_READY = 16  # units whose conditions are prepared ahead
-
-PoolMaker = Callable[[Setup, Tick], Pool]
-Say = Callable[[str], None]
-
-
-@dataclass
-class BuildResult:
-    """How a build ended. `complete` is exit code 0; else 3."""
-
-    tiles: int
-    asked: int
-    shards: int
-    shortfall: int
-    set_aside: dict[int, str] = field(default_factory=dict)
-    short: Counter[int] = field(default_factory=Counter)  # shard -> how often its calls were too few
-    out_of_budget: str | None = None  # the limit of the spec that leaves too little
-    gave_up: bool = False
-    drawn: int = 0
-    rejected: int = 0  # candidates
-    rejects: Counter[str] = field(default_factory=Counter)  # their reasons, of which one candidate may have several
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # `condition`: the driver's own
-    wall_seconds: float = 0.0
-    network_calls: int = 0
-
-    @property
-    def complete(self) -> bool:
-        """Every slot filled and committed."""
-        return self.tiles == self.asked and not self.set_aside
 
 
 def derived_files(lock: dict[str, Any], rounds: tuple[Round, ...], commits: dict[int, Commit]) -> dict[str, bytes]:
@@ -181,7 +142,7 @@ def _build_leased(
         opened = time.perf_counter()
         tasks = Tasks(spec, rounds, conditioning(prepared, found, keys.conditions, lineage, version_of(lock)))
         result.seconds["condition"] += time.perf_counter() - opened
-        _run_units(tasks, setup, rounds, waiting, make_pool, lineage, result, say)
+        run_units(tasks, setup, rounds, waiting, make_pool, lineage, result, say)
         commits = list_commits(out)
     else:
         say("every shard is there: nothing to draw")
@@ -189,10 +150,11 @@ def _build_leased(
     result.shortfall = sum(len(indices) for commit in commits.values() for indices in commit.shortfall.values())
     for path, content in derived_files(lock, rounds, commits).items():
         put_if_changed(out, path, content)
+    report = verify(out, asked, expected_of(spec.name, rounds), full=False)
     if clean:
-        report = verify(out, asked, expected_of(spec.name, rounds), full=False)
         for line in collect(out, report):
             say(line)
+    result.faults = [f"{each.path} {each.message}" for each in report.findings if each.kind in (DAMAGED, IRREGULAR)]
     result.wall_seconds = time.monotonic() - began
     return result
 
@@ -242,159 +204,3 @@ def _mend(
         for line in collect(out, report):
             say(line)
         lineage.sweep()
-
-
-def _run_units(
-    tasks: Tasks,
-    setup: Setup,
-    rounds: tuple[Round, ...],
-    waiting: list[int],
-    make_pool: PoolMaker,
-    lineage: Store,
-    result: BuildResult,
-    say: Say,
-) -> None:
-    spec = setup.spec
-    tiles_to_draw = sum(num_slots(rounds, shard) for shard in waiting)
-    budget = RunBudget.of(spec, lineage)
-    strikes, deaths = Counter[int](), Counter[int]()
-    progress = Progress(tiles_to_draw, say=say)
-    try:
-        pool = make_pool(setup, progress.tick)
-    except BaseException:
-        progress.close()
-        raise
-    progress.begin()
-    progress.say(
-        f"{tiles_to_draw:,} tiles in {len(waiting):,} shard{'s' * (len(waiting) > 1)} to draw: {pool.describe()}"
-    )
-    alone: float | None = None  # since when no worker has been ready
-    queue, ready, busy, in_a_row = list(reversed(waiting)), deque[Task](), 0, 0
-
-    def prepare_one() -> None:
-        began = time.perf_counter()
-        ready.append(tasks.task(queue.pop()))
-        result.seconds["condition"] += time.perf_counter() - began
-
-    try:
-        while queue or ready or busy:
-            while (queue or ready) and pool.free() > 0 and not result.out_of_budget and not result.gave_up:
-                if not ready:
-                    prepare_one()
-                task = ready[0]
-                if not budget.grant(task.shard, *tasks.calls(task)):
-                    # Units at work may leave some of what is reserved for them.
-                    result.out_of_budget = None if busy else budget.short
-                    break
-                pool.submit(replace(ready.popleft(), calls_allowed=budget.allowance(task.shard)))
-                busy += 1
-            if not busy:
-                if pool.free() > 0 or result.out_of_budget or result.gave_up:
-                    break
-                alone = alone or time.monotonic()
-                if time.monotonic() - alone > ALONE_SEC:
-                    alone = math.inf  # said once
-                    progress.say(
-                        "no worker is ready; waiting for one (Ctrl-C leaves a state that the same command goes on from)"
-                    )
-            else:
-                alone = None
-            more = bool(queue) and len(ready) < min(busy, MAX_READY)
-            if more:  # the next units' conditions are there before a worker asks for them
-                prepare_one()
-            for event in pool.wait(0.0 if more else WAIT_SEC):
-                busy -= 1
-                if isinstance(event, Done):
-                    in_a_row = 0
-                    _record(event.result, setup, lineage, result, progress.say)
-                    unit, enough = event.result, event.result.outcome != OUT_OF_BUDGET
-                    budget.settle(unit.shard, unit.network_calls, sum(unit.seconds.values()), enough=enough)
-                    if not enough:  # again where others leave something of what they have; else the budget is spent
-                        queue.append(unit.shard)
-                else:
-                    _raise_if_full(event.error)
-                    tries = strikes[event.shard] + deaths[event.shard]
-                    budget.settle(event.shard, *_spent(event, tries, budget, setup, lineage))
-                    in_a_row += _strike(event, strikes, deaths, queue, result, progress.say)
-                    result.gave_up = in_a_row >= MAX_SET_ASIDE and bool(queue or ready)
-    finally:
-        progress.close()
-        pool.close()
-
-
-def _record(unit: UnitResult, setup: Setup, lineage: Store, result: BuildResult, say: Say) -> None:
-    body = json.dumps(vars(unit), sort_keys=True).encode() + b"\n"
-    name = f"unit-{unit.shard:06d}"
-    if unit.outcome == OUT_OF_BUDGET:  # it may be tried again, and both have cost calls
-        result.short[unit.shard] += 1
-        name = f"failed-{unit.shard:06d}-budget-{result.short[unit.shard]}"
-    lineage.put(f"runs/{setup.run_id}/{name}.json", body)
-    result.drawn += unit.candidates
-    result.network_calls += unit.network_calls
-    result.rejected += max(0, unit.candidates - unit.tiles)
-    result.rejects.update(unit.rejects)
-    for stage, seconds in unit.seconds.items():
-        result.seconds[stage] += seconds
-    asked = int(setup.lock["execution"]["batch_size"])
-    if unit.batch_size < asked:
-        say(
-            f"shard {unit.shard:06d}: memory was short, so it was drawn in batches of {unit.batch_size} instead of {asked}"
-        )
-
-
-def _spent(event: Failed, tries: int, budget: RunBudget, setup: Setup, lineage: Store) -> tuple[int, float]:
-    """(network calls, seconds) of a unit that failed, noted in LINEAGE. Of a process that is gone nobody knows: then all it was allowed."""
-    calls, seconds = getattr(event.error, "spent", (budget.allowance(event.shard) or 0, 0.0))
-    body = json.dumps({"shard": event.shard, "network_calls": calls, "seconds": {"sample": seconds}}, sort_keys=True)
-    lineage.put(f"runs/{setup.run_id}/failed-{event.shard:06d}-{tries}.json", body.encode() + b"\n")
-    return int(calls), float(seconds)
-
-
-def _raise_if_full(error: BaseException | None) -> None:
-    """A full or read-only disk is no fault of a unit: no other would fare better."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        raise error
-
-
-def _strike(
-    event: Failed, strikes: Counter[int], deaths: Counter[int], queue: list[int], result: BuildResult, say: Say
-) -> bool:
-    """Hands the unit out again, or sets it aside (True)."""
-    counter, limit = (deaths, MAX_DEATHS) if event.died else (strikes, MAX_STRIKES)
-    counter[event.shard] += 1
-    what = "its worker ended" if event.died else "it failed"
-    if counter[event.shard] >= limit:
-        result.set_aside[event.shard] = event.message
-        say(f"shard {event.shard:06d} set aside: {what} {limit} times, last with {event.message}")
-        return True
-    say(f"shard {event.shard:06d} is drawn again: {what} ({event.message})")
-    queue.append(event.shard)
-    return False
-
-
-def summary(result: BuildResult, where: str) -> list[str]:
-    """What a build says at its end."""
-    lines = [
-        f"{result.tiles:,} of {result.asked:,} tiles in {result.shards:,} shard{'s' * (result.shards > 1)} in {where}"
-    ]
-    if result.drawn:
-        rate = result.drawn / max(result.wall_seconds, 1e-9)
-        lines.append(
-            f"{result.drawn:,} candidates drawn in {duration(result.wall_seconds)} ({rate:.2f} a second), {result.rejected:,} rejected"
-        )
-        lines.extend(f"  {count:,} {reason}" for reason, count in result.rejects.most_common())
-    if result.shortfall:
-        lines.append(
-            f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they stay empty and are listed in the "
-            "commits: ask for more of those classes, or build into a new output with other screens"
-        )
-    if result.out_of_budget:
-        lines.append(
-            f"{result.out_of_budget} leaves too little for the next shard; raise it and run the same command to go on"
-        )
-    lines.extend(f"shard {shard:06d} was set aside: {message}" for shard, message in sorted(result.set_aside.items()))
-    if result.gave_up:
-        lines.append(f"{MAX_SET_ASIDE} shards in a row failed, so no more were drawn")
-    if result.set_aside:
-        lines.append("once that is mended, the same command goes on")
-    return lines

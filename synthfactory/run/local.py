@@ -18,6 +18,11 @@ class LocalPool:
         self._tick = tick
         self._waiting: list[Task] = []
 
+    @property
+    def workers(self) -> int:
+        """One."""
+        return 1
+
     def describe(self) -> str:
         """Who works, in words."""
         where = f"this process, without Ray, on {self._worker.device_name}"

@@ -20,11 +20,12 @@ from synthfactory.plan.cost import calls_per_tile
 from synthfactory.report.contact import contact_sheet
 from synthfactory.report.status import first_tiles
 from synthfactory.run.belonging import check_agrees
-from synthfactory.run.driver import BuildResult, build
+from synthfactory.run.driver import build
 from synthfactory.run.keys import guard
 from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import Prepared, check_writable, read_standing
 from synthfactory.run.progress import duration
+from synthfactory.run.result import BuildResult
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 

@@ -39,15 +39,29 @@ class Progress:
     ) -> None:
         self._total, self._say, self._clock, self._screened = total, say, clock, screened
         self._kept = self._drawn = self._rejected = 0
-        self._began = clock()
+        self._began = self._heard = clock()
         self._next_line = self._began + FIRST_LINE_SEC
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, unit="tile", dynamic_ncols=True, smoothing=0, file=sys.stderr)
 
+    @property
+    def drawn(self) -> int:
+        """Candidates so far."""
+        return self._drawn
+
+    @property
+    def silent_sec(self) -> float:
+        """Seconds since something was drawn, or said of that."""
+        return self._clock() - self._heard
+
+    def spoken(self) -> None:
+        """It was said that nothing is drawn."""
+        self._heard = self._clock()
+
     def begin(self) -> None:
         """Counts time from now: workers are ready."""
-        self._began = self._clock()
+        self._began = self._heard = self._clock()
         self._next_line = self._began + FIRST_LINE_SEC
         if self._bar is not None:
             self._bar.reset(total=self._total)
@@ -55,6 +69,8 @@ class Progress:
     def tick(self, drawn: int, rejected: int) -> None:
         """`drawn` more candidates, `rejected` of them dropped."""
         self._drawn += drawn
+        if drawn:
+            self._heard = self._clock()
         self._rejected += rejected
         kept = min(drawn - rejected, self._total - self._kept)
         self._kept += kept

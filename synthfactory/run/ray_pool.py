@@ -1,7 +1,8 @@
-"""Workers as Ray Core actors, on this machine or on a cluster (the only file beside submit.py that knows Ray).
+"""Workers as Ray Core actors, on this machine or on a cluster.
 
 Actors restart for ever (max_restarts=-1) and never repeat a call by themselves (max_task_retries=0): the driver hands a lost unit
-out again, and counts. Weights go by path; a task carries the conditions of its own unit only.
+out again, and counts. A worker whose unit raised gets a new process, since what a GPU raises once it may raise for ever, and waits the
+longer the more of its units failed in a row. Weights go by path; a task carries the conditions of its own unit only.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ import ray.exceptions
 
 from synthfactory.run.probe import probe_batch
 from synthfactory.run.task import Done, Failed, Setup, Task, Tick, UnitResult
-from synthfactory.run.worker import Worker
+from synthfactory.run.worker import ChangedError, Worker
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 
 POLL_SEC = 0.5
-FAULT_SEC = 60.0  # before a worker that could not load what others could is asked again
+FAULT_SEC = 60.0  # before a worker that could not load what others could, or failed twice in a row, is asked again
+MOST_FAULT_SEC = 900.0
 LOAD_SEC = 600.0  # in which one worker must have loaded the model, where every one ended MOST_ENDED times while it did
 MOST_ENDED = 3
 WAKE_SEC = 1.0  # between questions to a worker that is being restarted
@@ -49,11 +51,11 @@ class _Actor:
         self._drawn += drawn
         self._rejected += rejected
 
-    def ready(self) -> str:
-        """Loads the model; returns the device's name."""
+    def ready(self) -> tuple[str, str]:
+        """Loads the model; returns the names of the device and of the node."""
         if self._worker is None:
             self._worker = Worker(self._setup)
-        return self._worker.device_name
+        return self._worker.device_name, str(ray.util.get_node_ip_address())
 
     def run(self, task: Task) -> UnitResult:
         """Works through one unit."""
@@ -131,13 +133,19 @@ class RayPool:
         )
         cpus = 1 if address is None else threads
         kind = ray.remote(
-            num_gpus=min(1.0, gpus / self._count) if gpus else 0,
+            # On a cluster whole GPUs: where there are fewer than workers yet, more may join.
+            num_gpus=(1.0 if address else min(1.0, gpus / self._count)) if gpus else 0,
             num_cpus=0 if gpus else cpus,
             max_restarts=-1,
             max_task_retries=0,
             max_concurrency=2,  # the second thread answers progress()
         )(_Actor)
         self._where = f"Ray at {address}" if address else "Ray on this machine"
+        self._on_cluster = address is not None
+        self._began, self._told_pending = time.monotonic(), False
+        self._places: dict[int, str] = {}  # worker -> node, of those that have been ready
+        self._refused: dict[int, InputError] = {}  # what workers say that could not load
+        self._faults = Counter[int]()  # units of a worker that failed in a row
         self._actors = {number: kind.remote(setup) for number in range(self._count)}
         self._seen = dict.fromkeys(self._actors, (0, 0))
         self._idle: list[int] = []
@@ -170,6 +178,16 @@ class RayPool:
         except BaseException:
             self.close()
             raise
+        for number, error in self._refused.items():
+            self._say_absent(number, str(error))
+
+    def _say_absent(self, number: int, why: str) -> None:
+        self._say(f"worker {number + 1} of {self._count} cannot work: {why}; it is asked again now and then")
+
+    @property
+    def workers(self) -> int:
+        """Actors."""
+        return self._count
 
     def _wake(self, timeout_sec: float) -> None:
         """Notes the workers that are ready now. One that is being restarted is asked again, and given nothing meanwhile."""
@@ -183,16 +201,30 @@ class RayPool:
         done, _ = ray.wait(list(self._waking), num_returns=len(self._waking), timeout=timeout_sec)
         for call in done:
             self._met(call, self._waking.pop(call))
+        pending = [number for number in self._waking.values() if number not in self._places]
+        if pending and self._idle and not self._told_pending and time.monotonic() - self._began > FAULT_SEC:
+            self._told_pending = True
+            self._say(
+                f"{len(pending)} of {self._count} workers have not started yet; Ray may have no GPU or core for them, or they load slowly"
+            )
 
     def _met(self, call: Any, number: int) -> None:
         try:
-            self._device = str(ray.get(call))
+            self._device, self._places[number] = ray.get(call)
+            self._refused.pop(number, None)
             self._idle.append(number)
         except ray.exceptions.RayTaskError as error:  # what is wrong with spec, model or machine
             if isinstance(error.cause, InputError):
-                raise InputError(str(error.cause)) from None
-            if self._device is None:
+                told = number in self._refused
+                self._refused[number] = InputError(str(error.cause))
+                if 2 * len(self._refused) >= self._count:
+                    raise self._refused[number] from None
+                if self._device is not None and not told:
+                    self._say_absent(number, str(error.cause))
+            elif self._device is None:
                 raise
+            else:
+                self._say_absent(number, f"{type(error.cause).__name__}: {error.cause}")
             self._absent.append((time.monotonic() + FAULT_SEC, number))  # others work: this machine's own fault
         except ray.exceptions.RayError as error:  # its process or node is away
             self._lost = type(error).__name__
@@ -229,15 +261,31 @@ class RayPool:
             result = ray.get(call)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, InputError):
+            if isinstance(cause, ChangedError):
                 raise InputError(str(cause)) from None
-            self._idle.append(number)
-            return Failed(shard, f"{type(cause).__name__}: {cause}", died=False, error=cause)
+            self._bench(number, restart=not isinstance(cause, InputError | OSError))
+            said = str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
+            return Failed(shard, said, died=False, error=cause, worker=number, where=self._place(number))
         except ray.exceptions.RayError as error:  # the worker's process, its node, or the connection to it ended
             self._absent.append((time.monotonic() + WAKE_SEC, number))
-            return Failed(shard, type(error).__name__, died=True)
+            return Failed(shard, type(error).__name__, died=True, worker=number, where=self._place(number))
         self._idle.append(number)
-        return Done(result)
+        self._faults[number] = 0
+        return Done(result, number)
+
+    def _place(self, number: int) -> str:
+        return f"{self._places.get(number, 'an unknown node')}, worker {number + 1}" if self._on_cluster else ""
+
+    def _bench(self, number: int, *, restart: bool) -> None:
+        """Nothing for this worker until it has loaded anew; the longer, the more of its units failed in a row, where there are others."""
+        self._faults[number] += 1
+        wait_sec = WAKE_SEC
+        if self._faults[number] > 1 and self._count > 1:
+            wait_sec = min(MOST_FAULT_SEC, FAULT_SEC * 2.0 ** (self._faults[number] - 2))
+        if restart:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(self._actors[number], no_restart=False)
+        self._absent.append((time.monotonic() + wait_sec, number))
 
     def _report(self) -> None:
         self._reported = time.monotonic()

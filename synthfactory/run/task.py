@@ -72,9 +72,10 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class Done:
-    """A unit is committed."""
+    """A unit is committed, by the worker of this number."""
 
     result: UnitResult
+    worker: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,16 @@ class Failed:
     message: str
     died: bool
     error: BaseException | None = None
+    worker: int = 0
+    where: str = ""  # the worker's node, where there are several
 
 
 class Pool(Protocol):
     """A set of workers, one unit at a time each."""
+
+    @property
+    def workers(self) -> int:
+        """How many they are meant to be."""
 
     def describe(self) -> str:
         """Who works, in words."""

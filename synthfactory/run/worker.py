@@ -31,6 +31,10 @@ from synthfactory.shards.tarfmt import write_shard
 from synthfactory.spec.errors import InputError
 
 
+class ChangedError(InputError):
+    """The set is another than the build began with: no worker may go on."""
+
+
 class Worker:
     """Holds the model and both stores; `run` makes one shard."""
 
@@ -179,7 +183,7 @@ class Worker:
         mine = self.setup.lock["recipe"]["class_banks"]
         now = read_lock(self._out.read(LOCK))["recipe"]["class_banks"]
         if any(now.get(name, mac) != mac for name, mac in mine.items()):
-            raise InputError(
+            raise ChangedError(
                 f"{self.setup.spec.output.path}: its bank was changed while this build was at work (synthfactory revoke does so); nothing "
                 "more is drawn from the old one, so run the command again"
             )

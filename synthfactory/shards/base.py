@@ -11,7 +11,7 @@ import re
 import secrets
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +48,7 @@ class Store(ABC):
     """Objects by relative POSIX path. Every method raises ValueError for a path that leaves the store."""
 
     place: str
+    at_once = 1  # threads that may call it, and gain by it
 
     @abstractmethod
     def read(self, path: str, *, through_links: bool = False) -> bytes:
@@ -55,6 +56,17 @@ class Store(ABC):
 
         `through_links` reads the file that a link leads to, where links exist at all.
         """
+
+    def read_each(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        """(path, the whole object or None where there is no such file) in order; stores that answer slowly are asked several at a time."""
+        for path in paths:
+            yield path, self._there(path)
+
+    def _there(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except (FileNotFoundError, NotAFileError):
+            return None
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, or fewer where the object ends before; FileNotFoundError where there is none."""

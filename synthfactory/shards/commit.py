@@ -8,6 +8,7 @@ may be damaged and discarded between the look and the deletion. The check that e
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import re
@@ -167,9 +168,11 @@ def _is_count(value: object) -> bool:
 def list_commits(store: Store) -> dict[int, Commit]:
     """All whole commits by shard; damaged ones are left out (verify names them)."""
     found = {}
-    for path, _ in store.entries("commits"):
+    for path, data in store.read_each(
+        path for path, _ in store.entries("commits") if shard_of_commit(path) is not None
+    ):
         shard = shard_of_commit(path)
-        commit = None if shard is None else standing_commit(store, shard)
-        if commit is not None:
-            found[commit.shard] = commit
+        if data is not None and shard is not None:
+            with contextlib.suppress(DamagedCommitError):
+                found[shard] = parse_commit(data, shard)
     return dict(sorted(found.items()))

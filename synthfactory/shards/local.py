@@ -35,6 +35,8 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 class LocalStore(Store):
     """A folder, made at the first write."""
 
+    at_once = 16
+
     def __init__(self, place: str) -> None:
         self.place = place
         self.root = Path(os.path.abspath(os.path.expanduser(place)))

@@ -12,7 +12,9 @@ import inspect
 import sys
 import time
 from asyncio import TimeoutError as AsyncTimeoutError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -26,6 +28,7 @@ from synthfactory.spec.errors import InputError
 ATTEMPTS = 6
 OPENING_ATTEMPTS = 2
 PROBES = 8
+READERS = 32  # small objects that are read at once
 FIRST_PAUSE_SEC = 0.2
 PART_BYTES = 8 << 20  # of a multipart upload: bounds the memory that sending a large tar takes
 
@@ -79,6 +82,7 @@ class RemoteStore(Store):
             self.place, use_listings_cache=False, skip_instance_cache=True, **_client_options(scheme)
         )
         self.root = root.rstrip("/")
+        self.at_once = READERS if isinstance(self.fs, AsyncFileSystem) else 1
         protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
         self._is_s3 = "s3" in protocols
         if not reading and "memory" in protocols:
@@ -148,7 +152,17 @@ class RemoteStore(Store):
         raise AssertionError("unreachable")
 
     def read(self, path: str, *, through_links: bool = False) -> bytes:
-        return bytes(self._tried(f"read {path}", lambda: self.fs.cat_file(self._at(path))))
+        whole = {"max_concurrency": 1} if self._is_s3 else {}  # else s3fs asks for the size first
+        return bytes(self._tried(f"read {path}", lambda: self.fs.cat_file(self._at(path), **whole)))
+
+    def read_each(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        if self.at_once == 1:
+            yield from super().read_each(paths)
+            return
+        waiting = iter(paths)
+        with ThreadPoolExecutor(self.at_once) as pool:
+            while some := list(islice(waiting, 16 * self.at_once)):
+                yield from zip(some, pool.map(self._there, some), strict=True)
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         def once() -> bytes:

@@ -5,9 +5,11 @@ Keys are unique over the set because every shard's keys are compared with the li
 
 from __future__ import annotations
 
+import os
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -155,22 +157,23 @@ def verify(
         if folder in present:
             raise InputError(f"{store.place}/{folder}: is a file or a link, not a folder; put the folder itself there")
     odd = {path: what for path, what in store.irregular().items() if _belongs(path)}
-    for path in sorted(present.keys() - odd.keys()):
-        shard = shard_of_commit(path)
-        if shard is not None:
-            _commit(store, shard, num_shards, report)
+    _commits(store, sorted(present.keys() - odd.keys()), num_shards, report)
     _missing(present.keys() | odd.keys(), num_shards, report)
     _irregular(odd, num_shards, report)
-    for shard, commit in sorted(report.commits.items()):
-        if shard in report.to_rebuild:
-            continue  # an object of it is no file
+    odd_ones = report.to_rebuild  # an object of them is no file
+    whole = [commit for shard, commit in sorted(report.commits.items()) if shard not in odd_ones]
+
+    def looked_at(commit: Commit) -> Finding | None:
         try:
-            problem = _shard_problem(store, commit, present, expected(shard), full, stated)
+            problem = _shard_problem(store, commit, present, expected(commit.shard), full, stated)
         except ContradictionError as error:
-            report.findings.append(Finding(CONTRADICTS, commit.objects[0], str(error)))
-            problem = None
-        if problem:
-            report.findings.append(Finding(DAMAGED, problem[0], problem[1], shard))
+            return Finding(CONTRADICTS, commit.objects[0], str(error))
+        return Finding(DAMAGED, problem[0], problem[1], commit.shard) if problem else None
+
+    threads = min(store.at_once, os.cpu_count() or 1) if full else 1
+    for finding in _several_at_once(looked_at, whole, threads) if threads > 1 else map(looked_at, whole):
+        if finding is not None:
+            report.findings.append(finding)
         tick()
     referenced = {path for commit in report.commits.values() for path in commit.objects}
     report.findings.extend(_others(_beside(present, odd), referenced, num_shards))
@@ -186,17 +189,41 @@ def verify(
     return report
 
 
-def _commit(store: Store, shard: int, num_shards: int, report: Report) -> None:
-    path = commit_path(shard)
-    if shard >= num_shards:
-        report.findings.append(Finding(FOREIGN, path, f"no round has shard {shard}"))
-        return
+def _several_at_once(
+    look: Callable[[Commit], Finding | None], commits: Sequence[Commit], threads: int
+) -> Iterator[Finding | None]:
+    """What `look` finds, in order; hashing and decoding leave Python's lock, so threads share the cores (and a store's delays)."""
+    waiting, at_work = iter(commits), deque[Future[Finding | None]]()
+    pool = ThreadPoolExecutor(threads)
     try:
-        report.commits[shard] = parse_commit(store.read(path), shard)
-    except DamagedCommitError:
-        report.findings.append(Finding(DAMAGED, path, "is not a whole commit", shard))
-    except FileNotFoundError:
-        report.findings.append(Finding(MISSING, path, "went away while it was looked at", shard))
+        while True:
+            for commit in islice(waiting, 2 * threads - len(at_work)):
+                at_work.append(pool.submit(look, commit))
+            if not at_work:
+                return
+            yield at_work.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _commits(store: Store, paths: Sequence[str], num_shards: int, report: Report) -> None:
+    ours = []
+    for path in paths:
+        shard = shard_of_commit(path)
+        if shard is not None and shard >= num_shards:
+            report.findings.append(Finding(FOREIGN, path, f"no round has shard {shard}"))
+        elif shard is not None:
+            ours.append(path)
+    for path, data in store.read_each(ours):
+        shard = shard_of_commit(path)
+        assert shard is not None
+        try:
+            if data is None:
+                report.findings.append(Finding(MISSING, path, "went away while it was looked at", shard))
+            else:
+                report.commits[shard] = parse_commit(data, shard)
+        except DamagedCommitError:
+            report.findings.append(Finding(DAMAGED, path, "is not a whole commit", shard))
 
 
 def _belongs(path: str) -> bool:

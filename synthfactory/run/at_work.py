@@ -1,0 +1,227 @@
+"""Units to workers: hands them out, counts what comes back, draws again what was lost, and never waits for one worker alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from synthfactory.plan.rounds import Round
+from synthfactory.plan.units import num_slots
+from synthfactory.run.budget import RunBudget
+from synthfactory.run.failing import Failures
+from synthfactory.run.progress import Progress, duration
+from synthfactory.run.result import BuildResult
+from synthfactory.run.task import OUT_OF_BUDGET, Done, Pool, Setup, Task, Tick, UnitResult
+from synthfactory.run.tasks import Tasks
+from synthfactory.shards.store import Store
+from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import counted
+
+WAIT_SEC = 2.0
+ALONE_SEC = 60.0
+SILENT_SEC = 300.0  # without a tile: then somebody should look at what is at work
+LONG_SEC, LONG_TIMES, FEW_DONE = (
+    120.0,
+    3.0,
+    3,
+)  # a unit takes long that takes so many times the median of so many that are done
+MAX_READY = 16  # units whose conditions are prepared ahead
+
+PoolMaker = Callable[[Setup, Tick], Pool]
+Say = Callable[[str], None]
+
+
+@dataclass
+class AtWork:
+    """Units that were handed out and are not made yet: since when, and on how many workers each."""
+
+    tasks: dict[int, tuple[Task, float]] = field(default_factory=dict)
+    copies: Counter[int] = field(default_factory=Counter)
+    took: list[float] = field(default_factory=list)  # seconds of those that were made
+
+    def begin(self, task: Task) -> None:
+        """A worker has it."""
+        self.tasks.setdefault(task.shard, (task, time.monotonic()))
+        self.copies[task.shard] += 1
+
+    def end(self, shard: int, *, made: bool) -> bool:
+        """A worker has ended. Whether that decides the unit: not where it was made by another before, or where another has it still."""
+        self.copies[shard] -= 1
+        if shard not in self.tasks or not (made or self.copies[shard] == 0):
+            return False
+        _, began = self.tasks.pop(shard)
+        if made:
+            self.took.append(time.monotonic() - began)
+        return True
+
+    def seconds(self, shard: int) -> float:
+        """Since it was handed out."""
+        return time.monotonic() - self.tasks[shard][1] if shard in self.tasks else 0.0
+
+    def slowest(self) -> int | None:
+        """The unit that was handed out first."""
+        return min(self.tasks, key=lambda shard: self.tasks[shard][1], default=None)
+
+    def straggler(self) -> Task | None:
+        """One that takes far longer than others did, and that one worker alone has."""
+        shard = self.slowest()
+        if shard is None or len(self.took) < FEW_DONE or self.copies[shard] > 1:
+            return None
+        limit = max(LONG_SEC, LONG_TIMES * statistics.median(self.took))
+        return self.tasks[shard][0] if self.seconds(shard) > limit else None
+
+
+def run_units(
+    tasks: Tasks,
+    setup: Setup,
+    rounds: tuple[Round, ...],
+    waiting: list[int],
+    make_pool: PoolMaker,
+    lineage: Store,
+    result: BuildResult,
+    say: Say,
+) -> None:
+    """Has every waiting shard made, as far as it can be; `result` says what became of them."""
+    tiles_to_draw = sum(num_slots(rounds, shard) for shard in waiting)
+    budget = RunBudget.of(setup.spec, lineage)
+    progress = Progress(tiles_to_draw, say=say)
+    try:
+        pool = make_pool(setup, progress.tick)
+    except BaseException:
+        progress.close()
+        raise
+    progress.begin()
+    progress.say(f"{counted(tiles_to_draw, 'tile')} in {counted(len(waiting), 'shard')} to draw: {pool.describe()}")
+    failures = Failures(pool.workers, result, progress.say)
+    alone: float | None = None  # since when no worker has been ready
+    queue, ready, at_work, busy = deque(waiting), deque[Task](), AtWork(), 0
+
+    def prepare_one() -> None:
+        began = time.perf_counter()
+        ready.append(tasks.task(queue.popleft()))
+        result.seconds["condition"] += time.perf_counter() - began
+
+    def hand_out(task: Task) -> None:
+        nonlocal busy
+        at_work.begin(task)
+        pool.submit(replace(task, calls_allowed=budget.allowance(task.shard)))
+        busy += 1
+
+    try:
+        while queue or ready or at_work.tasks:
+            while (queue or ready) and pool.free() > 0 and not result.out_of_budget and not result.gave_up:
+                if not ready:
+                    prepare_one()
+                if not budget.grant(ready[0].shard, *tasks.calls(ready[0])):
+                    # Units at work may leave some of what is reserved for them.
+                    result.out_of_budget = None if busy else budget.short
+                    break
+                hand_out(ready.popleft())
+            if not (queue or ready) and pool.free() > 0 and not budget.limited:
+                long = at_work.straggler()
+                if long is not None:  # its worker may hang; a commit is safe with two
+                    took = duration(at_work.seconds(long.shard))
+                    progress.say(f"shard {long.shard:06d} takes long ({took}): another worker draws it as well")
+                    hand_out(long)
+            if not busy:
+                if pool.free() > 0 or result.out_of_budget or result.gave_up:
+                    break
+                alone = alone or time.monotonic()
+                if time.monotonic() - alone > ALONE_SEC:
+                    alone = math.inf  # said once
+                    progress.say(
+                        "no worker is ready; waiting for one (Ctrl-C leaves a state that the same command goes on from)"
+                    )
+            else:
+                alone = None
+            more = bool(queue) and len(ready) < min(busy, MAX_READY)
+            if more:  # the next units' conditions are there before a worker asks for them
+                prepare_one()
+            for event in pool.wait(0.0 if more else WAIT_SEC):
+                busy -= 1
+                if isinstance(event, Done):
+                    failures.made(event.worker)
+                    unit, enough = event.result, event.result.outcome != OUT_OF_BUDGET
+                    if not at_work.end(unit.shard, made=enough):
+                        continue  # another worker was faster
+                    budget.settle(unit.shard, unit.network_calls, sum(unit.seconds.values()), enough=enough)
+                    _record(unit, setup, lineage, result, progress.say, must=budget.limited)
+                    if not enough:  # again where others leave something of what they have; else the budget is spent
+                        queue.appendleft(unit.shard)
+                else:
+                    seconds, task = at_work.seconds(event.shard), at_work.tasks.get(event.shard, (None, 0.0))[0]
+                    if at_work.end(event.shard, made=False) and task is not None:
+                        most = budget.allowance(event.shard) or tasks.calls(task)[0]
+                        spent = getattr(event.error, "spent", (most, seconds))  # of a process that is gone nobody knows
+                        budget.settle(event.shard, *spent)
+                        _note(setup, lineage, f"failed-{event.shard:06d}-{failures.tries(event.shard)}", *spent)
+                        failures.failed(event, queue)
+            _say_silence(progress, at_work)
+    finally:
+        _note_stopped(tasks, at_work, budget, progress.drawn - result.drawn, setup, lineage)
+        progress.close()
+        pool.close()
+
+
+def _say_silence(progress: Progress, at_work: AtWork) -> None:
+    shard = at_work.slowest()
+    if shard is not None and progress.silent_sec > SILENT_SEC:
+        took = duration(at_work.seconds(shard))
+        progress.spoken()
+        progress.say(
+            f"no tile was drawn for {duration(SILENT_SEC)}; {counted(len(at_work.tasks), 'shard')} at work, {shard:06d} for {took}"
+        )
+
+
+def _record(
+    unit: UnitResult, setup: Setup, lineage: Store, result: BuildResult, say: Say, *, must: bool = False
+) -> None:
+    """Counts a unit, and notes it in LINEAGE. Where no budget rests on the note (`must`) the build goes on without it."""
+    body = json.dumps(vars(unit), sort_keys=True).encode() + b"\n"
+    name = f"unit-{unit.shard:06d}"
+    if unit.outcome == OUT_OF_BUDGET:  # it may be tried again, and both have cost calls
+        result.short[unit.shard] += 1
+        name = f"failed-{unit.shard:06d}-budget-{result.short[unit.shard]}"
+    result.drawn += unit.candidates
+    result.network_calls += unit.network_calls
+    result.rejected += max(0, unit.candidates - unit.tiles)
+    result.rejects.update(unit.rejects)
+    for stage, seconds in unit.seconds.items():
+        result.seconds[stage] += seconds
+    asked = int(setup.lock["execution"]["batch_size"])
+    if unit.batch_size < asked:
+        say(
+            f"shard {unit.shard:06d}: memory was short, so it was drawn in batches of {unit.batch_size} instead of {asked}"
+        )
+    try:
+        lineage.put(f"runs/{setup.run_id}/{name}.json", body)
+    except (OSError, InputError) as error:
+        if must:
+            raise
+        say(f"shard {unit.shard:06d} is committed, but what it cost could not be noted ({error})")
+
+
+def _note(setup: Setup, lineage: Store, name: str, calls: int, seconds: float) -> None:
+    body = json.dumps({"network_calls": int(calls), "seconds": {"sample": float(seconds)}}, sort_keys=True)
+    lineage.put(f"runs/{setup.run_id}/{name}.json", body.encode() + b"\n")
+
+
+def _note_stopped(tasks: Tasks, at_work: AtWork, budget: RunBudget, drawn: int, setup: Setup, lineage: Store) -> None:
+    """What units that were stopped in their midst have cost: what was drawn of them, and a batch of each that nobody has counted yet."""
+    if not at_work.tasks:
+        return
+    each = max(math.ceil(tasks.calls(task)[0] / max(1, len(task.slots))) for task, _ in at_work.tasks.values())
+    calls = each * (max(0, drawn) + int(setup.lock["execution"]["batch_size"]) * len(at_work.tasks))
+    allowed = [budget.allowance(shard) for shard in at_work.tasks]
+    most = sum(number for number in allowed if number is not None) if None not in allowed else calls
+    try:
+        _note(
+            setup, lineage, "failed-stopped", min(calls, most), sum(at_work.seconds(shard) for shard in at_work.tasks)
+        )
+    except (OSError, InputError):
+        return  # what stopped the build is said, and not this

@@ -1,0 +1,71 @@
+"""How a build ended, and what it says at its end."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from synthfactory.run.progress import duration
+from synthfactory.spec.text import counted
+
+MAX_SET_ASIDE = (
+    3  # units in a row, none made between: then it is not the units that fail, and no more are drawn in vain
+)
+
+
+@dataclass
+class BuildResult:
+    """How a build ended. `complete` is exit code 0; `to_go_on` 4 (the same command may get further), else 3 (some slots stay empty)."""
+
+    tiles: int
+    asked: int
+    shards: int
+    shortfall: int
+    set_aside: dict[int, str] = field(default_factory=dict)
+    short: Counter[int] = field(default_factory=Counter)  # shard -> how often its calls were too few
+    out_of_budget: str | None = None  # the limit of the spec that leaves too little
+    gave_up: bool = False
+    faults: list[str] = field(default_factory=list)  # what the check at the end found of shards that were committed
+    drawn: int = 0
+    rejected: int = 0  # candidates
+    rejects: Counter[str] = field(default_factory=Counter)  # their reasons, of which one candidate may have several
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # `condition`: the driver's own
+    wall_seconds: float = 0.0
+    network_calls: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Every slot filled and committed."""
+        return self.tiles == self.asked and not self.to_go_on
+
+    @property
+    def to_go_on(self) -> bool:
+        """Something was left that the same command may still make."""
+        return bool(self.set_aside or self.out_of_budget or self.gave_up or self.faults)
+
+
+def summary(result: BuildResult, where: str) -> list[str]:
+    """What a build says at its end."""
+    lines = [f"{result.tiles:,} of {result.asked:,} tiles in {counted(result.shards, 'shard')} in {where}"]
+    if result.drawn:
+        rate = result.drawn / max(result.wall_seconds, 1e-9)
+        lines.append(
+            f"{result.drawn:,} candidates drawn in {duration(result.wall_seconds)} ({rate:.2f} a second), {result.rejected:,} rejected"
+        )
+        lines.extend(f"  {count:,} {reason}" for reason, count in result.rejects.most_common())
+    if result.shortfall:
+        lines.append(
+            f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they stay empty and are listed in the "
+            "commits: ask for more of those classes, or build into a new output with other screens"
+        )
+    if result.out_of_budget:
+        lines.append(
+            f"{result.out_of_budget} leaves too little for the next shard; raise it and run the same command to go on"
+        )
+    lines.extend(f"shard {shard:06d} was set aside: {message}" for shard, message in sorted(result.set_aside.items()))
+    if result.gave_up:
+        lines.append(f"{MAX_SET_ASIDE} shards in a row failed, so no more were drawn")
+    lines.extend(f"damaged since it was committed: {fault}" for fault in result.faults)
+    if result.set_aside or result.faults:
+        lines.append("once that is mended, the same command goes on")
+    return lines
