@@ -7,8 +7,9 @@ import math
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from synthfactory.plan.rounds import Round
 from synthfactory.plan.units import num_slots
@@ -159,7 +160,9 @@ def run_units(
                         most = budget.allowance(event.shard) or tasks.calls(task)[0]
                         spent = getattr(event.error, "spent", (most, seconds))  # of a process that is gone nobody knows
                         budget.settle(event.shard, *spent)
-                        _note(setup, lineage, f"failed-{event.shard:06d}-{failures.tries(event.shard)}", *spent)
+                        name = f"failed-{event.shard:06d}-{failures.tries(event.shard)}"
+                        told = None if budget.limited else progress.say
+                        _note(lineage, f"runs/{setup.run_id}/{name}.json", _cost(*spent), told)
                         failures.failed(event, queue)
             _say_silence(progress, at_work)
     finally:
@@ -182,7 +185,6 @@ def _record(
     unit: UnitResult, setup: Setup, lineage: Store, result: BuildResult, say: Say, *, must: bool = False
 ) -> None:
     """Counts a unit, and notes it in LINEAGE. Where no budget rests on the note (`must`) the build goes on without it."""
-    body = json.dumps(vars(unit), sort_keys=True).encode() + b"\n"
     name = f"unit-{unit.shard:06d}"
     if unit.outcome == OUT_OF_BUDGET:  # it may be tried again, and both have cost calls
         result.short[unit.shard] += 1
@@ -198,17 +200,21 @@ def _record(
         say(
             f"shard {unit.shard:06d}: memory was short, so it was drawn in batches of {unit.batch_size} instead of {asked}"
         )
+    _note(lineage, f"runs/{setup.run_id}/{name}.json", vars(unit), None if must else say)
+
+
+def _note(lineage: Store, path: str, values: Mapping[str, Any], say: Say | None) -> None:
+    """Notes what was spent. Where no budget rests on it, `say` says that it could not be, and nothing else comes of that."""
     try:
-        lineage.put(f"runs/{setup.run_id}/{name}.json", body)
+        lineage.put(path, json.dumps(values, sort_keys=True).encode() + b"\n")
     except (OSError, InputError) as error:
-        if must:
+        if say is None:
             raise
-        say(f"shard {unit.shard:06d} is committed, but what it cost could not be noted ({error})")
+        say(f"what was spent could not be noted ({error}); a budget of later builds will not count it")
 
 
-def _note(setup: Setup, lineage: Store, name: str, calls: int, seconds: float) -> None:
-    body = json.dumps({"network_calls": int(calls), "seconds": {"sample": float(seconds)}}, sort_keys=True)
-    lineage.put(f"runs/{setup.run_id}/{name}.json", body.encode() + b"\n")
+def _cost(calls: float, seconds: float) -> dict[str, Any]:
+    return {"network_calls": int(calls), "seconds": {"sample": float(seconds)}}
 
 
 def _note_stopped(tasks: Tasks, at_work: AtWork, budget: RunBudget, drawn: int, setup: Setup, lineage: Store) -> None:
@@ -219,9 +225,6 @@ def _note_stopped(tasks: Tasks, at_work: AtWork, budget: RunBudget, drawn: int, 
     calls = each * (max(0, drawn) + int(setup.lock["execution"]["batch_size"]) * len(at_work.tasks))
     allowed = [budget.allowance(shard) for shard in at_work.tasks]
     most = sum(number for number in allowed if number is not None) if None not in allowed else calls
-    try:
-        _note(
-            setup, lineage, "failed-stopped", min(calls, most), sum(at_work.seconds(shard) for shard in at_work.tasks)
-        )
-    except (OSError, InputError):
-        return  # what stopped the build is said, and not this
+    seconds = sum(at_work.seconds(shard) for shard in at_work.tasks)
+    # What stopped the build is said, and not whether this could be noted.
+    _note(lineage, f"runs/{setup.run_id}/failed-stopped.json", _cost(min(calls, most), seconds), lambda text: None)

@@ -20,6 +20,7 @@ from synthfactory.plan.cost import calls_per_tile
 from synthfactory.report.contact import contact_sheet
 from synthfactory.report.status import first_tiles
 from synthfactory.run.belonging import check_agrees
+from synthfactory.run.budget import spent_before
 from synthfactory.run.driver import build
 from synthfactory.run.keys import guard
 from synthfactory.run.local import LocalPool
@@ -150,12 +151,14 @@ def _figures(
         f"  {duration(seconds / 1.2 / workers)} to {duration(seconds * 1.2 / workers)} on {workers} "
         f"worker{'s' * (workers > 1)} like this one"
     )
-    limit = spec.budget.network_calls
-    if limit is not None and calls > limit:
-        yield f"warning: budget.network_calls is {limit:,}; with these rejects the set needs {calls - limit:,.0f} more"
-    hours = spec.budget.device_hours
-    if hours is not None and seconds / 3600 > hours:
-        yield f"warning: budget.device_hours is {hours:g}; with these rejects the set needs {seconds / 3600 - hours:.3g} more"
+    limit, hours = spec.budget.network_calls, spec.budget.device_hours
+    before, before_sec = spent_before(lineage) if limit or hours else (0, 0.0)
+    if limit is not None and calls + before > limit:
+        more = calls + before - limit
+        yield f"warning: budget.network_calls is {limit:,}; with these rejects the set needs {more:,.0f} more"
+    if hours is not None and (seconds + before_sec) / 3600 > hours:
+        more = (seconds + before_sec) / 3600 - hours
+        yield f"warning: budget.device_hours is {hours:g}; with these rejects the set needs {more:.3g} more"
     for name, entry in found.items():
         lost = missing[name] * forecast[name][1]
         if not entry.kept:

@@ -18,10 +18,11 @@ from tinymodel import make_bank_file
 
 from synthfactory.plan.plan import Plan
 from synthfactory.report.status import first_tiles
-from synthfactory.run import belonging, driver
+from synthfactory.run import at_work, belonging, driver
 from synthfactory.run.budget import RunBudget, spent_before
 from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import prepare
+from synthfactory.run.result import BuildResult
 from synthfactory.run.task import OUT_OF_BUDGET, UnitResult
 from synthfactory.shards.local import LocalStore
 from synthfactory.shards.reader import iter_tiles
@@ -248,10 +249,10 @@ def test_a_unit_that_was_allowed_too_little_waits_for_what_others_give_back() ->
 def test_calls_of_every_try_of_a_unit_count_for_later_builds(tmp_path: Path) -> None:
     lineage = open_store(str(tmp_path / "lineage"))
     setup = SimpleNamespace(run_id="run", lock={"execution": {"batch_size": 4}})
-    result = driver.BuildResult(tiles=0, asked=9, shards=1, shortfall=0)
+    result = BuildResult(tiles=0, asked=9, shards=1, shortfall=0)
     for outcome, calls in ((OUT_OF_BUDGET, 18), (OUT_OF_BUDGET, 30), ("committed", 70)):
         unit = UnitResult(0, outcome, 0, 0, 0, calls, 4, seconds={"sample": 5.0})
-        driver._record(unit, setup, lineage, result, print)  # type: ignore[arg-type]
+        at_work._record(unit, setup, lineage, result, print)  # type: ignore[arg-type]
     assert result.network_calls == 118
     assert spent_before(lineage) == (118, 15.0)
 

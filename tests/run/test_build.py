@@ -319,7 +319,7 @@ def test_budget_of_network_calls_is_kept_over_runs(spec_file: MakeSpec, out: Pat
 def test_not_one_network_call_over_the_budget(spec_file: MakeSpec, out: Path, shard_size: int) -> None:
     values = {"screen": {"blur": {"min_sharpness": 9.0}}, "output": {"path": str(out), "shard_size": shard_size}}
     ended = run("build", spec_file(budget={"network_calls": 700, "max_attempts": 9}, **values), "--local")
-    assert ended.code == 3
+    assert ended.code == 4
     assert "budget.network_calls leaves too little" in ended.out
     lineage = out.parent / "lineage"
     records = [*lineage.rglob("unit-*.json"), *lineage.rglob("failed-*.json")]

@@ -162,7 +162,7 @@ def test_units_that_fail_count_against_the_budget(
     """16 tiles of 10 calls; one unit of four tiles is drawn twice."""
     next(failing(monkeypatch, 1))
     ended = run("build", make(budget={"network_calls": 170, "max_attempts": 1}), "--local")
-    assert ended.code == 3, ended.err
+    assert ended.code == 4, ended.err
     assert "budget.network_calls leaves too little" in ended.out
     noted = [json.loads(path.read_text()) for path in (tmp_path / "lineage/runs").rglob("*.json")]
     assert sum(entry["network_calls"] for entry in noted) == 160

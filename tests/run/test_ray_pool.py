@@ -9,21 +9,71 @@ import pytest
 
 from synthfactory.run import ray_pool
 from synthfactory.run.ray_pool import RayPool
+from synthfactory.run.task import Failed
 from synthfactory.spec.errors import InputError
 
 
 def test_one_machines_own_fault_does_not_end_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[str]()
+
     def fault(call: Any) -> str:
         raise ray_pool.ray.exceptions.RayTaskError("ready", "a broken GPU", RuntimeError("a broken GPU"))
 
     monkeypatch.setattr(ray_pool.ray, "get", fault)
     pool = RayPool.__new__(RayPool)
     pool._device, pool._absent, pool._idle, pool._deaths = None, [], [], Counter()
+    pool._count, pool._refused, pool._places, pool._say = 3, {}, {}, said.append
     with pytest.raises(ray_pool.ray.exceptions.RayTaskError):
         pool._met("call", 0)  # nobody was ready yet: most likely it would fail everywhere
     pool._device = "CPU"
     pool._met("call", 1)
     assert ([number for _, number in pool._absent], pool.free()) == ([1], 0)
+    assert said == ["worker 2 of 3 cannot work: RuntimeError: a broken GPU; it is asked again now and then"]
+
+
+def test_what_one_of_three_machines_refuses_is_said_and_what_two_refuse_ends_the_build(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = ray_pool.ray.exceptions.RayTaskError("ready", "trace", InputError("model: differs"))
+    said = list[str]()
+
+    def fails(call: Any) -> str:
+        raise problem
+
+    monkeypatch.setattr(ray_pool.ray, "get", fails)
+    pool = RayPool.__new__(RayPool)
+    pool._device, pool._absent, pool._idle, pool._deaths = "CPU", [], [], Counter()
+    pool._count, pool._refused, pool._places, pool._say = 3, {}, {}, said.append
+    for _ in range(2):
+        pool._met("call", 1)
+    assert said == ["worker 2 of 3 cannot work: model: differs; it is asked again now and then"], "once"
+    with pytest.raises(InputError, match="model: differs"):
+        pool._met("call", 2)
+
+
+def test_a_worker_whose_unit_raised_gets_a_new_process_and_waits_longer_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, killed = [0.0], list[object]()
+    monkeypatch.setattr(ray_pool.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ray_pool.ray, "kill", lambda actor, no_restart: killed.append((actor, no_restart)))
+    broken = ray_pool.ray.exceptions.RayTaskError("run", "trace", RuntimeError("CUDA error"))
+
+    def fails(call: Any) -> str:
+        raise broken
+
+    monkeypatch.setattr(ray_pool.ray, "get", fails)
+    pool = RayPool.__new__(RayPool)
+    pool._count, pool._faults, pool._absent, pool._idle = 8, Counter(), [], []
+    pool._actors, pool._places, pool._on_cluster = {5: "actor"}, {5: "10.0.0.7"}, True  # type: ignore[dict-item]
+    waits = []
+    for shard in range(3):
+        pool._busy = {"call": (5, shard)}
+        event = pool._ended("call")
+        waits.append(pool._absent.pop()[0])
+    assert isinstance(event, Failed) and (event.worker, event.where) == (5, "10.0.0.7, worker 6")
+    assert waits == [ray_pool.WAKE_SEC, ray_pool.FAULT_SEC, 2 * ray_pool.FAULT_SEC]
+    assert killed == [("actor", False)] * 3 and not pool._idle
 
 
 def test_workers_that_end_while_they_load_are_told_of_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +100,7 @@ def test_workers_that_end_while_they_load_are_told_of_and_given_up(monkeypatch: 
     pool._waking, pool._say = {object(): 0}, said.append
     pool._actors[1] = Actor()  # type: ignore[assignment]
     pool._waking[object()] = 1
+    pool._places, pool._count, pool._told_pending, pool._began, pool._refused = {}, 2, False, 0.0, {}
     with pytest.raises(
         InputError, match=r"workers end while they load the model \(ActorDiedError\); memory may be short"
     ):
