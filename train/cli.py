@@ -194,9 +194,18 @@ def _measuring(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _sampler(solver: Solver, steps: int, scale: float) -> Sampler:
-    from synthfactory.spec.sampler import Guidance, Sampler
+    from pydantic import ValidationError
 
-    return Sampler(method=METHOD_OF[solver], solver=solver, steps=steps, guidance=Guidance(scale=scale))
+    from synthfactory.spec.faults import faults_of
+    from synthfactory.spec.sampler import Sampler
+
+    try:
+        return Sampler.model_validate(
+            {"method": METHOD_OF[solver], "solver": solver, "steps": steps, "guidance": {"scale": scale}}
+        )
+    except ValidationError as error:
+        place, what = faults_of(Sampler, error)[0]
+        raise InputError(f"--{place.removeprefix('guidance.') or 'solver'}: {what}") from None
 
 
 @cli.command()

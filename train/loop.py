@@ -131,6 +131,7 @@ class _Run:
         self.averages = [Ema(self.work.module, decay) for decay in plan.ema]
         self.one_pass = one_pass_of(config, self.optimisers, self.work.module, self.averages, self.copies)
         self.graph = self._graph()
+        self._check_origin()
         self.first, also = checkpoint.restore(run, self.work.module, self.averages, self.optimisers)
         if self.copies is not None:
             self.copies.refresh()
@@ -153,11 +154,10 @@ class _Run:
         move = self.one_pass.move if self.one_pass is not None else None
         return Graphed(self.losses[0], self.leaves[self.phases[0].name], self._autocast, self.team.device, move)
 
-    def _state(self) -> None:
-        """Writes RUN/extra.json, what an export says of the run's origin. InputError where a resumed run rests on something else."""
-        path, now = self.run / "extra.json", self._extra()
-        if self.first and path.exists():
-            before = notes_of(self.run)
+    def _check_origin(self) -> None:
+        """InputError where a run that is resumed rested on something else: before its weights, of other shapes perhaps, are read."""
+        before, now = _begun(self.run), self._extra()
+        if before:
             # Runs that were begun before these were noted go on.
             of_old = {"encoder_sha256", "vae_sha256", "split_sha256"}
             if self.config.mode == "vae" and self.config.base is None:
@@ -168,8 +168,12 @@ class _Run:
                 raise InputError(
                     f"{self.run}: {' and '.join(changed)} changed since it was begun; put back what was there, or use another run folder"
                 )
+
+    def _state(self) -> None:
+        """Writes RUN/extra.json, what an export says of the run's origin."""
+        path = self.run / "extra.json"
         temporary = path.with_name(".tmp-extra.json")
-        temporary.write_text(json.dumps(now, indent=1))
+        temporary.write_text(json.dumps(self._extra(), indent=1))
         temporary.replace(path)
 
     def _extra(self) -> dict[str, Any]:

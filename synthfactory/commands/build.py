@@ -143,14 +143,14 @@ def pilot(spec_file: str, per_class: int, workers: int) -> None:
 @click.option(
     "--workers", type=click.IntRange(1, 100_000), help="Number of workers (default: one per GPU, or per core)."
 )
+@click.option("--quick", is_flag=True, help="Trust the content of shards that are there; check sizes and names only.")
 @click.option("--no-follow", is_flag=True, help="Return once the job is accepted.")
-def submit(spec_file: str, address: str, workers: int | None, no_follow: bool) -> None:
+def submit(spec_file: str, address: str, workers: int | None, quick: bool, no_follow: bool) -> None:
     """Send the build to a Ray cluster as a job, follow its log, and pass on its exit code. Submitting again resumes."""
     from synthfactory.run.submit import submit as send
     from synthfactory.spec.load import load_spec
 
     spec: Spec = load_spec(spec_file)
     path = Path(spec_file)
-    sys.exit(
-        send(spec, path.read_bytes(), path.name, address=address, workers=workers, follow=not no_follow, say=click.echo)
-    )
+    options = {"address": address, "workers": workers, "quick": quick}
+    sys.exit(send(spec, path.read_bytes(), path.name, **options, follow=not no_follow, say=click.echo))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from synthfactory.commands.common import EXIT_INCOMPLETE, EXIT_TO_GO_ON, fit, open_set, open_spec, say, with_bank
+from synthfactory.embeddings.places import local as local_path
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
 from synthfactory.spec.text import shown
@@ -88,7 +89,7 @@ def revoke(
 
 def _places(target: str, lineage: str | None) -> tuple[str, str, bool]:
     """(OUT, LINEAGE, whether `target` is a spec)."""
-    if not is_url(target) and not Path(target).is_dir():
+    if not is_url(target) and not local_path(target).is_dir():
         from synthfactory.spec.load import load_spec
 
         spec = load_spec(target)

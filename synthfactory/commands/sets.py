@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INCOMPLETE, open_set, out_argument, say
+from synthfactory.embeddings.places import local
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
 
@@ -22,9 +23,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def verify(out: str, quick: bool, as_json: bool) -> None:
     """Check checksums, counts, schema, keys, images and that nothing lies there unreferenced. Status 1 where a fault is found."""
     from synthfactory.run.driver import check_output
+    from synthfactory.run.progress import counting
     from synthfactory.shards.verify import render
 
-    report = check_output(open_set(out), quick=quick)
+    standing = open_set(out)
+    report = check_output(standing, quick=quick, tick=counting(len(standing.commits), "shards checked", say))
     if as_json:
         faults = [vars(finding) for finding in report.findings]
         found = {"tiles": report.tiles, "shards": report.shards, "executions": report.executions, "findings": faults}
@@ -165,7 +168,7 @@ def preview(out: str, target: str | None, columns: int, tile_px: int) -> None:
 
 def _preview_path(out: str, target: str | None, name: str) -> Path:
     """Where the sheet goes: never into the set itself, which holds nothing that a commit does not name."""
-    root = None if is_url(out) else Path(out.removeprefix("file://")).expanduser().resolve()
+    root = None if is_url(out) else local(out).resolve()
     if target is None:
         stem = (root.name if root else out.rstrip("/").rpartition("/")[2]) or name
         here = Path.cwd()

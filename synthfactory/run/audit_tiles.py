@@ -18,7 +18,7 @@ import numpy as np
 from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.packed import is_packed
 from synthfactory.embeddings.parquet import load_bank
-from synthfactory.embeddings.places import is_pattern, local
+from synthfactory.embeddings.places import is_pattern, listed, local
 from synthfactory.embeddings.rows import spelled
 from synthfactory.embeddings.tile_shards import scan_shards
 from synthfactory.embeddings.tiles import TileFolder, read_tile
@@ -27,7 +27,7 @@ from synthfactory.evaluate.copies import SIDE, fingerprint, pattern
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.run.around import check_outside
 from synthfactory.run.embedding import open_tiles
-from synthfactory.shards.base import Store
+from synthfactory.shards.base import Store, temporary_name
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.real import PACK
@@ -125,8 +125,9 @@ def list_tiles(place: str) -> TileFolder:
     store = open_store(place, reading=True)
     if store.size("tiles.csv") is not None:
         return open_tiles(place, f"{place.rstrip('/')}/tiles.csv", "tile", None)
-    if not is_url(place) and any(local(place).glob("*.tar")):
-        return open_tiles(f"{place.rstrip('/')}/*.tar", None, "tile", None)
+    tars = listed(place if is_url(place) else str(local(place)), (".tar",))
+    if tars:
+        return scan_shards(tars, "tile", None, None)
     raise InputError(
         f"{place}: holds neither tiles.csv (class folders) nor {PACK} (a packed set) nor tars; patients must be known"
     )
@@ -276,10 +277,13 @@ def _has_form(path: Path, form: str) -> bool:
 
 def write_report(path: Path, report: object) -> None:
     """Its owner's alone, whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(temporary_name())
+    text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n"
     try:
-        temporary.write_text(json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        temporary.chmod(0o600)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
+            handle.write(text)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"--report {path}: cannot be written ({error.strerror or error}); name another file") from None
+    finally:
+        temporary.unlink(missing_ok=True)  # it names patients

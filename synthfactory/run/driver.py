@@ -26,6 +26,7 @@ from synthfactory.run.conditioning import conditioning
 from synthfactory.run.keys import guard
 from synthfactory.run.nearest_real import laid_out
 from synthfactory.run.prepare import Prepared, Standing, expected_of, read_standing
+from synthfactory.run.progress import counting
 from synthfactory.run.result import BuildResult
 from synthfactory.run.task import FINGERPRINT, Setup
 from synthfactory.run.tasks import Tasks
@@ -123,8 +124,9 @@ def _build_leased(
     lock, keys, found = begun(prepared, standing, lineage, say)
     began = time.monotonic()
     if standing.commits or clean:
+        tick = counting(len(standing.commits), "checking the shards that are there", say)
         _mend(
-            out, lineage, lock, standing.rounds, say=say, quick=quick, clean=clean
+            out, lineage, lock, standing.rounds, say=say, quick=quick, clean=clean, tick=tick
         )  # or refuses: nothing is written before
     commits = list_commits(out)
     check_named(spec, standing.rounds, commits)  # before a round is added, which nothing takes back
@@ -188,11 +190,19 @@ def _fingerprint(commits: dict[int, Commit], lock: dict[str, Any]) -> dict[str, 
 
 
 def _mend(
-    out: Store, lineage: Store, lock: dict[str, Any], rounds: tuple[Round, ...], *, say: Say, quick: bool, clean: bool
+    out: Store,
+    lineage: Store,
+    lock: dict[str, Any],
+    rounds: tuple[Round, ...],
+    *,
+    say: Say,
+    quick: bool,
+    clean: bool,
+    tick: Callable[[], None],
 ) -> None:
     """Verifies what is there, discards what is damaged, and clears away what does not belong (the latter under the lease only)."""
     expected = expected_of(str(lock["name"]), rounds)
-    report = verify(out, num_shards(rounds), expected, full=not quick, stated=partial(stated, lock))
+    report = verify(out, num_shards(rounds), expected, full=not quick, stated=partial(stated, lock), tick=tick)
     refuse_contradictions(out, report)
     for line in discard(out, report):
         say(line)

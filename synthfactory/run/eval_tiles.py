@@ -84,7 +84,7 @@ def open_real(place: str, option: str, encoder: EncoderFolder) -> RealSide:
         place,
         option,
         np.array(labels, np.str_),
-        np.array(patients, np.str_),
+        np.array([spelled(str(patient)) for patient in patients], np.str_),  # one person however spelt, as in LINEAGE's
         known,
         tiles,
         vectors,
@@ -191,14 +191,15 @@ def patients_behind(lineage: str, commits: Mapping[int, Commit]) -> dict[str, li
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"--lineage: {lineage}/{path}: is damaged ({error}); restore it from a copy") from None
         for row in table.filter(table["accepted"]).select(["key", "sources"]).to_pylist():
-            found[row["key"]] = [(part["patient_id"] or "", part["weight"]) for part in row["sources"] or ()]
+            parts = row["sources"] or ()
+            found[row["key"]] = [(spelled(part["patient_id"] or ""), part["weight"]) for part in parts]
     return found
 
 
 def check_unseen(unseen: RealSide, behind: Behind) -> None:
     """InputError where a tile of the set rests on a patient who is to be unseen."""
-    known = {spelled(name) for name in unseen.patients.tolist()}
-    seen = sorted({name for parts in behind.values() for name, _ in parts if name and spelled(name) in known})
+    known = set(unseen.patients.tolist()) - {""}
+    seen = sorted({name for parts in behind.values() for name, _ in parts if name in known})
     if seen:
         raise InputError(
             f"--unseen: {unseen.place}: tiles of the set rest on {len(seen):,} of its patients, such as '{shown(seen[0])}'; name patients "

@@ -27,6 +27,7 @@ from synthfactory.embeddings.rows import two_spellings
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile
 from synthfactory.run.around import check_outside
 from synthfactory.screen.verdict import tissue_fraction
+from synthfactory.shards.base import is_temporary
 from synthfactory.shards.commit import Commit, commit_shard, list_commits
 from synthfactory.shards.real import PACK, side_parquet, side_path, side_rows
 from synthfactory.shards.record import RealRecord, public_parquet, sha256_hex
@@ -151,7 +152,7 @@ def _claim(store: Store, plan: _Plan, tiles: TileFolder, mpp: float | None) -> N
     try:
         stands = unsealed(json.loads(store.read(PACK)))
     except FileNotFoundError:
-        strange = next((path for path, _ in store.entries()), None)
+        strange = next((path for path, _ in store.entries() if not is_temporary(path)), None)
         if strange is not None:
             raise InputError(f"{store.place}: holds {shown(strange)}, and no {PACK}; name an empty folder") from None
         if not store.create(PACK, json.dumps(sealed(values), indent=1, sort_keys=True).encode() + b"\n"):

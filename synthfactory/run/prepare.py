@@ -32,7 +32,7 @@ from synthfactory.run.models import choose_model
 from synthfactory.run.nearest_real import check_apart, open_holdout
 from synthfactory.run.protecting import protection
 from synthfactory.run.source import Conditions, open_conditions, placed
-from synthfactory.shards.base import NotAFileError
+from synthfactory.shards.base import NotAFileError, is_temporary
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.manifest import read_rounds
 from synthfactory.shards.store import Store, open_store
@@ -69,7 +69,7 @@ def read_standing(place: str) -> Standing:
     except InputError as error:
         raise InputError(f"{place}/{error}") from None
     if lock is None:
-        strange = next((path for path, _ in store.entries() if not path.rpartition("/")[2].startswith(".tmp-")), None)
+        strange = next((path for path, _ in store.entries() if not is_temporary(path)), None)
         if strange is not None:
             raise InputError(
                 f"{place}: holds {strange}, but no {LOCK}, so it is no set of synthfactory's{_lineage_hint(store)}; "

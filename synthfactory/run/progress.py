@@ -23,6 +23,23 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.1f} days"
 
 
+def counting(
+    total: int, what: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[], None]:
+    """A function to be called for each of `total` things; it says now and then how many are done, and how long the rest may take."""
+    began, done, due = clock(), 0, clock() + FIRST_LINE_SEC
+
+    def tick() -> None:
+        nonlocal done, due
+        done += 1
+        if clock() >= due:
+            due = clock() + LINE_EVERY_SEC
+            left = duration((clock() - began) / done * max(0, total - done))
+            say(f"{what}: {done:,} of {total:,}, about {left} left")
+
+    return tick
+
+
 class Progress:
     """Tiles kept so far out of `total`, with tiles/s, remaining time and rejects. `tick` may be called between batches.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -19,6 +19,7 @@ from synthfactory.embeddings.places import expand, is_pattern, listed, local
 from synthfactory.embeddings.tile_shards import scan_shards
 from synthfactory.embeddings.tiles import TileFolder, scan_tiles
 from synthfactory.run.prepare import prepare
+from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import repo_of
 from synthfactory.spec.load import parse_spec
@@ -115,9 +116,8 @@ def _kind(source: str, asked: Asked) -> tuple[str, Asked]:
             raise InputError(
                 f"{source}: no such folder; name class folders of tiles, a bank (.parquet), tars, features (.h5) or an array (.npy)"
             )
-    beside = f"{source.rstrip('/')}/tiles.csv"
-    if kind == "tiles" and asked.metadata is None and not is_url(source) and local(beside).is_file():
-        asked = Asked(**{**vars(asked), "metadata": beside})
+    if kind == "tiles" and asked.metadata is None and open_store(source, reading=True).size("tiles.csv") is not None:
+        asked = replace(asked, metadata=f"{source.rstrip('/')}/tiles.csv")
     if kind in ("hdf5", "arrays") and asked.labels is None:
         line = "slide (slide_id, label, patient_id)" if kind == "hdf5" else "row, in order (label, patient_id)"
         raise InputError(f"--labels: is missing; name the CSV that has a line for each {line}")

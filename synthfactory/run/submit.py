@@ -44,7 +44,15 @@ Say = Callable[[str], None]
 
 
 def submit(
-    spec: Spec, text: bytes, file_name: str, *, address: str, workers: int | None, follow: bool, say: Say
+    spec: Spec,
+    text: bytes,
+    file_name: str,
+    *,
+    address: str,
+    workers: int | None,
+    follow: bool,
+    say: Say,
+    quick: bool = False,
 ) -> int:
     """Builds `spec` (`text` of the file `file_name`) as a job of the cluster whose dashboard is at `address`; returns the exit code.
 
@@ -58,7 +66,7 @@ def submit(
     import ray.exceptions
 
     try:
-        entrypoint = _entrypoint(file_name, workers)
+        entrypoint = _entrypoint(file_name, workers, quick)
         job_id, there = _start(client, spec.name, text, entrypoint, file_name, address)
         if there is None:
             say(f"job {job_id} is accepted by {address}")
@@ -220,10 +228,11 @@ def _refused(address: str, error: BaseException) -> InputError:
     return InputError(f"--address {address}: {what}; {TOKEN_HELP}")
 
 
-def _entrypoint(file_name: str, workers: int | None) -> str:
+def _entrypoint(file_name: str, workers: int | None, quick: bool) -> str:
     base = Path(file_name).name
     words = [f"./{base}" if base.startswith("-") else base, "--address", "auto"]
-    return f"{PROGRAM} {shlex.join([*words, *(['--workers', str(workers)] if workers else [])])}"
+    words += ["--workers", str(workers)] if workers else []
+    return f"{PROGRAM} {shlex.join([*words, *(['--quick'] if quick else [])])}"
 
 
 def _start(

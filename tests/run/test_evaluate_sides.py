@@ -20,11 +20,14 @@ from tinymodel import make_bank_file, make_tiny_model
 
 from synthfactory.evaluate.texture import texture
 from synthfactory.evaluate.utility import BOTH, FREE, SYNTHETIC
+from synthfactory.model.encoder import open_encoder
 from synthfactory.model.find import open_model
 from synthfactory.report.evaluation import SHORT
 from synthfactory.run import evaluate_setup, worth
 from synthfactory.run.contamination import of_training_set
-from synthfactory.run.eval_tiles import augmented_items, open_real
+from synthfactory.run.eval_tiles import augmented_items, open_real, patients_behind
+from synthfactory.shards.commit import list_commits
+from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 
 
@@ -234,3 +237,15 @@ def test_a_tile_that_cannot_be_read_is_named(here: Path, tmp_path: Path) -> None
 
 def test_heads_of_the_table_of_recalls_fit_whichever_arm_is_best() -> None:
     assert max(len(SHORT.get(arm, arm)) for arm in (*FREE, SYNTHETIC, BOTH)) <= 11, "80 columns"
+
+
+def test_a_patient_is_who_has_one_name_however_it_is_spelt(here: Path, tmp_path: Path) -> None:
+    """What is held back from a drawn tile's teachers must be held back where --real spells the patient otherwise, too."""
+    spelt = shutil.copytree(here / "real", tmp_path / "spelt")
+    text = (spelt / "tiles.csv").read_text().replace("R-alpha-", "r-ALPHA- ")
+    (spelt / "tiles.csv").write_text(text)
+    assert "r-ALPHA- 0" in text
+    lineage, commits = str(here / "lineage"), list_commits(open_store(str(here / "out"), reading=True))
+    behind = {name for parts in patients_behind(lineage, commits).values() for name, _ in parts}
+    real = open_real(str(spelt), "--real", open_encoder(str(here / "model")))
+    assert behind <= set(real.patients.tolist())

@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import os
+import shutil
+import stat
 import tarfile
 import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -20,8 +23,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from running import run
 
-from synthfactory.run.audit_tiles import list_tiles
+from synthfactory.run.audit_tiles import list_tiles, write_report
+from synthfactory.shards.base import temporary_name
 from synthfactory.shards.tarfmt import decode_image
+from synthfactory.spec.errors import InputError
 
 SIDE = 32
 
@@ -235,3 +240,38 @@ def test_no_level_and_no_mpp(source: Path, tmp_path: Path) -> None:
         run("pack", source, tmp_path / "p", "--label-level", "tile", "--mpp", 1.0), "--mpp: its tiles have mpp 1"
     )
     assert not (tmp_path / "p").exists()
+
+
+def test_what_an_interrupted_write_left_is_no_strange_file(source: Path, tmp_path: Path) -> None:
+    words = ("--metadata", source / "tiles.csv", "--label-level", "tile")
+    for name in (temporary_name(), ".tmp-notes"):
+        (tmp_path / name[:8]).mkdir()
+        (tmp_path / name[:8] / name).write_bytes(b"half")
+        ended = run("pack", source, tmp_path / name[:8], *words)
+        assert (ended.code, "holds .tmp-notes" in ended.err) == ((2, True) if name == ".tmp-notes" else (0, False)), (
+            ended.err
+        )
+
+
+def test_a_folder_of_tars_may_have_any_name_and_be_a_url(source: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    assert run("pack", source, packed, "--metadata", source / "tiles.csv", "--label-level", "tile").code == 0
+    folder = tmp_path / "real[1]"
+    folder.mkdir()
+    for path in sorted(packed.rglob("*.tar")):
+        shutil.copy(path, folder)
+    for path in folder.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"memory://tars-of-a-test/{path.name}", path.read_bytes())
+    found = [list_tiles(place) for place in (str(folder), "memory://tars-of-a-test")]
+    assert len(found[0].files) == len(found[1].files) > 0
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(self: Path, target: object) -> None:
+        assert stat.S_IMODE(self.stat().st_mode) == 0o600, "from its first byte on"
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuses)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report(tmp_path / "audit.json", {"patient": "P1"})
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from running import contents, run
 
-from synthfactory.run.progress import LINE_EVERY_SEC, Progress, duration
+from synthfactory.run.progress import LINE_EVERY_SEC, Progress, counting, duration
 
 MakeSpec = Callable[..., Path]
 
@@ -109,3 +109,15 @@ def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_long_checks_say_how_far_they_are() -> None:
+    said, now = list[str](), [0.0]
+    tick = counting(1000, "shards checked", said.append, lambda: now[0])
+    for _ in range(500):
+        now[0] += 0.125
+        tick()
+    assert said == [
+        "shards checked: 80 of 1,000, about 2 min left",
+        "shards checked: 320 of 1,000, about 85 s left",
+    ]

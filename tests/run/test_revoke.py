@@ -289,3 +289,11 @@ def test_models_that_were_trained_on_the_set_are_named(make: Callable[..., Path]
     assert "models/strange: learnt what differs from direct, which goes on from None, which was trained on it" in text
     assert "models/other" not in text
     assert "0 tiles of 0 shards rest on the patient" in text
+
+
+def test_a_set_may_be_named_by_a_file_url(make: Callable[..., Path], tmp_path: Path) -> None:
+    assert run("build", make(), "--local").code == 0
+    for place in ((tmp_path / "out").as_uri(), f"local://{tmp_path}/out"):
+        ended = run("revoke", place, "--patient", WHO, "--lineage", tmp_path / "lineage")
+        assert ended.code == 0, ended.err
+        assert "rest on the patient" in ended.out

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 import source_making as making
@@ -83,6 +84,19 @@ def test_a_folder_s_own_csv_is_found_and_odd_labels_stand_as_comments(
     for label in ("癌", "Yes: no", "yes-no"):
         assert f"  # not a class, as it is written: {label}\n" in text
     assert set(load_spec(tmp_path / "own.yaml").classes) == {"alpha", "beta"}
+
+
+def test_a_url_s_own_csv_is_found(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = making.write_source("tiles", tmp_path)
+    shutil.move(made["metadata"], tmp_path / "tiles" / "tiles.csv")
+    url = (tmp_path / "tiles").as_uri().replace("file:", "memory:")
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "tiles"), url, recursive=True)
+    ended = run("init", url, "own.yaml", "--model", tiny / "model", "--label-level", "tile")
+    assert ended.code == 0, ended.err
+    assert f"  metadata: {url}/tiles.csv\n" in (tmp_path / "own.yaml").read_text()
+    assert "12 real tiles of 3 patients" in (tmp_path / "own.yaml").read_text()
 
 
 def test_labels_that_are_words_of_yaml_stay_labels(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,11 @@ def test_only_the_spec_travels_under_its_own_name(client: FakeClient) -> None:
     assert said[0] == f"job {sent['id']} is accepted by {ADDRESS}"
 
 
+def test_quick_is_passed_on(client: FakeClient) -> None:
+    run(quick=True)
+    assert client.sent[0]["entrypoint"] == "python -m synthfactory.cli build spec.yaml --address auto --quick"
+
+
 def test_name_that_looks_like_an_option_stays_a_file(client: FakeClient) -> None:
     run(file_name="--local")
     assert client.sent[0]["entrypoint"] == "python -m synthfactory.cli build ./--local --address auto"

@@ -346,11 +346,12 @@ def test_a_config_that_failed_before_the_first_checkpoint_may_be_mended(
     assert [line["step"] for line in lines(shards / "run")] == [0, 2, 4, 6]  # the look before the first step once
 
 
-def test_other_tiles_at_the_same_place_are_no_resume(shards: Path) -> None:
+@pytest.mark.parametrize("classes", [3, 4])  # of four the head has another shape
+def test_other_tiles_at_the_same_place_are_no_resume(shards: Path, classes: int) -> None:
     config = load_config(write_config(shards))
     train(config, shards / "run", shards / "cache")
     before = (shards / "run" / "extra.json").read_text()
-    write_shard(shards / "shards", tiles=15)
+    write_shard(shards / "shards", tiles=15, classes=classes)
     with pytest.raises(InputError, match="run: the tiles changed since it was begun"):
         train(config, shards / "run", shards / "cache")
     assert (shards / "run" / "extra.json").read_text() == before

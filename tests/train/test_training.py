@@ -40,7 +40,7 @@ NETWORK = {
 }
 
 
-def write_shard(folder: Path, tiles: int = 12) -> None:
+def write_shard(folder: Path, tiles: int = 12, classes: int = 3) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     with tarfile.open(folder / "000000.tar", "w") as tar:
@@ -50,7 +50,7 @@ def write_shard(folder: Path, tiles: int = 12) -> None:
             Image.fromarray(pixels).save(picture, "PNG", compress_level=0)
             grid = random.integers(0, 255, (8, 8, 2), dtype=np.uint8)
             record = {
-                "label": f"class-{number % 3}", "patient_id": f"p{number % 4}", "attributes": {"density": number / 7},
+                "label": f"class-{number % classes}", "patient_id": f"p{number % 4}", "attributes": {"density": number / 7},
                 "grid": base64.b64encode(grid.tobytes()).decode(), "grid_channels": ["orient_cos2", "orient_sin2"],
                 "grid_scale": [1 / 255, 1 / 255], "grid_min": [0.0, 0.0],
             }  # fmt: skip
