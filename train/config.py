@@ -216,7 +216,7 @@ class Finetune(FrozenModel):
 
 
 class TrainConfig(FrozenModel):
-    """One run. `network` is the ViTConfig, VAEConfig or SiTConfig of the mode; `init` names runs or folders it builds on."""
+    """One run. `network` is the ViTConfig, VAEConfig or SiTConfig of the mode; `base`, `encoder_run`, `vae_run` name what it builds on."""
 
     mode: Literal["encoder", "vae", "diffusion", "finetune", "repa-e"] = Field(
         description="what learns: see train/README.md", examples=["diffusion"]

@@ -92,15 +92,16 @@ def build(
     standing = read_standing(spec.output.path)
     check_affordable(prepared, prepared.plan(standing))
     check_agrees(prepared, standing)
+    batch = None
     if probe is not None and standing.lock is None and spec.execution.batch_size is None:
-        prepared = prepared.with_batch(probe(spec))
+        batch = probe(spec)
     guard(lineage)
     lease = Lease(lineage)
     if use_lease:
         _wait_for(lease, spec.output.path, say)
         with Heartbeat(lease):
-            return _build_leased(prepared, make_pool, out, lineage, say=say, quick=quick, clean=True)
-    return _build_leased(prepared, make_pool, out, lineage, say=say, quick=quick, clean=False)
+            return _build_leased(prepared, make_pool, out, lineage, say=say, quick=quick, clean=True, batch=batch)
+    return _build_leased(prepared, make_pool, out, lineage, say=say, quick=quick, clean=False, batch=batch)
 
 
 def _wait_for(lease: Lease, where: str, say: Say) -> None:
@@ -115,19 +116,27 @@ def _wait_for(lease: Lease, where: str, say: Say) -> None:
 
 
 def _build_leased(
-    prepared: Prepared, make_pool: PoolMaker, out: Store, lineage: Store, *, say: Say, quick: bool, clean: bool
+    prepared: Prepared,
+    make_pool: PoolMaker,
+    out: Store,
+    lineage: Store,
+    *,
+    say: Say,
+    quick: bool,
+    clean: bool,
+    batch: int | None,
 ) -> BuildResult:
+    standing = read_standing(prepared.spec.output.path)
+    if batch is not None and standing.lock is None:  # whoever had the lease before may have begun the set with another
+        prepared = prepared.with_batch(batch)
     spec = prepared.spec
-    standing = read_standing(spec.output.path)
     check_bound(spec, standing)  # again: whoever had the lease before may have taken it
     bind(spec, lineage)  # before there is a lock: a set that stands has its lineage
     lock, keys, found = begun(prepared, standing, lineage, say)
     began = time.monotonic()
     if standing.commits or clean:
         tick = counting(len(standing.commits), "checking the shards that are there", say)
-        _mend(
-            out, lineage, lock, standing.rounds, say=say, quick=quick, clean=clean, tick=tick
-        )  # or refuses: nothing is written before
+        _mend(out, lineage, lock, standing.rounds, say=say, quick=quick, clean=clean, tick=tick)
     commits = list_commits(out)
     check_named(spec, standing.rounds, commits)  # before a round is added, which nothing takes back
     rounds = _laid_out(prepared.plan(standing), standing, lock, out, spec.output.path)

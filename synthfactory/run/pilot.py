@@ -1,7 +1,8 @@
 """A look before the budget goes: a few tiles of each class through the whole path, what is rejected, how fast, what it will cost.
 
 The pilot is a small build of the same spec into a temporary folder, by one worker in this process. Its contact sheet shows tiles
-drawn from the bank's patients, so it is kept in LINEAGE and published nowhere.
+drawn from the bank's patients, so it is kept in LINEAGE and published nowhere. Under dp it makes, and charges, the release that the
+build takes.
 """
 
 from __future__ import annotations

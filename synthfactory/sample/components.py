@@ -26,7 +26,6 @@ from synthfactory.spec.places import cache_folder
 from synthfactory.spec.text import shown
 
 AGAIN = "name another revision"
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_components(repo: PipelineRepo) -> None:

@@ -94,11 +94,15 @@ class Spec(FrozenModel):
         examples=["phantom", {"name": "cytosyn", "revision": "v2", "trust_remote_code": True}],
     )
     total: int | None = Field(
-        default=None, ge=1, le=MAX_TILES, description="Tiles of all classes; only with fractions.", examples=[120]
+        default=None,
+        ge=1,
+        le=MAX_TILES,
+        description="Tiles of all classes; with fractions, or with balance.",
+        examples=[120],
     )
     classes: dict[str, ClassSpec] = Field(
         min_length=1,
-        description="Class name (the bank's label) to its number of tiles, or to {count or fraction, sampler, budget}.",
+        description="Class name (the bank's label) to its number of tiles, or to {count or fraction, floor, cap, sampler, budget}.",
         examples=[{"phantom-gland": 40, "phantom-keratin": {"count": 20, "sampler": {"steps": 20}}}],
     )
     balance: Balance | None = Field(

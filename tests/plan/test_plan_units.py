@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -164,6 +165,7 @@ def test_damaged_rounds_are_named(change: dict[str, object]) -> None:
 def test_rounds_that_do_not_follow_one_another_are_named() -> None:
     rounds = grow([{"A": 10}, {"A": 12}, {"A": 20}], 5)
     check_chain(rounds)
-    for wrong in (rounds[1:], [rounds[0], rounds[2]], [rounds[0], rounds[0]], [rounds[1], rounds[0]]):
+    gap = replace(rounds[1], ranges={"A": (11, 12)})
+    for wrong in (rounds[1:], [rounds[0], rounds[2]], [rounds[0], rounds[0]], [rounds[1], rounds[0]], [rounds[0], gap]):
         with pytest.raises(InputError, match="does not follow the round before; restore it"):
             check_chain(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from running import contents, run
 
 from synthfactory.plan.lock import lock_yaml
 from synthfactory.plan.recipe import recipe_hash
+from synthfactory.shards.seal import sealed
 
 LOCK, ROUND = "spec.lock.yaml", "rounds/000000.json"
 COMMANDS = [["status"], ["verify"], ["verify", "--quick"], ["gc", "--dry-run"], ["gc"], ["preview"]]
@@ -22,7 +24,10 @@ COMMANDS = [["status"], ["verify"], ["verify", "--quick"], ["gc", "--dry-run"], 
 
 def _round(**changes: Any) -> bytes:
     values = {"round": 0, "ranges": {"alpha": [0, 5]}, "first_shard": 0, "num_shards": 1, **changes}
-    return json.dumps({name: value for name, value in values.items() if value is not None}).encode()
+    values = {name: value for name, value in values.items() if value is not None}
+    with contextlib.suppress(ValueError):  # NaN has none
+        values = sealed(values)  # a seal is no signature: what is wrong must be seen for itself
+    return json.dumps(values).encode()
 
 
 GARBAGE = {
@@ -47,6 +52,7 @@ GARBAGE = {
     "round with ranges of words": (ROUND, _round(ranges={"alpha": "all"})),
     "round that starts elsewhere": (ROUND, _round(first_shard=7)),
     "round of another number": (ROUND, _round(round=3)),
+    "round with a gap before it": (ROUND, _round(ranges={"alpha": [2, 7]})),
     "round that is not the next": ("rounds/000002.json", _round(round=2)),
 }
 
