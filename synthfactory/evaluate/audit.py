@@ -111,7 +111,7 @@ class Threshold:
 
     def of(self, scores: np.ndarray, owners: np.ndarray, seed: int = 0) -> Figure:
         """The share of these above it."""
-        return share(scores > self.limit, owners, seed, rare=True)
+        return share(scores > self.limit, owners, seed)
 
 
 def threshold(scores: np.ndarray, real: Real, seed: int) -> Threshold | None:
@@ -120,7 +120,7 @@ def threshold(scores: np.ndarray, real: Real, seed: int) -> Threshold | None:
     if min(len(tuned), len(tried)) < LEAST_TILES:
         return None
     limit = float(np.quantile(scores[tuned], QUANTILE))
-    return Threshold(limit, share(scores[tried] > limit, real.patients[tried], seed, rare=True))
+    return Threshold(limit, share(scores[tried] > limit, real.patients[tried], seed))
 
 
 def nearness(distances: np.ndarray, classes: np.ndarray, typical: Mapping[str, float]) -> np.ndarray:

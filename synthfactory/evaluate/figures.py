@@ -62,13 +62,11 @@ def share(
     owners_N: np.ndarray,
     seed: int = 0,
     confidence: float = CONFIDENCE,
-    *,
-    rare: bool = False,
 ) -> Figure:
     """Mean of values in [0, 1]. The interval is the wider of two: a bootstrap over `owners`, and the exact one of as many independent
     tiles as that bootstrap amounts to.
 
-    Where all values are equal a bootstrap sees nothing: then an owner's tiles count as one, or, of events that are `rare`, each by itself.
+    Where all values are equal a bootstrap sees nothing: then an owner's tiles count as one.
     """
     count = len(values_N)
     if not count:
@@ -79,8 +77,7 @@ def share(
     value = float(hits.sum() / count)
     boots = (weights @ hits) / np.maximum(weights @ sizes, 1)
     by_owner, spread = count**2 / float((sizes.astype(np.float64) ** 2).sum()), float(boots.var())
-    seen = count if rare and value == 0 else by_owner
-    independent = min(count, max(by_owner, value * (1 - value) / spread)) if spread > 0 else seen
+    independent = min(count, max(by_owner, value * (1 - value) / spread)) if spread > 0 else by_owner
     low, high = proportion(value * independent, independent, confidence)
     one, other = _around(value, boots, owners, confidence)
     return Figure(value, (max(0.0, min(low, one)), min(1.0, max(high, other))), count)
@@ -128,8 +125,12 @@ class Attack:
         whole = np.concatenate([self.members, self.others])
         if self.why_not:
             return Figure(None, None, len(whole), self.why_not)
-        top = np.argsort(-whole, kind="stable")[: max(1, int(TOP * len(whole)))] < len(self.members)
-        return Figure(float(top.mean()), proportion(int(top.sum()), len(top)), len(top))
+        count = max(1, int(TOP * len(whole)))
+        cut = np.sort(whole)[-count]
+        above, at = (int(part.sum()) for part in (self.members > cut, self.members == cut))
+        tied = int((whole == cut).sum())  # of equal scores each has its share of the places that are left
+        found = above + (count - int((whole > cut).sum())) * at / tied
+        return Figure(found / count, proportion(found, count), count)
 
     def to_json(self) -> dict[str, Any]:
         """All figures."""

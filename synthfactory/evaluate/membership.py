@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta, norm, rankdata
+from scipy.stats import beta, binom, norm, rankdata
 
 CONFIDENCE = 0.999
 LEAST_FALSE = 10  # a rate of false alarms is measurable where so many are expected among the others
@@ -65,14 +65,23 @@ class Hits:
 
 
 def hits_at(members: np.ndarray, others: np.ndarray, rate: float) -> Hits:
-    """True positive rate at a false positive rate. With n others it is measurable where rate * n is at least 10."""
+    """True positive rate at a false positive rate. With n others it is measurable where rate * n is at least 10.
+
+    The interval is of two, at half of what may be missed each: where the threshold of that rate lies among the others' scores, and the
+    exact one of the members' share above either end of it.
+    """
     if rate * len(others) < LEAST_FALSE:
         need = math.ceil(LEAST_FALSE / rate)
         return Hits(rate, None, None, f"not measurable with n = {len(others):,}; {need:,} others are needed")
-    allowed = math.floor(rate * len(others))
-    limit = np.sort(others)[::-1][allowed]  # scores above it: at most `allowed` others
-    found = int((members > limit).sum())
-    return Hits(rate, found / len(members), proportion(found, len(members)))
+    down = np.sort(others)[::-1]
+    limit = down[math.floor(rate * len(others))]  # scores above it: at most so many others
+    each = 1 - (1 - CONFIDENCE) / 2
+    few, many = (int(binom.ppf(tail, len(others), rate)) for tail in ((1 - each) / 2, (1 + each) / 2))
+    high_limit = down[few - 1] if few else math.inf
+    low_limit = down[many] if many < len(others) else -math.inf
+    low = proportion(int((members > high_limit).sum()), len(members), each)[0]
+    high = proportion(int((members > low_limit).sum()), len(members), each)[1]
+    return Hits(rate, int((members > limit).sum()) / len(members), (low, high))
 
 
 def epsilon_shown(

@@ -143,3 +143,8 @@ def tune(
             best = Choice(option, STRENGTHS[at], float(losses[at]))
     assert best is not None
     return best
+
+
+def even(classes_N: np.ndarray) -> np.ndarray:
+    """Weights (N,) by which all classes count alike."""
+    return np.asarray(1.0 / np.bincount(classes_N)[classes_N])

@@ -15,17 +15,17 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.stats import t
 
+from synthfactory.evaluate.calibration import BINS, CHANCES, surprise
 from synthfactory.evaluate.fidelity import Tiles
 from synthfactory.evaluate.figures import share
 from synthfactory.evaluate.intervals import DRAWS, Interval
 from synthfactory.evaluate.neighbours import nearest
-from synthfactory.evaluate.probes import Choice, Lesson, Teach, learn, tune
+from synthfactory.evaluate.probes import Choice, Lesson, Teach, even, learn, tune
 
 MOST = 10_000  # rows that a probe learns from, of each kind
 LEAST_DRAWS = 100  # with a value, for an interval
 FEW = 50  # patients of a class in the test: below, its part of an interval is found by itself
 LARGEST = 20_000_000  # numbers in all draws of the test's patients
-BINS = 15  # of the calibration error
 LEAST_PATIENTS = 5  # of a class in the test, for it to count
 AS_THEY_ARE, EVEN, AUGMENTED = "as they are", "even", "even, real ones oversampled and stained anew"
 SYNTHETIC, BOTH = "synthetic only", "real + synthetic"
@@ -116,11 +116,6 @@ def lessons(trial: Trial) -> dict[str, tuple[Teach, Sequence[Any]]]:
             (1.0, 0.5),
         )
     return found
-
-
-def even(classes_N: np.ndarray) -> np.ndarray:
-    """Weights (N,) by which all classes count alike."""
-    return np.asarray(1.0 / np.bincount(classes_N)[classes_N])
 
 
 def filled_to(counts_C: np.ndarray) -> int:
@@ -265,14 +260,20 @@ class Scores:
 
         return of
 
-    def miscalibrated(self, outcome: Outcome) -> Callable[[np.ndarray], np.ndarray]:
-        """Weights (B, P) -> `calibration_error` (B,) over the classes that count, the mean of the seeds; nan where a draw lacks one."""
+    def miscalibrated(self, outcome: Outcome, by_chance: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+        """Weights (B, P) -> `calibration_error` (B,) over the classes that count, the mean of the seeds; nan where a draw lacks one.
+
+        `by_chance` (a seed): as if every largest probability came true as often as it says.
+        """
+        draw = None
+        if by_chance is not None:  # one for all tiles of a patient, which are no independent witnesses
+            draw = np.random.default_rng(by_chance).random(self._shape[0])[self._patient]
         chosen = self.counted(range(len(self._names)))
         number = np.full(len(self._names), -1)
         number[chosen] = np.arange(len(chosen))
         label, shape = number[self._classes], (self._shape[0], len(chosen) * BINS)
         tables = []
-        for off, place in (surprise(each, self._classes) for each in outcome.probabilities):
+        for off, place in (surprise(each, self._classes, draw) for each in outcome.probabilities):
             mine = label >= 0
             # Of a patient in a class and bin, with few entries: a patient's tiles are of one class or two.
             entries = (off[mine], (self._patient[mine], label[mine] * BINS + place[mine]))
@@ -336,10 +337,22 @@ class Scores:
             "balanced_accuracy": self.share(hits, every),
             **({"rarest": self.share(hits, rare)} if rare else {}),
             "recall": {name: self._recall(hits, at) for at, name in enumerate(self._names)},
-            "calibration_error": self.figure(self.miscalibrated(outcome), every, (0.0, 1.0)),
+            "calibration_error": self.calibration(outcome),
             "by_seed": by_seed,
             "chosen": [[str(each.option), each.strength] for each in outcome.chosen],
         }
+
+    def calibration(self, outcome: Outcome) -> dict[str, Any]:
+        """With `by_chance`, what a perfectly calibrated arm would show on so few tiles: an absolute value has an error upwards, so the
+        interval's lower end lies lower by it.
+        """
+        every = range(len(self._names))
+        found = self.figure(self.miscalibrated(outcome), every, (0.0, 1.0))
+        if found["value"] is None:
+            return found
+        chance = float(np.mean([self.miscalibrated(outcome, seed)(self._once)[0] for seed in range(CHANCES)]))
+        low, high = found["interval_95"]
+        return {**found, "interval_95": (max(0.0, low - chance), high), "by_chance": chance}
 
     def _recall(self, hits_N: np.ndarray, number: int) -> dict[str, Any]:
         count = int(self._patients[number])
@@ -374,17 +387,3 @@ class Scores:
 def hits_of(outcome: Outcome, classes_N: np.ndarray) -> np.ndarray:
     """In how many of the seeds each tile's class was found, float64 (N,) in [0, 1]."""
     return np.asarray((outcome.probabilities.argmax(axis=2) == classes_N[None]).mean(axis=0))
-
-
-def calibration_error(probabilities_NC: np.ndarray, classes_N: np.ndarray) -> float:
-    """Expected calibration error of the largest probability over 15 equal bins (arXiv 1706.04599), classes counting alike."""
-    off, place = surprise(probabilities_NC, classes_N)
-    weight = even(classes_N)
-    return float(np.abs(np.bincount(place, weight * off, minlength=BINS)).sum() / weight.sum())
-
-
-def surprise(probabilities_NC: np.ndarray, classes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(how far the largest probability lies below what came true, 1 or 0; its bin), each (N,)."""
-    sure = probabilities_NC.max(axis=1)
-    hit = (probabilities_NC.argmax(axis=1) == classes_N).astype(float)
-    return hit - sure, np.minimum((sure * BINS).astype(int), BINS - 1)

@@ -78,6 +78,8 @@ def _fidelity(found: Json) -> list[str]:
         rows.append((what, *(side.get(what, side) for side in sides)))
     for name, drawn, real in rows:
         lines.append(f"{name + mark:<{NAME}} {_cell(drawn):<26} {_cell(real)}".rstrip())
+    lines.append("  intervals: precision and density over the patients of the drawn side alone, recall")
+    lines.append("  and coverage over the other's; kernel distances: 0 within them shows nothing")
     reasons = {row["why"] for _, *both in rows for row in both if row.get("value") is None and "why" in row}
     return [*lines, *(f"  -: {reason}" for reason in sorted(reasons))]
 
@@ -137,8 +139,12 @@ def _recalls(found: Json, mark: str) -> list[str]:
         cells = " ".join(f"{'-' if value is None else f'{value:.3f}':>11}" for value in values)
         counts = found["classes"][name]
         lines.append(f"{shown(name, 18):<18} {counts['real']:>6,} {counts['drawn']:>6,} {cells}")
-    lines += ["", f"calibration error{mark} of"]
-    return [*lines, *(f"{arm:<{NAME}} {_cell(found['arms'][arm]['calibration_error'])}" for arm in arms)]
+    lines += ["", f"{f'calibration error{mark} of':<{NAME}} {'':<26} a calibrated one by chance"]
+    for arm in arms:
+        error = found["arms"][arm]["calibration_error"]
+        chance = f"{error['by_chance']:.3f}" if error.get("value") is not None else ""
+        lines.append(f"{arm:<{NAME}} {_cell(error):<26} {chance}".rstrip())
+    return lines
 
 
 def _told_apart(found: Json) -> list[str]:

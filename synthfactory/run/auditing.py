@@ -31,7 +31,7 @@ SEED = 0
 SHORTLIST = 8  # of the encoder, and as many of fingerprints: of copies made as TUNING does, 99 % have their original on one of them
 PIXEL_TILES = 4000  # real tiles of the holdout that set and try the threshold
 PLANTS = 480
-FOUND, LEAST_FOUND, ALARMS = 0.99, 0.95, 0.01
+FOUND, ALARMS = 0.98, 0.01
 LISTED = 100  # copies named in the report
 SAVED_ANEW = {"compressed": TESTING["compressed"]}
 NO_PROOF = "An audit that finds nothing proves nothing: it says that these attacks failed on these tiles."
@@ -163,9 +163,10 @@ class Audit:
         """Control: copies made on purpose, of member tiles; where there are no pixels, of their embeddings."""
         if limit is None:
             return {"passed": None, "why": self._no_threshold()}
-        found, named, changes = self._planted_tiles(limit) if self.pixels else self._planted_vectors(limit)
-        low, high = proportion(int(found.sum()), len(found))
-        fits = found.mean() >= LEAST_FOUND and high >= FOUND
+        found, named, changes, originals = self._planted_tiles(limit) if self.pixels else self._planted_vectors(limit)
+        tiles = min(len(found), originals)  # a tile that was planted twice is one witness
+        low, high = proportion(float(found.mean()) * tiles, tiles)
+        fits = found.mean() >= FOUND
         assert limit.alarms.interval is not None
         quiet = limit.alarms.interval[0] <= ALARMS
         why = ""
@@ -173,7 +174,7 @@ class Audit:
             why = f"of {len(found):,} planted copies {found.mean():.1%} are found; {FOUND:.0%} are needed for the audit to mean anything"
             why += "" if self.pixels else "; name sources with pixels, in which copies are looked for by pixels"
         elif not quiet:
-            why = f"{limit.alarms.value:.1%} of real tiles look like copies; at most {ALARMS:.0%} may"
+            why = f"{limit.alarms.value:.1%} of real tiles look like copies, surely more than the {ALARMS:.0%} that may"
         return {
             "passed": bool(fits and quiet), "why": why, "planted": len(found), "found": float(found.mean()), "found_999": [low, high],
             "named_the_right_tile": named, "by_change": changes, "false_alarms": limit.alarms.to_json(),
@@ -181,7 +182,8 @@ class Audit:
             "changes": {"least share in a blend": LEAST_BLEND, "names": sorted(changes)},
         }  # fmt: skip
 
-    def _planted_tiles(self, limit: Threshold) -> tuple[np.ndarray, float, dict[str, float]]:
+    def _planted_tiles(self, limit: Threshold) -> tuple[np.ndarray, float, dict[str, float], int]:
+        """(which were found, share named rightly, share found by change, different tiles among them)."""
         random, real = np.random.default_rng(SEED), self.members.real
         rows = random.permutation(np.flatnonzero(np.isin(real.classes, np.unique(self.drawn.drawn.classes))))
         rows = np.resize(rows, max(PLANTS, 1))
@@ -199,9 +201,10 @@ class Audit:
         scores, which = _best(map(pattern, copies), lists, self.members.patterns(), tick)
         found, labels = scores > limit.limit, np.array([" + ".join(names) for names in plans])
         changes = {str(name): float(found[labels == name].mean()) for name in np.unique(labels)}
-        return found, float((which[found] == rows[found]).mean()) if found.any() else 0.0, changes
+        right = float((which[found] == rows[found]).mean()) if found.any() else 0.0
+        return found, right, changes, len(np.unique(rows))
 
-    def _planted_vectors(self, limit: Threshold) -> tuple[np.ndarray, float, dict[str, float]]:
+    def _planted_vectors(self, limit: Threshold) -> tuple[np.ndarray, float, dict[str, float], int]:
         """Members' embeddings, each moved as a tile of the set moves when it is saved anew as JPEG."""
         random, real = np.random.default_rng(SEED), self.members.real
         few = min(PLANTS, len(self.drawn.keys))
@@ -219,6 +222,7 @@ class Audit:
             found,
             float((which[found] == rows[found]).mean()) if found.any() else 0.0,
             {"saved anew": float(found.mean())},
+            len(np.unique(rows)),
         )
 
     def _no_threshold(self) -> str:

@@ -15,8 +15,8 @@ from scipy.special import softmax
 
 from synthfactory.evaluate.density import augmented
 from synthfactory.evaluate.intervals import UnmeasurableError
-from synthfactory.evaluate.probes import FOLDS, Choice, balanced_log_loss, folds
-from synthfactory.evaluate.utility import BOTH, SYNTHETIC, Outcome, Trial, even
+from synthfactory.evaluate.probes import FOLDS, Choice, balanced_log_loss, even, folds
+from synthfactory.evaluate.utility import BOTH, SYNTHETIC, Outcome, Trial
 from synthfactory.model.tile_cnn import Batch, fit_cnn, logits_of, pixels_of
 
 BATCH = 48

@@ -139,9 +139,9 @@ def test_intervals_count_owners_where_their_tiles_say_the_same() -> None:
     one = share(np.ones(1000), np.zeros(1000, int))
     assert one.interval is not None
     assert one.interval[0] < 0.01, "a thousand tiles near one patient are one witness"
-    none = share(np.zeros(1000), np.arange(1000) // 100, rare=True)
+    none = share(np.zeros(1000), np.arange(1000) // 100)
     assert none.interval is not None
-    assert 0 < none.interval[1] < 0.01
+    assert none.interval[1] == pytest.approx(1 - 0.0005**0.1), "ten patients of whom none was copied"
     random = np.random.default_rng(0)
     owners = np.arange(2000) // 40
     covered = 0
@@ -152,6 +152,22 @@ def test_intervals_count_owners_where_their_tiles_say_the_same() -> None:
         covered += found.interval[0] <= 0.5 <= found.interval[1]
     assert covered > 46
     assert median(np.ones(50), np.arange(50) // 25).why.startswith("not measurable with n = 2")
+
+
+def test_attacks_that_know_nothing_find_the_members_share_in_the_top_tenth() -> None:
+    assert Attack(np.zeros(50), np.zeros(50)).worst_decile().value == pytest.approx(0.5)
+    assert Attack(np.zeros(60), np.zeros(30)).worst_decile().value == pytest.approx(2 / 3)
+    assert Attack(np.arange(50.0) + 100, np.arange(50.0)).worst_decile().value == 1.0
+
+
+def test_no_copy_seen_is_said_of_as_many_patients_as_there_are() -> None:
+    """Of 20 patients with 50 tiles each every one is copied whole, or not at all, with probability 1/20."""
+    random, owners, held = np.random.default_rng(0), np.arange(1000) // 50, 0
+    for seed in range(200):
+        found = share((random.random(20) < 0.05)[owners].astype(float), owners, seed)
+        assert found.interval is not None
+        held += found.interval[0] <= 0.05 <= found.interval[1]
+    assert held >= 198
 
 
 def test_epsilon_is_shown_by_the_other_half_of_the_patients() -> None:

@@ -54,6 +54,18 @@ def test_hits_at_few_false_alarms_only_where_they_can_be_counted() -> None:
     assert few.why == "not measurable with n = 900; 1,000 others are needed"
 
 
+@pytest.mark.parametrize("shift", [0.0, 2.0])
+def test_intervals_of_hits_know_that_the_threshold_is_estimated(shift: float) -> None:
+    """1,000 a side: the eleventh largest of the others moves far more than the members' count does."""
+    truth = 1 - norm.cdf(norm.ppf(0.99) - shift)
+    held = 0
+    for seed in range(400):
+        interval = hits_at(*shifted(seed, shift, 1000, 1000), 0.01).interval
+        assert interval is not None
+        held += interval[0] <= truth <= interval[1]
+    assert held >= 398
+
+
 def test_epsilon_shown_is_below_the_mechanisms_and_near_it_where_many_are_attacked() -> None:
     """Randomised response with epsilon 2: the best attack shows nearly that, and never more."""
     random, epsilon = np.random.default_rng(0), 2.0

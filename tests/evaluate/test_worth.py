@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from synthfactory.evaluate import utility
+from synthfactory.evaluate.calibration import calibration_error
 from synthfactory.evaluate.fidelity import Tiles
 from synthfactory.evaluate.probes import FOLDS, Lesson, folds, learn, tune
 from synthfactory.evaluate.utility import (
@@ -16,7 +17,6 @@ from synthfactory.evaluate.utility import (
     Outcome,
     Scores,
     Trial,
-    calibration_error,
     even,
     lessons,
     rarest,
@@ -243,6 +243,23 @@ def test_the_interval_of_the_calibration_error_holds(people: int) -> None:
         low, high = Scores(Trial(("a", "b"), test, test, test)).of(outcome, ())["calibration_error"]["interval_95"]
         held += low <= 0.2 <= high
     assert held >= 90
+
+
+@pytest.mark.parametrize("people", [10, 50])
+def test_a_calibrated_arm_is_not_called_miscalibrated(people: int) -> None:
+    """Six Gaussian classes and their true posterior: the error of few tiles is above 0, and its interval holds 0."""
+    random, held, values = np.random.default_rng(3), 0, []
+    for _ in range(40):
+        classes = np.repeat(np.arange(6), people)
+        logits = 1.2 * (1.2 * np.eye(6)[classes] + random.standard_normal((6 * people, 6)))
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        test = Tiles(np.zeros((6 * people, 1)), classes, np.arange(6 * people))
+        figure = Scores(Trial(tuple("abcdef"), test, test, test)).of(Outcome(p[None], ()), ())["calibration_error"]
+        held += figure["interval_95"][0] == 0.0
+        values.append((figure["value"], figure["by_chance"]))
+    assert held >= 37
+    value, chance = np.mean(values, axis=0)
+    assert value > 0.05 and chance == pytest.approx(value, rel=0.25)
 
 
 def test_leaving_a_site_out_leaves_out_whoever_has_tiles_there_and_what_was_drawn_from_them(
