@@ -26,11 +26,13 @@ class Failures:
         self._workers, self._result, self._say = workers, result, say
         self._strikes, self._deaths = defaultdict[int, list[int]](list), Counter[int]()
         self._odd: dict[int, BaseException] = {}  # worker -> what it says of its machine, or of what it was given
-        self._in_a_row = 0
+        self._in_a_row = 0  # units set aside since one was made
+        self._since: list[int] = []  # workers whose units failed since then
 
     def made(self, worker: int) -> None:
         """A worker has made a unit: nothing is wrong with it."""
         self._in_a_row = 0
+        self._since.clear()
         self._odd.pop(worker, None)
 
     def tries(self, shard: int) -> int:
@@ -55,6 +57,10 @@ class Failures:
             self._deaths[shard] += 1
             aside, count = self._deaths[shard] >= MAX_DEATHS, self._deaths[shard]
         else:
+            self._since.append(event.worker)
+            # A store that takes nothing any more: else every unit would be drawn in vain before one has failed often enough.
+            if len(self._since) >= MAX_STRIKES * MAX_SET_ASIDE and 2 * len(set(self._since)) >= self._workers:
+                self._result.gave_up = True
             strikes = self._strikes[shard]
             strikes.append(event.worker)
             several = len(set(strikes)) >= min(2, self._workers)
@@ -63,7 +69,7 @@ class Failures:
         if aside:
             self._result.set_aside[shard] = event.message
             self._in_a_row += 1
-            self._result.gave_up = self._in_a_row >= MAX_SET_ASIDE and bool(queue)
+            self._result.gave_up |= self._in_a_row >= MAX_SET_ASIDE and bool(queue)
             self._say(f"shard {shard:06d} set aside: {what} {count} times, last{where} with {event.message}")
             return
         self._say(f"shard {shard:06d} is drawn again: {what}{where} ({event.message})")

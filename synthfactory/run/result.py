@@ -64,8 +64,8 @@ def summary(result: BuildResult, where: str) -> list[str]:
         )
     lines.extend(f"shard {shard:06d} was set aside: {message}" for shard, message in sorted(result.set_aside.items()))
     if result.gave_up:
-        lines.append(f"{MAX_SET_ASIDE} shards in a row failed, so no more were drawn")
+        lines.append("shards failed one after another, and none was made between, so no more were drawn")
     lines.extend(f"damaged since it was committed: {fault}" for fault in result.faults)
-    if result.set_aside or result.faults:
+    if result.set_aside or result.faults or result.gave_up:
         lines.append("once that is mended, the same command goes on")
     return lines

@@ -203,3 +203,19 @@ def test_notes_hold_what_every_try_has_cost(spec_file: MakeSpec, tmp_path: Path)
     assert notes and all(note["network_calls"] > 0 for note in notes), (
         "of a process that is gone nobody knows: all it may have made"
     )
+
+
+def test_a_store_that_takes_nothing_ends_the_build_before_all_is_drawn_in_vain() -> None:
+    result = BuildResult(0, 9000, 1000, 0)
+    failures, queue, tried = Failures(4, result, lambda text: None), deque(range(1000)), 0
+    while queue and not result.gave_up:
+        failures.failed(Failed(queue.popleft(), "503", died=False, error=OSError("503"), worker=tried % 4), queue)
+        tried += 1
+    assert tried == 9 and result.to_go_on
+    broken, result = deque(range(1000)), BuildResult(0, 9000, 1000, 0)
+    failures = Failures(100, result, lambda text: None)
+    for number in range(60):  # two of a hundred, before the others have made their first
+        failures.failed(
+            Failed(broken.popleft(), "CUDA", died=False, error=RuntimeError("x"), worker=number % 2), broken
+        )
+    assert not result.gave_up
