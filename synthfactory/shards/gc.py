@@ -6,7 +6,7 @@ stay: a writer may be about to commit them, and the next build of the shard puts
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from synthfactory.shards.base import Store
 from synthfactory.shards.commit import Commit, list_commits, shard_of_object, standing_commit
@@ -23,17 +23,18 @@ def gc(store: Store, *, lease: Lease | None, dry_run: bool = False) -> list[str]
         raise InputError(f"{store.place}: a build seems to be at work here; wait until it has ended, then run gc again")
     try:
         objects = sorted(path for path, _ in store.entries("shards"))
-        lines = list(remove_unreferenced(store, objects, dry_run=dry_run))
-        return [*lines, *sweep(store, dry_run=dry_run), *_kept(store, objects)]
+        commits = list_commits(store)  # all at once: what they name needs no look of its own
+        named = {path for commit in commits.values() for path in commit.objects}
+        lines = list(remove_unreferenced(store, [path for path in objects if path not in named], dry_run=dry_run))
+        return [*lines, *sweep(store, dry_run=dry_run), *_kept(objects, commits)]
     finally:
         if lease is not None and lease.held:
             lease.release()
 
 
-def _kept(store: Store, objects: Iterable[str]) -> Iterator[str]:
+def _kept(objects: Iterable[str], commits: Mapping[int, Commit]) -> Iterator[str]:
     """What is left for the next build to decide on."""
-    shards = {shard_of_object(path) for path in objects} - {None}
-    waiting = sum(standing_commit(store, shard) is None for shard in shards if shard is not None)
+    waiting = len({shard_of_object(path) for path in objects} - {None} - commits.keys())
     if waiting:
         yield f"kept: objects of {waiting} shard{'s' * (waiting > 1)} without a commit; the next build decides on them"
 
