@@ -167,9 +167,9 @@ def blended(embeddings_kE: np.ndarray, weights_k: np.ndarray) -> np.ndarray:
     return np.asarray(direction / length * float((weights * lengths).sum()), np.float32)
 
 
-def assigned(take: Take, index: ClassIndex, k: int, key: bytes) -> np.ndarray:
+def assigned(take: Take, index: ClassIndex, k: int, key: bytes, spread: int = SPREAD) -> np.ndarray:
     """The cluster of each row of a class, uint8 (N,): k-means on directions, merged until each cluster has tiles of at least 2 k patients
-    (else all blends of a cluster could be of the same k, each of them in every one), or there is one.
+    (else all blends of a cluster could be of the same k, each of them in every one), or there is one. Sets of before had a `spread` of 1.
 
     At most 8, and about one for every 4 k patients. The last bits of arithmetic may decide where a row between two clusters goes: keep
     what comes back. ValueError where the class has fewer than k patients.
@@ -188,7 +188,7 @@ def assigned(take: Take, index: ClassIndex, k: int, key: bytes) -> np.ndarray:
             rows = np.arange(low, min(count, low + step))
             nearest[rows] = _nearest(unit(take(rows)), centres)
         behind = [cluster.patients for cluster in clusters_of(nearest, index, len(centres))]
-        if min(behind) >= SPREAD * k or len(centres) == 1:
+        if min(behind) >= spread * k or len(centres) == 1:
             return nearest
         centres = np.delete(centres, int(np.argmin(behind)), axis=0)
 

@@ -26,11 +26,8 @@ from synthfactory.spec.text import counted
 WAIT_SEC = 2.0
 ALONE_SEC = 60.0
 SILENT_SEC = 300.0  # without a tile: then somebody should look at what is at work
-LONG_SEC, LONG_TIMES, FEW_DONE = (
-    120.0,
-    3.0,
-    3,
-)  # a unit takes long that takes so many times the median of so many that are done
+LONG_SEC, LONG_TIMES, FEW_DONE = 120.0, 3.0, 3  # long: so many times the median of so many that are done
+LONG_ALONE_SEC = 3600.0  # where so few are done
 MAX_READY = 16  # units whose conditions are prepared ahead
 
 PoolMaker = Callable[[Setup, Tick], Pool]
@@ -71,9 +68,10 @@ class AtWork:
     def straggler(self) -> Task | None:
         """One that takes far longer than others did, and that one worker alone has."""
         shard = self.slowest()
-        if shard is None or len(self.took) < FEW_DONE or self.copies[shard] > 1:
+        if shard is None or self.copies[shard] > 1:
             return None
-        limit = max(LONG_SEC, LONG_TIMES * statistics.median(self.took))
+        few = len(self.took) < FEW_DONE
+        limit = LONG_ALONE_SEC if few else max(LONG_SEC, LONG_TIMES * statistics.median(self.took))
         return self.tasks[shard][0] if self.seconds(shard) > limit else None
 
 
@@ -98,19 +96,20 @@ def run_units(
         raise
     progress.begin()
     progress.say(f"{counted(tiles_to_draw, 'tile')} in {counted(len(waiting), 'shard')} to draw: {pool.describe()}")
-    failures = Failures(pool.workers, result, progress.say)
+    failures = Failures(lambda: pool.workers, result, progress.say)
     alone: float | None = None  # since when no worker has been ready
     queue, ready, at_work, busy = deque(waiting), deque[Task](), AtWork(), 0
+    noted, failed = 0, 0  # network calls in the notes of this run; units that failed
 
     def prepare_one() -> None:
         began = time.perf_counter()
         ready.append(tasks.task(queue.popleft()))
         result.seconds["condition"] += time.perf_counter() - began
 
-    def hand_out(task: Task) -> None:
+    def hand_out(task: Task, reserved: int) -> None:
         nonlocal busy
         at_work.begin(task)
-        pool.submit(replace(task, calls_allowed=budget.allowance(task.shard)))
+        pool.submit(replace(task, calls_allowed=budget.allowance(reserved)))
         busy += 1
 
     try:
@@ -122,13 +121,17 @@ def run_units(
                     # Units at work may leave some of what is reserved for them.
                     result.out_of_budget = None if busy else budget.short
                     break
-                hand_out(ready.popleft())
-            if not (queue or ready) and pool.free() > 0 and not budget.limited:
+                task = ready.popleft()
+                hand_out(task, task.shard)
+            if not (queue or ready) and pool.free() > 0:
                 long = at_work.straggler()
-                if long is not None:  # its worker may hang; a commit is safe with two
+                # Its worker may hang; a commit is safe with two.
+                if long is not None and budget.grant(_copy(long.shard), *tasks.calls(long)):
                     took = duration(at_work.seconds(long.shard))
                     progress.say(f"shard {long.shard:06d} takes long ({took}): another worker draws it as well")
-                    hand_out(long)
+                    hand_out(long, _copy(long.shard))
+            if (result.gave_up or result.out_of_budget) and progress.silent_sec > SILENT_SEC:
+                break  # what is at work hangs
             if not busy:
                 if pool.free() > 0 or result.out_of_budget or result.gave_up:
                     break
@@ -148,25 +151,30 @@ def run_units(
                 if isinstance(event, Done):
                     failures.made(event.worker)
                     unit, enough = event.result, event.result.outcome != OUT_OF_BUDGET
-                    if not at_work.end(unit.shard, made=enough):
-                        continue  # another worker was faster
+                    noted += unit.network_calls
+                    if not at_work.end(unit.shard, made=enough):  # another worker was faster
+                        budget.settle(_copy(unit.shard), unit.network_calls, sum(unit.seconds.values()))
+                        cost = _cost(unit.network_calls, sum(unit.seconds.values()))
+                        _note(lineage, f"runs/{setup.run_id}/failed-{unit.shard:06d}-late.json", cost, progress.say)
+                        continue
                     budget.settle(unit.shard, unit.network_calls, sum(unit.seconds.values()), enough=enough)
                     _record(unit, setup, lineage, result, progress.say, must=budget.limited)
                     if not enough:  # again where others leave something of what they have; else the budget is spent
                         queue.appendleft(unit.shard)
                 else:
-                    seconds, task = at_work.seconds(event.shard), at_work.tasks.get(event.shard, (None, 0.0))[0]
-                    if at_work.end(event.shard, made=False) and task is not None:
-                        most = budget.allowance(event.shard) or tasks.calls(task)[0]
+                    seconds, lost = at_work.seconds(event.shard), at_work.tasks.get(event.shard, (None, 0.0))[0]
+                    if at_work.end(event.shard, made=False) and lost is not None:
+                        most = budget.allowance(event.shard) or tasks.calls(lost)[0]
                         spent = getattr(event.error, "spent", (most, seconds))  # of a process that is gone nobody knows
                         budget.settle(event.shard, *spent)
-                        name = f"failed-{event.shard:06d}-{failures.tries(event.shard)}"
+                        noted, failed = noted + int(spent[0]), failed + 1
+                        name = f"failed-{event.shard:06d}-{failed}"
                         told = None if budget.limited else progress.say
                         _note(lineage, f"runs/{setup.run_id}/{name}.json", _cost(*spent), told)
                         failures.failed(event, queue)
             _say_silence(progress, at_work)
     finally:
-        _note_stopped(tasks, at_work, budget, progress.drawn - result.drawn, setup, lineage)
+        _note_stopped(tasks, at_work, budget, progress.drawn, noted, setup, lineage)
         progress.close()
         pool.close()
 
@@ -217,12 +225,21 @@ def _cost(calls: float, seconds: float) -> dict[str, Any]:
     return {"network_calls": int(calls), "seconds": {"sample": float(seconds)}}
 
 
-def _note_stopped(tasks: Tasks, at_work: AtWork, budget: RunBudget, drawn: int, setup: Setup, lineage: Store) -> None:
-    """What units that were stopped in their midst have cost: what was drawn of them, and a batch of each that nobody has counted yet."""
+def _copy(shard: int) -> int:
+    """What a second copy's calls are reserved under."""
+    return -1 - shard
+
+
+def _note_stopped(
+    tasks: Tasks, at_work: AtWork, budget: RunBudget, drawn: int, noted: int, setup: Setup, lineage: Store
+) -> None:
+    """What units that were stopped in their midst have cost: all that was drawn, less what is noted, and a batch of each that nobody has
+    counted yet.
+    """
     if not at_work.tasks:
         return
     each = max(math.ceil(tasks.calls(task)[0] / max(1, len(task.slots))) for task, _ in at_work.tasks.values())
-    calls = each * (max(0, drawn) + int(setup.lock["execution"]["batch_size"]) * len(at_work.tasks))
+    calls = max(0, each * drawn - noted) + each * int(setup.lock["execution"]["batch_size"]) * len(at_work.tasks)
     allowed = [budget.allowance(shard) for shard in at_work.tasks]
     most = sum(number for number in allowed if number is not None) if None not in allowed else calls
     seconds = sum(at_work.seconds(shard) for shard in at_work.tasks)

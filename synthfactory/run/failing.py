@@ -14,20 +14,19 @@ from synthfactory.run.result import MAX_SET_ASIDE, BuildResult
 from synthfactory.run.task import Failed
 from synthfactory.spec.errors import InputError
 
-MAX_STRIKES = 3  # exceptions of a unit, by two workers at least where there are two
-MAX_ALONE = 6  # of a unit that nobody else has tried
-MAX_DEATHS = 5  # of the process that worked on it
+MAX_STRIKES = 3  # exceptions of a unit, with two workers at least where there are two
+MAX_DEATHS = 5  # of the process that worked on it, likewise; twice as often where nobody else has tried the unit
 
 
 class Failures:
-    """Counts the failures of units and workers while a build runs."""
+    """Counts the failures of units and workers while a build runs. `workers` says how many there are by now."""
 
-    def __init__(self, workers: int, result: BuildResult, say: Callable[[str], None]) -> None:
+    def __init__(self, workers: Callable[[], int], result: BuildResult, say: Callable[[str], None]) -> None:
         self._workers, self._result, self._say = workers, result, say
-        self._strikes, self._deaths = defaultdict[int, list[int]](list), Counter[int]()
+        self._strikes, self._deaths, self._refusals = (defaultdict[int, list[int]](list) for _ in range(3))
         self._odd: dict[int, BaseException] = {}  # worker -> what it says of its machine, or of what it was given
         self._in_a_row = 0  # units set aside since one was made
-        self._since: list[int] = []  # workers whose units failed since then
+        self._since = Counter[int]()  # workers whose units failed since then, and how many did
 
     def made(self, worker: int) -> None:
         """A worker has made a unit: nothing is wrong with it."""
@@ -35,45 +34,40 @@ class Failures:
         self._since.clear()
         self._odd.pop(worker, None)
 
-    def tries(self, shard: int) -> int:
-        """How often a unit has failed."""
-        return len(self._strikes[shard]) + self._deaths[shard]
-
     def failed(self, event: Failed, queue: deque[int]) -> None:
         """Puts the unit at the far end of the queue, or sets it aside. Raises what half of the workers say of their machines, and ends
-        (`gave_up`) where several units in a row were set aside.
+        (`gave_up`) where several units in a row were set aside, or where half of the workers fail and go on failing.
         """
-        shard = event.shard
+        shard, workers = event.shard, max(1, self._workers())
         where = f" on {event.where}" if event.where else ""
+        what = "its worker ended" if event.died else "it failed"
         if _of_machine(event.error):
             assert event.error is not None
             self._odd[event.worker] = event.error
-            if 2 * len(self._odd) >= self._workers:
+            if 2 * len(self._odd) >= workers:
                 raise event.error
+            tries, enough = self._refusals[shard], MAX_STRIKES
             self._say(f"shard {shard:06d} goes to another worker: one{where} cannot go on ({event.message})")
+        else:
+            self._since[event.worker] += not event.died
+            # A store that takes nothing any more: else every unit would be drawn in vain before one has failed often enough.
+            often = (
+                max(self._since.values(), default=0) >= MAX_STRIKES
+                and self._since.total() >= MAX_STRIKES * MAX_SET_ASIDE
+            )
+            self._result.gave_up |= often and 2 * len(self._since) >= workers
+            tries, enough = (self._deaths[shard], MAX_DEATHS) if event.died else (self._strikes[shard], MAX_STRIKES)
+        tries.append(event.worker)
+        several = len(set(tries)) >= min(2, workers)
+        if len(tries) < (enough if several else 2 * enough):
+            if not _of_machine(event.error):
+                self._say(f"shard {shard:06d} is drawn again: {what}{where} ({event.message})")
             queue.append(shard)
             return
-        if event.died:
-            self._deaths[shard] += 1
-            aside, count = self._deaths[shard] >= MAX_DEATHS, self._deaths[shard]
-        else:
-            self._since.append(event.worker)
-            # A store that takes nothing any more: else every unit would be drawn in vain before one has failed often enough.
-            if len(self._since) >= MAX_STRIKES * MAX_SET_ASIDE and 2 * len(set(self._since)) >= self._workers:
-                self._result.gave_up = True
-            strikes = self._strikes[shard]
-            strikes.append(event.worker)
-            several = len(set(strikes)) >= min(2, self._workers)
-            aside, count = len(strikes) >= (MAX_STRIKES if several else MAX_ALONE), len(strikes)
-        what = "its worker ended" if event.died else "it failed"
-        if aside:
-            self._result.set_aside[shard] = event.message
-            self._in_a_row += 1
-            self._result.gave_up |= self._in_a_row >= MAX_SET_ASIDE and bool(queue)
-            self._say(f"shard {shard:06d} set aside: {what} {count} times, last{where} with {event.message}")
-            return
-        self._say(f"shard {shard:06d} is drawn again: {what}{where} ({event.message})")
-        queue.append(shard)
+        self._result.set_aside[shard] = event.message
+        self._in_a_row += 1
+        self._result.gave_up |= self._in_a_row >= MAX_SET_ASIDE and bool(queue)
+        self._say(f"shard {shard:06d} set aside: {what} {len(tries)} times, last{where} with {event.message}")
 
 
 def _of_machine(error: BaseException | None) -> bool:

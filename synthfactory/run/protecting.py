@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from synthfactory.embeddings.bank import Bank
 from synthfactory.embeddings.rows import two_spellings
 from synthfactory.model.find import Opened
@@ -19,7 +21,7 @@ from synthfactory.plan.conditions import ClassIndex
 from synthfactory.plan.lock import LOCK, read_lock
 from synthfactory.plan.plan import ClassSummary
 from synthfactory.plan.recipe import ModelFacts
-from synthfactory.privacy.mix import assigned, clusters_of, most_tiles
+from synthfactory.privacy.mix import SPREAD, assigned, clusters_of, most_tiles
 from synthfactory.privacy.projection import Projection, load_projection
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
@@ -151,7 +153,7 @@ def _check_most(spec: Spec, name: str, count: int, most: int) -> None:
 def _mix(
     spec: Spec, counts: Mapping[str, int], summaries: Mapping[str, ClassSummary], bank: Bank | None, width: int
 ) -> tuple[str, ...]:
-    k = spec.privacy.value("k")
+    k, stands = spec.privacy.value("k"), open_store(spec.output.path, reading=True).size(LOCK) is not None
     for name, count in counts.items():
         patients = summaries[name].patients
         if patients < k:
@@ -163,8 +165,13 @@ def _mix(
         most = k * math.ceil(count / patients)
         if bank is not None and spec.privacy.max_tiles_per_patient is not None:
             low, index = bank.span(name)[0], ClassIndex(*bank.patients_of(name))
-            found = assigned(lambda rows, low=low: bank.take(low + rows), index, k, CLUSTER_KEY)  # type: ignore[misc]
-            most = most_tiles(clusters_of(found, index), k, count)
+
+            def take(rows: np.ndarray, low: int = low, of: Bank = bank) -> np.ndarray:
+                return of.take(low + rows)
+
+            spreads = (1, SPREAD) if stands else (SPREAD,)  # a set that stands may have been begun with the other
+            kinds = [assigned(take, index, k, CLUSTER_KEY, each) for each in spreads]
+            most = max(most_tiles(clusters_of(each, index), k, count) for each in kinds)
         _check_most(spec, name, count, most)
     told = [f"mix: each condition blends tiles of {k} patients, within one kind of tissue; {MIX}"]
     few = [name for name in counts if summaries[name].rows < width]

@@ -144,7 +144,11 @@ class RayPool:
         self._on_cluster = address is not None
         self._began, self._told_pending = time.monotonic(), False
         self._places: dict[int, str] = {}  # worker -> node, of those that have been ready
-        self._refused: dict[int, InputError] = {}  # what workers say that could not load
+        self._refused: dict[int, Exception] = {}  # what workers say that could not load
+        self._answered, self._last_answer = (
+            set[int](),
+            time.monotonic(),
+        )  # workers that have loaded, or refused, and when one did last
         self._faults = Counter[int]()  # units of a worker that failed in a row
         self._actors = {number: kind.remote(setup) for number in range(self._count)}
         self._seen = dict.fromkeys(self._actors, (0, 0))
@@ -164,6 +168,9 @@ class RayPool:
         try:
             while not self._idle and (self._waking or self._absent):
                 self._wake(POLL_SEC)
+                silent = time.monotonic() - self._last_answer > FAULT_SEC
+                if self._refused and not self._idle and (len(self._refused) >= self._count or silent):
+                    raise next(iter(self._refused.values())) from None  # nobody else comes, and nobody can
                 waited = time.monotonic() - began
                 if waited > LOAD_SEC and min(self._deaths[number] for number in self._actors) >= MOST_ENDED:
                     raise InputError(
@@ -179,15 +186,20 @@ class RayPool:
             self.close()
             raise
         for number, error in self._refused.items():
-            self._say_absent(number, str(error))
+            self._say_absent(number, str(getattr(error, "cause", None) or error))
+
+    def _answer(self, number: int) -> None:
+        if number not in self._answered:
+            self._answered.add(number)
+            self._last_answer = time.monotonic()
 
     def _say_absent(self, number: int, why: str) -> None:
         self._say(f"worker {number + 1} of {self._count} cannot work: {why}; it is asked again now and then")
 
     @property
     def workers(self) -> int:
-        """Actors."""
-        return self._count
+        """Actors that have answered so far: others may never start."""
+        return max(1, len(self._answered))
 
     def _wake(self, timeout_sec: float) -> None:
         """Notes the workers that are ready now. One that is being restarted is asked again, and given nothing meanwhile."""
@@ -202,7 +214,12 @@ class RayPool:
         for call in done:
             self._met(call, self._waking.pop(call))
         pending = [number for number in self._waking.values() if number not in self._places]
-        if pending and self._idle and not self._told_pending and time.monotonic() - self._began > FAULT_SEC:
+        if (
+            pending
+            and self._device is not None
+            and not self._told_pending
+            and time.monotonic() - self._began > FAULT_SEC
+        ):
             self._told_pending = True
             self._say(
                 f"{len(pending)} of {self._count} workers have not started yet; Ray may have no GPU or core for them, or they load slowly"
@@ -211,20 +228,17 @@ class RayPool:
     def _met(self, call: Any, number: int) -> None:
         try:
             self._device, self._places[number] = ray.get(call)
+            self._answer(number)
             self._refused.pop(number, None)
             self._idle.append(number)
         except ray.exceptions.RayTaskError as error:  # what is wrong with spec, model or machine
-            if isinstance(error.cause, InputError):
-                told = number in self._refused
-                self._refused[number] = InputError(str(error.cause))
-                if 2 * len(self._refused) >= self._count:
-                    raise self._refused[number] from None
-                if self._device is not None and not told:
-                    self._say_absent(number, str(error.cause))
-            elif self._device is None:
-                raise
-            else:
-                self._say_absent(number, f"{type(error.cause).__name__}: {error.cause}")
+            ours = isinstance(error.cause, InputError)
+            said = str(error.cause) if ours else f"{type(error.cause).__name__}: {error.cause}"
+            told = number in self._refused
+            self._refused[number] = InputError(said) if ours else error
+            self._answer(number)
+            if self._device is not None and not told:
+                self._say_absent(number, said)
             self._absent.append((time.monotonic() + FAULT_SEC, number))  # others work: this machine's own fault
         except ray.exceptions.RayError as error:  # its process or node is away
             self._lost = type(error).__name__
@@ -267,7 +281,9 @@ class RayPool:
             said = str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
             return Failed(shard, said, died=False, error=cause, worker=number, where=self._place(number))
         except ray.exceptions.RayError as error:  # the worker's process, its node, or the connection to it ended
-            self._absent.append((time.monotonic() + WAKE_SEC, number))
+            self._faults[number] += 1
+            wait_sec = min(FAULT_SEC, WAKE_SEC * 2.0 ** (self._faults[number] - 1))
+            self._absent.append((time.monotonic() + wait_sec, number))
             return Failed(shard, type(error).__name__, died=True, worker=number, where=self._place(number))
         self._idle.append(number)
         self._faults[number] = 0

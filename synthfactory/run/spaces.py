@@ -23,7 +23,7 @@ from synthfactory.run.audit_tiles import BATCH, Embed, Tick, in_batches
 from synthfactory.spec.errors import InputError
 
 PIECE = 128
-MEASURES = 4  # raised whenever figures are computed otherwise: what was kept before is then not taken
+MEASURES = 5  # raised whenever figures are computed otherwise: what was kept before is then not taken
 Item = tuple[bytes, Callable[[], np.ndarray]]  # digest of a tile's content, and what reads its pixels uint8 (H, H, 3)
 
 

@@ -153,6 +153,8 @@ def _labels(kind: str, source: str, asked: Asked) -> dict[str, Label]:
     files = expand(source, "a parquet bank of embeddings") if kind == "bank" else [asked.labels or ""]
     rows, patients = Counter[str](), dict[str, set[str]]()
     for file in files:
+        if kind == "bank":
+            encoder_named(file)  # so that what is no bank is said to be none
         for name, found in read_counts(file, read_counts(file, ()).others).classes.items():
             rows[name] += found.real
             patients.setdefault(name, set()).update(
@@ -198,7 +200,7 @@ def _text(
     hub = model_named(model).hub is not None
     size = min(MAX_SHARD, max(MIN_SHARD, -(-asked.tiles_per_class * len(classes) // SHARDS)))
     lines = [
-        f"# Drafted by `synthfactory init`. `synthfactory plan {target}` says what a build would make and cost, and on whom it rests;",
+        f"# Drafted by `synthfactory init`. `synthfactory plan {shown(target)}` says what a build would make, and on whom it rests;",
         "# `synthfactory schema` lists every field with its meaning.",
         f"name: {name} # prefix of every tile's key",
     ]

@@ -95,7 +95,7 @@ class Pool(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many they are meant to be."""
+        """How many they are, as far as is known."""
 
     def describe(self) -> str:
         """Who works, in words."""

@@ -87,6 +87,9 @@ class RemoteStore(Store):
         self._is_s3 = "s3" in protocols
         if not reading and "memory" in protocols:
             raise InputError(f"{url}: ends with this process; write a folder or for example s3://bucket/folder")
+        reader = getattr(type(self.fs), "_cat_file", None)
+        parts = reader is not None and "max_concurrency" in inspect.signature(reader).parameters
+        self._whole = {"max_concurrency": 1} if parts else {}  # else newer clients ask for the size first
         self._exclusive = False  # known to be; asked before the first create
         # botocore's errors are no OSErrors; it is loaded by now where it is needed at all
         client = sys.modules.get("botocore.exceptions") if self._is_s3 else None
@@ -152,8 +155,7 @@ class RemoteStore(Store):
         raise AssertionError("unreachable")
 
     def read(self, path: str, *, through_links: bool = False) -> bytes:
-        whole = {"max_concurrency": 1} if self._is_s3 else {}  # else s3fs asks for the size first
-        return bytes(self._tried(f"read {path}", lambda: self.fs.cat_file(self._at(path), **whole)))
+        return bytes(self._tried(f"read {path}", lambda: self.fs.cat_file(self._at(path), **self._whole)))
 
     def read_each(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         if self.at_once == 1:

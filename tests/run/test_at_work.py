@@ -100,6 +100,17 @@ def test_a_worker_that_hangs_does_not_keep_its_unit(
     assert any("takes long" in line and "another worker draws it as well" in line for line in said)
 
 
+@pytest.mark.parametrize("limit", [None, 10_000])
+def test_a_hung_worker_costs_a_budget_its_reservation_and_no_more(
+    spec_file: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    for name, value in (("LONG_SEC", 0.0), ("LONG_TIMES", 0.0), ("LONG_ALONE_SEC", 0.0)):
+        monkeypatch.setattr(at_work, name, value)
+    result, _ = built(spec_file(budget={} if limit is None else {"network_calls": limit}), lambda task: None)
+    assert result.complete
+    assert run("verify", tmp_path / "out").code == 0
+
+
 def test_a_late_second_copy_is_counted_once(spec_file: MakeSpec, tmp_path: Path) -> None:
     at = at_work.AtWork()
     task = Task(3, (), (), None, ())
@@ -114,21 +125,28 @@ def test_a_late_second_copy_is_counted_once(spec_file: MakeSpec, tmp_path: Path)
     assert not at.tasks and at.straggler() is None
 
 
-def test_a_unit_is_set_aside_where_two_workers_fail_with_it() -> None:
+@pytest.mark.parametrize(
+    ("error", "died"), [(RuntimeError("x"), False), (None, True), (InputError("no condition"), False)]
+)
+def test_a_unit_is_set_aside_where_two_workers_fail_with_it(error: Exception | None, died: bool) -> None:
     result = BuildResult(0, 9, 9, 0)
-    said: list[str] = []
-    failures, queue = Failures(5, result, said.append), deque([1, 2])
-    error = RuntimeError("x")
-    for worker in (0, 0, 0):
-        failures.failed(Failed(7, "x", died=False, error=error, worker=worker), queue)
+    failures, queue = Failures(lambda: 9, result, lambda text: None), deque([1, 2])
+    for _ in range(5 if died else 3):
+        failures.failed(Failed(7, "x", died=died, error=error, worker=0), queue)
         assert queue.pop() == 7, "at the far end, where another worker finds it"
     assert not result.set_aside
-    failures.failed(Failed(7, "x", died=False, error=error, worker=1), queue)
+    failures.failed(Failed(7, "x", died=died, error=error, worker=1), queue)
     assert result.set_aside == {7: "x"} and list(queue) == [1, 2]
-    for shard in (8, 9):
+    assert result.to_go_on and not result.complete
+
+
+def test_several_units_set_aside_in_a_row_end_a_build() -> None:
+    result = BuildResult(0, 9, 9, 0)
+    failures, queue = Failures(lambda: 9, result, lambda text: None), deque([1, 2])
+    for shard in (7, 8, 9):
         for worker in (0, 1, 2):
-            failures.failed(Failed(shard, "x", died=False, error=error, worker=worker), queue)
-    assert result.gave_up and result.to_go_on and not result.complete
+            failures.failed(Failed(shard, "x", died=False, error=RuntimeError("x"), worker=worker), queue)
+    assert len(result.set_aside) == 3 and result.gave_up
 
 
 def test_silence_is_spoken_of(spec_file: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +225,18 @@ def test_notes_hold_what_every_try_has_cost(spec_file: MakeSpec, tmp_path: Path)
 
 def test_a_store_that_takes_nothing_ends_the_build_before_all_is_drawn_in_vain() -> None:
     result = BuildResult(0, 9000, 1000, 0)
-    failures, queue, tried = Failures(4, result, lambda text: None), deque(range(1000)), 0
+    failures, queue, tried = Failures(lambda: 4, result, lambda text: None), deque(range(1000)), 0
     while queue and not result.gave_up:
         failures.failed(Failed(queue.popleft(), "503", died=False, error=OSError("503"), worker=tried % 4), queue)
         tried += 1
     assert tried == 9 and result.to_go_on
+    short = BuildResult(0, 9000, 1000, 0)
+    failures = Failures(lambda: 20, short, lambda text: None)
+    for worker in range(40):  # an outage of a minute: each has failed twice
+        failures.failed(Failed(worker, "503", died=False, error=OSError("503"), worker=worker % 20), queue)
+    assert not short.gave_up
     broken, result = deque(range(1000)), BuildResult(0, 9000, 1000, 0)
-    failures = Failures(100, result, lambda text: None)
+    failures = Failures(lambda: 100, result, lambda text: None)
     for number in range(60):  # two of a hundred, before the others have made their first
         failures.failed(
             Failed(broken.popleft(), "CUDA", died=False, error=RuntimeError("x"), worker=number % 2), broken

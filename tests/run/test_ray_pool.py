@@ -13,42 +13,59 @@ from synthfactory.run.task import Failed
 from synthfactory.spec.errors import InputError
 
 
-def test_one_machines_own_fault_does_not_end_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = list[str]()
-
-    def fault(call: Any) -> str:
-        raise ray_pool.ray.exceptions.RayTaskError("ready", "a broken GPU", RuntimeError("a broken GPU"))
-
-    monkeypatch.setattr(ray_pool.ray, "get", fault)
+def a_pool(count: int, said: list[str]) -> RayPool:
+    """A pool without Ray, whose workers have not answered yet."""
     pool = RayPool.__new__(RayPool)
-    pool._device, pool._absent, pool._idle, pool._deaths = None, [], [], Counter()
-    pool._count, pool._refused, pool._places, pool._say = 3, {}, {}, said.append
-    with pytest.raises(ray_pool.ray.exceptions.RayTaskError):
-        pool._met("call", 0)  # nobody was ready yet: most likely it would fail everywhere
-    pool._device = "CPU"
+    pool._device, pool._absent, pool._idle, pool._busy, pool._deaths = None, [], [], {}, Counter()
+    pool._count, pool._refused, pool._places, pool._say = count, {}, {}, said.append
+    pool._answered, pool._last_answer, pool._told_pending, pool._began = set(), 0.0, False, 0.0
+    pool._faults, pool._on_cluster = Counter(), True
+    return pool
+
+
+@pytest.mark.parametrize("cause", [RuntimeError("a broken GPU"), InputError("model: differs")])
+def test_one_machines_own_fault_does_not_end_the_build(monkeypatch: pytest.MonkeyPatch, cause: Exception) -> None:
+    """It answers first, since it loads nothing; the others come later."""
+    said, answers = list[str](), iter([cause, ("CPU", "node-2"), cause])
+
+    def answer(call: Any) -> Any:
+        given = next(answers)
+        if isinstance(given, Exception):
+            raise ray_pool.ray.exceptions.RayTaskError("ready", "trace", given)
+        return given
+
+    monkeypatch.setattr(ray_pool.ray, "get", answer)
+    pool = a_pool(3, said)
+    pool._waking = {}
+    pool._met("call", 0)
     pool._met("call", 1)
-    assert ([number for _, number in pool._absent], pool.free()) == ([1], 0)
-    assert said == ["worker 2 of 3 cannot work: RuntimeError: a broken GPU; it is asked again now and then"]
+    pool._check_first()
+    assert ([number for _, number in pool._absent], pool.free(), pool.workers) == ([0], 1, 2)
+    what = str(cause) if isinstance(cause, InputError) else f"RuntimeError: {cause}"
+    assert len(said) == 1 and said[0].startswith("worker 1 of 3 cannot work: ") and str(cause) in said[0]
+    pool._met("call", 0)
+    assert len(said) == 1 and what, "said once"
 
 
-def test_what_one_of_three_machines_refuses_is_said_and_what_two_refuse_ends_the_build(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    problem = ray_pool.ray.exceptions.RayTaskError("ready", "trace", InputError("model: differs"))
-    said = list[str]()
+@pytest.mark.parametrize("started", [2, 1])
+def test_what_all_who_answer_refuse_ends_the_build(monkeypatch: pytest.MonkeyPatch, started: int) -> None:
+    """Also where Ray has no place for the other, who never answers."""
+    clock = [0.0]
+    monkeypatch.setattr(ray_pool.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(RayPool, "close", lambda self: None)
+    pool = a_pool(2, [])
+    pool._waking = {object(): 1}
 
-    def fails(call: Any) -> str:
-        raise problem
+    def wake(timeout_sec: float) -> None:
+        clock[0] += timeout_sec
+        for number in range(started):
+            pool._refused.setdefault(number, InputError("model: differs"))
+            pool._answer(number)
 
-    monkeypatch.setattr(ray_pool.ray, "get", fails)
-    pool = RayPool.__new__(RayPool)
-    pool._device, pool._absent, pool._idle, pool._deaths = "CPU", [], [], Counter()
-    pool._count, pool._refused, pool._places, pool._say = 3, {}, {}, said.append
-    for _ in range(2):
-        pool._met("call", 1)
-    assert said == ["worker 2 of 3 cannot work: model: differs; it is asked again now and then"], "once"
+    monkeypatch.setattr(pool, "_wake", wake)
     with pytest.raises(InputError, match="model: differs"):
-        pool._met("call", 2)
+        pool._check_first()
+    assert clock[0] < (1 if started == 2 else ray_pool.FAULT_SEC + 2)
 
 
 def test_a_worker_whose_unit_raised_gets_a_new_process_and_waits_longer_each_time(
@@ -63,9 +80,8 @@ def test_a_worker_whose_unit_raised_gets_a_new_process_and_waits_longer_each_tim
         raise broken
 
     monkeypatch.setattr(ray_pool.ray, "get", fails)
-    pool = RayPool.__new__(RayPool)
-    pool._count, pool._faults, pool._absent, pool._idle = 8, Counter(), [], []
-    pool._actors, pool._places, pool._on_cluster = {5: "actor"}, {5: "10.0.0.7"}, True  # type: ignore[dict-item]
+    pool = a_pool(8, [])
+    pool._actors, pool._places = {5: "actor"}, {5: "10.0.0.7"}  # type: ignore[dict-item]
     waits = []
     for shard in range(3):
         pool._busy = {"call": (5, shard)}
@@ -95,12 +111,10 @@ def test_workers_that_end_while_they_load_are_told_of_and_given_up(monkeypatch: 
 
     monkeypatch.setattr(ray_pool.ray, "get", dies)
     monkeypatch.setattr(RayPool, "close", lambda self: None)
-    pool = RayPool.__new__(RayPool)
-    pool._actors, pool._idle, pool._absent, pool._busy = {0: Actor()}, [], [], {}  # type: ignore[dict-item]
-    pool._waking, pool._say = {object(): 0}, said.append
+    pool = a_pool(2, said)
+    pool._actors, pool._waking = {0: Actor()}, {object(): 0}  # type: ignore[dict-item]
     pool._actors[1] = Actor()  # type: ignore[assignment]
     pool._waking[object()] = 1
-    pool._places, pool._count, pool._told_pending, pool._began, pool._refused = {}, 2, False, 0.0, {}
     with pytest.raises(
         InputError, match=r"workers end while they load the model \(ActorDiedError\); memory may be short"
     ):
