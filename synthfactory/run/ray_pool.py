@@ -198,8 +198,9 @@ class RayPool:
 
     @property
     def workers(self) -> int:
-        """Actors that have answered so far: others may never start."""
-        return max(1, len(self._answered))
+        """All while they load; then those that have answered, since others may never start."""
+        loading = time.monotonic() - self._last_answer < FAULT_SEC
+        return self._count if loading else max(1, len(self._answered))
 
     def _wake(self, timeout_sec: float) -> None:
         """Notes the workers that are ready now. One that is being restarted is asked again, and given nothing meanwhile."""
