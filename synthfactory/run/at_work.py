@@ -130,8 +130,6 @@ def run_units(
                     took = duration(at_work.seconds(long.shard))
                     progress.say(f"shard {long.shard:06d} takes long ({took}): another worker draws it as well")
                     hand_out(long, _copy(long.shard))
-            if (result.gave_up or result.out_of_budget) and progress.silent_sec > SILENT_SEC:
-                break  # what is at work hangs
             if not busy:
                 if pool.free() > 0 or result.out_of_budget or result.gave_up:
                     break
@@ -172,21 +170,25 @@ def run_units(
                         told = None if budget.limited else progress.say
                         _note(lineage, f"runs/{setup.run_id}/{name}.json", _cost(*spent), told)
                         failures.failed(event, queue)
-            _say_silence(progress, at_work)
+            if _silent(progress, at_work) and (result.gave_up or result.out_of_budget):
+                break  # what is at work hangs, and nothing else is handed out
     finally:
         _note_stopped(tasks, at_work, budget, progress.drawn, noted, setup, lineage)
         progress.close()
         pool.close()
 
 
-def _say_silence(progress: Progress, at_work: AtWork) -> None:
+def _silent(progress: Progress, at_work: AtWork) -> bool:
+    """Whether nothing was drawn for long; then it says what is at work."""
     shard = at_work.slowest()
-    if shard is not None and progress.silent_sec > SILENT_SEC:
+    silent = shard is not None and progress.silent_sec > SILENT_SEC
+    if shard is not None and silent:
         took = duration(at_work.seconds(shard))
         progress.spoken()
         progress.say(
             f"no tile was drawn for {duration(SILENT_SEC)}; {counted(len(at_work.tasks), 'shard')} at work, {shard:06d} for {took}"
         )
+    return silent
 
 
 def _record(

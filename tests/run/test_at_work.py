@@ -57,7 +57,10 @@ class Several:
                     continue
                 ended.append(Failed(task.shard, str(error), died=False, error=error, worker=0, where="node-7"))
             else:
-                ended.append(Done(self._worker.run(task, self._tick), number))
+                try:
+                    ended.append(Done(self._worker.run(task, self._tick), number))
+                except RuntimeError as error:
+                    ended.append(Failed(task.shard, str(error), died=False, error=error, worker=number))
             del self._busy[number]
         return ended
 
@@ -155,6 +158,18 @@ def test_silence_is_spoken_of(spec_file: MakeSpec, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(at_work, "LONG_TIMES", 0.0)
     _, said = built(spec_file(), lambda task: None)
     assert any("no tile was drawn for" in line and "at work" in line for line in said)
+
+
+def test_a_build_that_gave_up_does_not_wait_for_a_worker_that_hangs(
+    spec_file: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> None:
+        raise RuntimeError("x")
+
+    monkeypatch.setattr(at_work, "SILENT_SEC", 0.3)
+    monkeypatch.setattr(Worker, "run", broken)
+    result, _ = built(spec_file(output={"path": str(tmp_path / "out"), "shard_size": 1}), lambda task: None)
+    assert result.gave_up and result.tiles == 0
 
 
 def test_a_note_that_cannot_be_written_ends_no_build_without_a_budget(
