@@ -51,9 +51,9 @@ def init(
 
     path = Path(target)
     check_new(path, "SPEC.yaml", "a spec")
-    made = draft(source, target, Asked(labels, metadata, model, encoder, label_level, token, mpp, tiles))
     if not path.parent.is_dir():
         raise click.UsageError(f"{path.parent}: no such folder; make it first")
+    made = draft(source, target, Asked(labels, metadata, model, encoder, label_level, token, mpp, tiles))
     path.write_text(made.text, encoding="utf-8")
     click.echo(fit(f"{target}: {len(made.classes)} classes, {tiles * len(made.classes):,} tiles to draw"))
     if not made.checked:

@@ -66,14 +66,14 @@ class _Found:
     each: dict[str, int] = field(default_factory=dict)
 
 
-def read_counts(path: str, classes: Collection[str]) -> RealCounts:
-    """Real counts of these classes. InputError, naming the file and the line or row, for everything that is not of this form: a class that
-    is absent or has nothing, one that stands there twice, a number that is not whole, below 0 or above 10^12.
+def read_counts(path: str, classes: Collection[str] | None) -> RealCounts:
+    """Real counts of these classes (None: of every label). InputError, naming the file and the line or row, for everything that is not of
+    this form: a class that is absent or has nothing, one that stands there twice, a number that is not whole, below 0 or above 10^12.
     """
     text = path.lower().endswith(".csv")
     word, between = ("line", ":") if text else ("row", ": row ")
     first: dict[str, int] = {}
-    found = {name: _Found() for name in classes}
+    found = {name: _Found() for name in classes or ()}
     whole, rows, patients = False, 0, False  # whole: a row a class
     for whole, row in _csv_rows(path) if text else _parquet_rows(path):
         place = f"{path}{between}{row.number}"
@@ -82,6 +82,8 @@ def read_counts(path: str, classes: Collection[str]) -> RealCounts:
             raise InputError(
                 f"{place}: {shown(row.label)} stands there twice, first in {word} {first[row.label]}; keep one row a class"
             )
+        if classes is None:
+            found.setdefault(row.label, _Found())
         if row.label in found or len(first) < OTHERS + len(found):
             first.setdefault(row.label, row.number)
         if not 0 <= row.count <= MAX_COUNT:

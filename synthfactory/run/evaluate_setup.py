@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from synthfactory.embeddings.rows import spelled
 from synthfactory.evaluate import texture
 from synthfactory.evaluate.utility import Augmented
 from synthfactory.model.encoder import open_encoder
@@ -185,8 +184,7 @@ def _spaces(asked: Asked, own: Any, size_px: int, *, pixels: bool) -> list[Space
 def _check_apart(real: RealSide, unseen: RealSide | None) -> None:
     if unseen is None:
         return
-    known = {spelled(name) for name in real.patients.tolist()}
-    shared = sorted(name for name in set(unseen.patients.tolist()) if spelled(name) in known)
+    shared = set(unseen.patients.tolist()) & set(real.patients.tolist())
     if shared:
         raise InputError(
             f"--unseen: {unseen.place}: {len(shared):,} of its patients stand in {real.place} too; what they test would have been learned "

@@ -145,10 +145,8 @@ class RayPool:
         self._began, self._told_pending = time.monotonic(), False
         self._places: dict[int, str] = {}  # worker -> node, of those that have been ready
         self._refused: dict[int, Exception] = {}  # what workers say that could not load
-        self._answered, self._last_answer = (
-            set[int](),
-            time.monotonic(),
-        )  # workers that have loaded, or refused, and when one did last
+        self._answered = set[int]()  # workers that have loaded, or refused
+        self._last_answer = time.monotonic()  # when one of them did so first
         self._faults = Counter[int]()  # units of a worker that failed in a row
         self._actors = {number: kind.remote(setup) for number in range(self._count)}
         self._seen = dict.fromkeys(self._actors, (0, 0))

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from synthfactory.run.progress import duration
 from synthfactory.spec.text import counted
 
-MAX_SET_ASIDE = (
-    3  # units in a row, none made between: then it is not the units that fail, and no more are drawn in vain
-)
+MAX_SET_ASIDE = 3  # units in a row, none made between: then it is not the units that fail
 
 
 @dataclass

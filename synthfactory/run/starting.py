@@ -155,7 +155,7 @@ def _labels(kind: str, source: str, asked: Asked) -> dict[str, Label]:
     for file in files:
         if kind == "bank":
             encoder_named(file)  # so that what is no bank is said to be none
-        for name, found in read_counts(file, read_counts(file, ()).others).classes.items():
+        for name, found in read_counts(file, None).classes.items():
             rows[name] += found.real
             patients.setdefault(name, set()).update(
                 set(found.patients) - {""} if isinstance(found.patients, Mapping) else ()

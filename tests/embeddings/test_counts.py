@@ -131,3 +131,11 @@ def test_a_large_file_costs_no_more_than_its_classes(tmp_path: Path, monkeypatch
     monkeypatch.setattr(table, "MAX_LINE", 1000)
     with pytest.raises(InputError, match="a line has more than 1,000 characters"):
         read_counts(written(tmp_path, "label,count\n" + "fat," * 500), CLASSES)
+
+
+def test_every_label_is_counted_where_none_is_asked_for(tmp_path: Path) -> None:
+    rows = "".join(f"label-{number},P{number % 7}\n" for number in range(2500) for _ in range(2))
+    (tmp_path / "cohort.csv").write_text(f"label,patient_id\n{rows}")
+    found = read_counts(str(tmp_path / "cohort.csv"), None).classes
+    assert len(found) == 2500
+    assert {each.real for each in found.values()} == {2}
