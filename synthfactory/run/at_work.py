@@ -203,6 +203,8 @@ def _record(
     result.network_calls += unit.network_calls
     result.rejected += max(0, unit.candidates - unit.tiles)
     result.rejects.update(unit.rejects)
+    for line in result.count(unit.classes):
+        say(line)
     for stage, seconds in unit.seconds.items():
         result.seconds[stage] += seconds
     asked = int(setup.lock["execution"]["batch_size"])

@@ -7,6 +7,7 @@ slot order.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from synthfactory.shards.tarfmt import encode_image
 from synthfactory.spec.sampler import Sampler
 from synthfactory.spec.schema import Spec
 
+TRIED = 70  # candidates per attempt allowed: where none of so many passes, at 99.9 % fewer than one tile in ten would be filled
 ENCODERS = 2  # threads: a GPU outruns one PNG encoder
 AHEAD = 2  # batches on their way: one on the device, one being encoded
 
@@ -71,12 +73,23 @@ class Drawing:
     def __init__(self, engine: AnyEngine, spec: Spec, keys: Keys, nearest: Nearest | None = None) -> None:
         self._engine, self._spec, self._keys, self._nearest = engine, spec, keys, nearest
         self._calls_end: int | None = None
+        self._hopeless = math.inf
         self._embeds = spec.screen.embeds
 
-    def unit(self, task: Task, scratch: Path, batch_size: int, tick: Tick, calls_end: int | None = None) -> Unit:
+    def unit(
+        self,
+        task: Task,
+        scratch: Path,
+        batch_size: int,
+        tick: Tick,
+        calls_end: int | None = None,
+        *,
+        may_be_empty: bool = True,
+    ) -> Unit:
         """Draws, screens and encodes the unit's tiles into a spool file in `scratch`.
 
-        BudgetSpentError before the batch with which the engine's count of network calls would go over `calls_end`.
+        BudgetSpentError before the batch with which the engine's count of network calls would go over `calls_end`. InputError,
+        unless it `may_be_empty`, once so many candidates were dropped, and none kept, that hardly any tile can be hoped for.
         """
         unit = Unit(task, scratch / "spool")
         spent = self._engine.spent.seconds
@@ -84,6 +97,7 @@ class Drawing:
         self._calls_end = calls_end
         with open(unit.spool, "wb") as spool, ThreadPoolExecutor(ENCODERS) as threads:
             limits = [self._spec.max_attempts_for(slot.class_name) for slot in task.slots]
+            self._hopeless = math.inf if may_be_empty else TRIED * max(limits, default=0)
             for attempt in range(max(limits, default=0)):
                 waiting = [
                     position
@@ -168,6 +182,13 @@ class Drawing:
         unit.seconds["screen"] += finished.screen_seconds
         unit.seconds["encode"] += finished.encode_seconds
         tick(len(batch.positions), len(batch.positions) - kept)
+        if not unit.attempts and len(unit.rows) >= self._hopeless:
+            why = ", ".join(f"{reason} {count:,}" for reason, count in unit.rejects.most_common())
+            raise self._spec.error(
+                "screen",
+                f"none of the first {len(unit.rows):,} candidates passed ({why}), so nothing was committed; synthfactory pilot shows the "
+                "rates of each class. A set keeps the screens it was begun with: set others, with a new output.path and lineage",
+            )
 
 
 def _row(task: Task, position: int, attempt: int, key: tuple[int, int], verdict: Verdict) -> LineageRow:

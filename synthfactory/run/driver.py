@@ -149,7 +149,8 @@ def _build_leased(
             nearest = laid_out(spec, prepared.bank, prepared.holdout, keys.conditions, lineage)
         if not commits and clean:
             lineage.delete(FINGERPRINT)  # of a set that is begun anew
-        setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock), nearest)
+        first = clean and not commits
+        setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock), nearest, first)
         opened = time.perf_counter()
         tasks = Tasks(spec, rounds, conditioning(prepared, found, keys.conditions, lineage, version_of(lock)))
         result.seconds["condition"] += time.perf_counter() - opened

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from synthfactory.run.progress import duration
 from synthfactory.spec.text import counted
 
+ENOUGH = 100  # slots of a class, before anything is said of how many stay empty
 MAX_SET_ASIDE = 3  # units in a row, none made between: then it is not the units that fail
 
 
@@ -27,9 +29,26 @@ class BuildResult:
     drawn: int = 0
     rejected: int = 0  # candidates
     rejects: Counter[str] = field(default_factory=Counter)  # their reasons, of which one candidate may have several
+    slots: Counter[str] = field(default_factory=Counter)  # by class, of the units of this run
+    empty: Counter[str] = field(default_factory=Counter)  # of them, those that no candidate filled
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # `condition`: the driver's own
     wall_seconds: float = 0.0
     network_calls: int = 0
+    _told: set[str] = field(default_factory=set)
+
+    def count(self, classes: Mapping[str, tuple[int, int]]) -> list[str]:
+        """Adds a unit's (slots, empty) of each class; says, once a class, where more stay empty than are filled."""
+        told = []
+        for name, (slots, empty) in classes.items():
+            self.slots[name] += slots
+            self.empty[name] += empty
+            if name not in self._told and self.slots[name] >= ENOUGH and 2 * self.empty[name] > self.slots[name]:
+                self._told.add(name)
+                told.append(
+                    f"{name}: {self.empty[name]:,} of its first {self.slots[name]:,} tiles found no candidate that passes the screens, and "
+                    "stay empty; more will, if it goes on so (Ctrl-C stops; synthfactory pilot shows why)"
+                )
+        return told
 
     @property
     def complete(self) -> bool:
@@ -55,6 +74,11 @@ def summary(result: BuildResult, where: str) -> list[str]:
         lines.append(
             f"{result.shortfall:,} tiles found no candidate within budget.max_attempts; they stay empty and are listed in the "
             "commits: ask for more of those classes, or build into a new output with other screens"
+        )
+        lines.extend(
+            f"  {name}: {empty:,} of {result.slots[name]:,} drawn now"
+            for name, empty in result.empty.most_common()
+            if empty
         )
     if result.out_of_budget:
         lines.append(

@@ -26,6 +26,7 @@ class Setup:
     run_id: str
     other_fingerprint: dict[str, Any] | None = None  # strict: what this build's shards were made with
     nearest: str | None = None  # LINEAGE's path of what the screen `nearest_real` compares with
+    first: bool = False  # nothing is committed yet: a unit of which no candidate passes ends the build instead
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class UnitResult:
     batch_size: int
     rejects: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # name -> (its slots in this unit, those that stay empty)
 
 
 @dataclass(frozen=True)

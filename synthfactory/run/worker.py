@@ -93,6 +93,8 @@ class Worker:
                 self._note_spent(error, calls_before, began)
                 raise
         filled = len(unit.attempts)
+        asked = Counter(slot.class_name for slot in task.slots)
+        made = Counter(task.slots[position].class_name for position in unit.attempts)
         return UnitResult(
             shard=task.shard,
             outcome=outcome,
@@ -103,6 +105,7 @@ class Worker:
             rejects=dict(sorted(unit.rejects.items())),
             seconds={stage: round(value, 4) for stage, value in unit.seconds.items()},
             batch_size=self._batch_size,
+            classes={name: (count, count - made[name]) for name, count in sorted(asked.items())},
         )
 
     def _note_spent(self, error: Exception, calls_before: int, began: float) -> None:
@@ -113,7 +116,9 @@ class Worker:
         calls_end = None if task.calls_allowed is None else self._engine.spent.network_calls + task.calls_allowed
         while True:
             try:
-                return self._drawing.unit(task, scratch, self._batch_size, tick, calls_end)
+                return self._drawing.unit(
+                    task, scratch, self._batch_size, tick, calls_end, may_be_empty=not self.setup.first
+                )
             except torch.OutOfMemoryError:
                 if self._batch_size == 1 or self.setup.lock["execution"]["strict"]:
                     raise
