@@ -54,6 +54,8 @@ def embed(
         raise click.UsageError("--local works in this one process; leave out --address and --workers")
     embedding.check_target(target)
     tiles = embedding.open_tiles(source, metadata, label_level, mpp)
+    for text in tiles.warnings:
+        say(f"warning: {text}")
     progress = Progress(len(tiles.files), say=say, screened=False)
 
     def make_pool(setup: Any) -> Any:

@@ -35,6 +35,8 @@ def pack(
     if mpp is not None:
         check_mpp(mpp, "--mpp")
     tiles = open_tiles(source, metadata, label_level, mpp)
+    for text in tiles.warnings:
+        say(f"warning: {text}")
     progress = Progress(len(tiles.files), say=say, screened=False)
     try:
         report = packing.pack(

@@ -12,7 +12,7 @@ import math
 import secrets
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class TileFolder:
     spans: tuple[tuple[str, int, int], ...] | None = field(default=None, repr=False)
     sites: tuple[str | None, ...] | None = field(default=None, repr=False)
     mpps: tuple[float | None, ...] | None = field(default=None, repr=False)  # um per pixel, where a tile itself says it
+    warnings: tuple[str, ...] = field(default=(), repr=False)  # of the source as a whole
 
     def where(self, row: int) -> str:
         """A tile's place, for messages."""
@@ -77,9 +78,10 @@ class TileFolder:
     def take(self, rows: Sequence[int]) -> TileFolder:
         """These tiles."""
 
-        columns = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "root"}
+        whole = ("root", "warnings")
+        columns = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in whole}
         some = {name: tuple(column[row] for row in rows) for name, column in columns.items() if column is not None}
-        return TileFolder(self.root, **some)
+        return TileFolder(self.root, **some, warnings=self.warnings)
 
 
 class SpanReader:
@@ -201,7 +203,17 @@ def scan_tiles(
         tuple(fact.tumour_fraction for fact in facts),
         sites=tuple(fact.site for fact in facts),
         mpps=tuple(fact.mpp for fact in facts),
+        warnings=_absent(known_of, {file for file, _ in files}, set(classes), metadata or ""),
     )
+
+
+def _absent(rows: Iterable[str], there: Container[str], classes: Container[str], metadata: str) -> tuple[str, ...]:
+    """What is said of rows, of the classes that are read, whose tiles are not there: a wrong name, or a copy that broke off."""
+    absent = [tile for tile in rows if tile not in there and tile.partition("/")[0] in classes]
+    if not absent:
+        return ()
+    tiles = "tile, which is" if len(absent) == 1 else "tiles, which are"
+    return (f"{metadata}: names {len(absent):,} {tiles} not there (first: {shown(absent[0])}); left out",)
 
 
 def _metadata(path: str) -> dict[str, Fact]:

@@ -167,7 +167,7 @@ def _of_tiles(spec: Spec, source: Embeddings, facts: ModelFacts) -> Conditions:
         tiles = scan_tiles(source.tiles, source.metadata, source.label_level, classes, source.mpp)
     _look(tiles, facts.tile_size_px)
     tiles, dropped = screened(tiles, limits_of(source.screen), facts.tile_size_px)
-    return Conditions(None, tiles, _tile_summaries(tiles, classes, dropped), tile_cohort(tiles))
+    return Conditions(None, tiles, _tile_summaries(tiles, classes, dropped), tile_cohort(tiles), tiles.warnings)
 
 
 def _look(tiles: TileFolder, size_px: int) -> None:

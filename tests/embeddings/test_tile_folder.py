@@ -107,6 +107,14 @@ def test_csv_names_patients_and_slides(folder: Path, tmp_path: Path) -> None:
     assert short.patient_ids == (None,) * 6
 
 
+def test_rows_whose_tiles_are_not_there_are_said(folder: Path, tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "tile,patient_id", *(f"{file},P" for file in ALL), "gland/gone.png,P", "bone/a.png,P")
+    tiles = scan(folder, path)  # bone is not asked for: its row is nobody's mistake
+    assert tiles.warnings == (f"{path}: names 1 tile, which is not there (first: gland/gone.png); left out",)
+    assert tiles.take([0, 2]).warnings == tiles.warnings
+    assert scan(folder, path, ("fat",)).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -73,6 +73,18 @@ def sides(out: Path) -> list[dict[str, Any]]:
     return [row for path in sorted((out / "patients").iterdir()) for row in pq.read_table(path).to_pylist()]
 
 
+def test_a_row_without_its_tile_is_said(source: Path, tmp_path: Path) -> None:
+    with open(source / "tiles.csv", "a") as handle:
+        handle.write("gland/lost.png,PAT-1,S-1,site-a,0.5\n")
+    args = ("--metadata", source / "tiles.csv", "--label-level", "tile")
+    packed = run("pack", source, tmp_path / "packed", *args)
+    assert packed.code == 0, packed.err
+    said = "tiles.csv: names 1 tile, which is not there (first: gland/lost.png); left out"
+    assert f"warning: {source}/{said}" in packed.err
+    refused = run("embed", source, tmp_path / "bank.parquet", *args, "--local", "--encoder", tmp_path / "absent")
+    assert said in refused.err  # before the encoder is opened
+
+
 def test_tiles_are_the_very_bytes_and_patients_stand_beside(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     ended = pack(source, out, "--shard-size", 4)
