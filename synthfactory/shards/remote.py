@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import os
 import sys
 import time
 from asyncio import TimeoutError as AsyncTimeoutError
@@ -32,6 +33,8 @@ READERS = 32  # small objects that are read at once
 FIRST_PAUSE_SEC = 0.2
 PART_BYTES = 8 << 20  # of a multipart upload: bounds the memory that sending a large tar takes
 
+CREDENTIALS = (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))
+
 Result = TypeVar("Result")
 
 
@@ -49,6 +52,33 @@ def _client_options(scheme: str) -> dict[str, Any]:
         return {}  # a client of before such checks
     given = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})
     return {"config_kwargs": {"response_checksum_validation": "when_required", **given}}
+
+
+_clients: dict[tuple[Any, ...], Any] = {}
+
+
+def _changed(path: str) -> int:
+    """When a file was written last, in ns; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        return Path(path).expanduser().stat().st_mtime_ns
+    return 0
+
+
+def _shared(url: str) -> tuple[Any, str, set[str]]:
+    """(file system, path in it, what is known of it) for a store. S3's clients are shared, where nothing that they are made from has
+    changed: making one takes 0.2 s and a handshake, and a build opens its stores some fifteen times.
+    """
+    scheme = url.partition("://")[0]
+    options = {"use_listings_cache": False, "skip_instance_cache": True, **_client_options(scheme)}
+    if scheme not in ("s3", "s3a"):
+        return *open_url(url, **options), set()
+    settings = sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "FSSPEC_")))
+    files = (_changed(os.environ.get(name, f"~/.aws/{file}")) for name, file in CREDENTIALS)
+    key = (os.getpid(), repr(fsspec.config.conf), *files, *settings)
+    if key not in _clients:
+        _clients[key] = (open_url(url, **options)[0], set())
+    system, known = _clients[key]
+    return system, system._strip_protocol(url), known
 
 
 def open_url(url: str, **options: Any) -> tuple[Any, str]:
@@ -78,9 +108,7 @@ class RemoteStore(Store):
         scheme, _, rest = url.partition("://")
         self.place = f"{scheme}://{rest.rstrip('/')}"
         self._pause = pause
-        self.fs, root = open_url(
-            self.place, use_listings_cache=False, skip_instance_cache=True, **_client_options(scheme)
-        )
+        self.fs, root, self._known = _shared(self.place)
         self.root = root.rstrip("/")
         self.at_once = READERS if isinstance(self.fs, AsyncFileSystem) else 1
         protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
@@ -90,7 +118,6 @@ class RemoteStore(Store):
         reader = getattr(type(self.fs), "_cat_file", None)
         parts = reader is not None and "max_concurrency" in inspect.signature(reader).parameters
         self._whole = {"max_concurrency": 1} if parts else {}  # else newer clients ask for the size first
-        self._exclusive = False  # known to be; asked before the first create
         # botocore's errors are no OSErrors; it is loaded by now where it is needed at all
         client = sys.modules.get("botocore.exceptions") if self._is_s3 else None
         self._denied: tuple[type[Exception], ...] = (PermissionError,)
@@ -107,8 +134,9 @@ class RemoteStore(Store):
             raise InputError(
                 f"{url}: this kind of store offers no exclusive creation; use a folder or s3://bucket/folder"
             )
-        if self._is_s3:
+        if self._is_s3 and self.root not in self._known:
             self._look()
+            self._known.add(self.root)
 
     def _look(self) -> None:
         """One listing, so that a wrong bucket, key or endpoint is said at once and in words."""
@@ -132,6 +160,7 @@ class RemoteStore(Store):
         return f"{self.root}/{checked(path)}"
 
     def _refused(self, what: str, error: Exception) -> InputError:
+        _clients.clear()  # stores that are opened from now on ask with whatever credentials there are by then
         if isinstance(error, PermissionError):
             return InputError(
                 f"{self.place}: no permission to {what} ({error}); check the credentials and the bucket's policy"
@@ -217,8 +246,10 @@ class RemoteStore(Store):
         self._tried(f"write {path}", once)
 
     def create(self, path: str, content: bytes) -> bool:
-        if not self._exclusive:
+        bucket = f"{self.root.partition('/')[0]} creates exclusively"
+        if bucket not in self._known:
             self._check_exclusive()
+            self._known.add(bucket)
         return self._create(path, content)
 
     def _create(self, path: str, content: bytes) -> bool:
@@ -250,7 +281,6 @@ class RemoteStore(Store):
             probe = temporary_name()
             try:
                 if self._create(probe, b"1") and not self._create(probe, b"2"):
-                    self._exclusive = True
                     return
             finally:
                 self.delete(probe)

@@ -103,8 +103,9 @@ def test_one_fault_at_every_object_is_survived(
 
 @pytest.mark.parametrize("part", WRITTEN)
 def test_a_store_that_stays_away_ends_the_build_in_words_and_the_same_command_goes_on(
-    spec_file: MakeSpec, s3: Bucket, on_disk: dict[str, bytes], part: str
+    spec_file: MakeSpec, s3: Bucket, on_disk: dict[str, bytes], part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("synthfactory.shards.remote.ATTEMPTS", 2)  # default arguments keep the whole number
     s3.fail("PUT", part, "refuse", times=10_000)
     spec = _spec(spec_file, s3)
     ended = run("build", spec, "--local")

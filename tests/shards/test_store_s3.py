@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from making import derived, make_set, make_shard, slots, snapshot, tar_path
@@ -57,6 +59,45 @@ def test_listings_are_never_old(store: RemoteStore, s3: Bucket) -> None:
     assert store.size("shards/0") == 6
     other.delete("shards/0")
     assert store.size("shards/0") is None
+
+
+def test_stores_share_one_client_until_what_it_is_made_from_changes(
+    s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = RemoteStore(s3.url)
+    asked = len(s3.server.asked)
+    again, beside = RemoteStore(s3.url), RemoteStore(f"s3://{s3.name}/lineage")
+    assert first.fs is again.fs is beside.fs
+    assert (first.root, beside.root) == (f"{s3.name}/sets/out", f"{s3.name}/lineage")
+    assert len(s3.server.asked) == asked + 1  # one look, at the place that was not known
+    first.create("a", b"1")
+    asked = len(s3.server.asked)
+    again.create("b", b"1")
+    assert len(s3.server.asked) == asked + 2  # written and read back: whether the store creates exclusively is known
+    file = tmp_path / "credentials"
+    file.write_text("[default]\naws_access_key_id = other\naws_secret_access_key = testing\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    renewed = RemoteStore(s3.url)
+    assert renewed.fs is not first.fs
+    os.utime(file, ns=(1, 1))
+    assert RemoteStore(s3.url).fs is not renewed.fs
+    with pytest.raises(InputError, match="no bucket 'absent'"):
+        RemoteStore("s3://absent/x")
+
+
+def test_what_was_refused_is_asked_for_with_a_new_client(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RemoteStore(s3.url)
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError("ExpiredToken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.fs, "pipe_file", denied)
+        with pytest.raises(InputError, match="no permission to write a"):
+            store.put("a", b"1")
+    later = RemoteStore(s3.url)
+    assert later.fs is not store.fs
+    later.put("a", b"1")
 
 
 def test_neighbours_with_a_like_name_are_not_ours(store: RemoteStore, s3: Bucket) -> None:
