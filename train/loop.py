@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 from train import checkpoint, taught
 from train.claim import claim, kept_says
@@ -171,10 +172,8 @@ class _Run:
 
     def _state(self) -> None:
         """Writes RUN/extra.json, what an export says of the run's origin."""
-        path = self.run / "extra.json"
-        temporary = path.with_name(".tmp-extra.json")
-        temporary.write_text(json.dumps(self._extra(), indent=1))
-        temporary.replace(path)
+        with beside(self.run / "extra.json") as new:
+            new.write_text(json.dumps(self._extra(), indent=1))
 
     def _extra(self) -> dict[str, Any]:
         index = self.divided.index

@@ -25,6 +25,7 @@ from synthfactory.phantom import CLASSES
 from synthfactory.plan.cost import calls_per_tile
 from synthfactory.report.contact import contact_sheet
 from synthfactory.sample.engine import Engine
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.sampler import Sampler
 from synthfactory.spec.text import shown
@@ -132,9 +133,8 @@ class _Drawing:
                     self._engine.draw(conditions_NE[at : at + 16], keys[at : at + 16], self._sampler)
                     for at in range(start, min(start + CHUNK, len(conditions_NE)), 16)
                 ]
-                temporary = path.with_name(f".tmp-{path.name}")
-                np.savez(temporary, tiles=np.concatenate(made), seconds=time.monotonic() - began)
-                temporary.replace(path)
+                with beside(path) as new:
+                    np.savez(new, tiles=np.concatenate(made), seconds=time.monotonic() - began)
             with np.load(path, allow_pickle=False) as stored:
                 found.append(stored["tiles"])
                 self._seconds += float(stored["seconds"])
@@ -154,9 +154,8 @@ def judge_of(cache: Path, per_class: int = 300) -> TileCNN:
     path = cache / f"judge-{per_class}.npz"
     if not path.exists():
         known = held_out(0, per_class)
-        temporary = path.with_name(f".tmp-{path.name}")
-        np.savez(temporary, images=known.images, labels=known.labels)
-        temporary.replace(path)  # a stop while it is written leaves nothing behind that would be taken for it
+        with beside(path) as new:
+            np.savez(new, images=known.images, labels=known.labels)
     with np.load(path, allow_pickle=False) as stored:
         return train_judge(stored["images"], stored["labels"], len(CLASSES))
 

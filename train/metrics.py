@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 
 
@@ -78,7 +79,6 @@ def _shortened(log: Path, step: int) -> float:
     if not log.exists():
         return 0.0
     lines = [line for line in _whole(_texts(log)) if step and line["step"] <= step]
-    temporary = log.with_name(".tmp-metrics")
-    temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    temporary.replace(log)
+    with beside(log) as new:
+        new.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return float(lines[-1]["seconds"]) if lines else 0.0

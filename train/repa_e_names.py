@@ -6,7 +6,6 @@ autoencoder's are those of the original SD-VAE. `synthfactory model import` read
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from synthfactory.model.tensors import read_tensors
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 
 CHECKPOINT = "repa-e.pt"
@@ -54,14 +54,11 @@ def write_repa_e(folder: Path, vae: Mapping[str, Any]) -> Path:
         "vae": dict(_original(name, value, levels) for name, value in networks["vae"].items()),
     }
     path = folder / CHECKPOINT
-    temporary = folder / f".tmp-{os.getpid()}-{CHECKPOINT}"
     try:
-        torch.save(found, temporary)
-        temporary.replace(path)
+        with beside(path) as new:
+            torch.save(found, new)
     except RuntimeError as error:  # torch's own of a full disk
         raise OSError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from synthfactory.model.weights import LoadedModel
 from synthfactory.report.contact import contact_sheet
 from synthfactory.sample.engine import Engine
+from synthfactory.shards.beside import beside
 from synthfactory.spec.sampler import Guidance, Sampler
 from train.config import Samples
 from train.loader import Loader
@@ -44,6 +44,5 @@ class Sheets:
             shown[f"{name}, drawn"] = list(engine.draw(model.embed(real), keys, sampler))
         torch.set_num_threads(threads)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        contact_sheet(shown, columns=wanted.tiles).save(temporary, "PNG")
-        temporary.replace(path)
+        with beside(path) as new:
+            contact_sheet(shown, columns=wanted.tiles).save(new, "PNG")

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from synthfactory.embeddings.places import expand, identity, is_pattern, local
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.tile_shards import tar_samples
 from synthfactory.run.pack import read_patients
+from synthfactory.shards.beside import beside
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.store import Store, open_source, open_store
 from synthfactory.shards.tarfmt import DamagedShardError, decode_image
@@ -195,9 +195,8 @@ def _piece(tar: _Tar, cache: Path) -> _Piece:
         return _unpacked(kept.read_bytes())
     found = _read(tar)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_name(f".tmp-{secrets.token_hex(8)}")
-    temporary.write_bytes(_packed(found))
-    temporary.replace(kept)
+    with beside(kept, shared=True) as new:
+        new.write_bytes(_packed(found))
     return found
 
 

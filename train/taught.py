@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from synthfactory.model.taught import TAUGHT, Taught, hashed, read_taught
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 from train.config import ShardSet, TrainConfig
 from train.split import Split, behind, people
@@ -24,9 +25,8 @@ def note(run: Path, config: TrainConfig, divided: Split, *, resumed: bool) -> No
     before = read_taught(run) if resumed else None
     patients = frozenset[str]().union(*(one.patients for one in (*known, before) if one is not None))
     complete = all(one is not None and one.complete for one in known) and (before is None or before.complete)
-    temporary = run / f".tmp-{TAUGHT}"
-    temporary.write_text(json.dumps({"format": 1, "complete": complete, "patients": sorted(patients)}))
-    temporary.replace(run / TAUGHT)
+    with beside(run / TAUGHT) as new:
+        new.write_text(json.dumps({"format": 1, "complete": complete, "patients": sorted(patients)}))
 
 
 def flattering(config: TrainConfig, divided: Split) -> Iterator[str]:

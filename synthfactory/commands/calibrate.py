@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from synthfactory.commands.common import fit, say, spec_argument, with_bank
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,9 +132,8 @@ def calibrate(
     whole = with_table(before, found)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
-        temporary.write_bytes(encoded(whole))
-        temporary.replace(place)
+        with beside(place, shared=True) as new:
+            new.write_bytes(encoded(whole))
     except OSError as error:
         raise InputError(f"{place}: cannot be written ({error.strerror or error}); name another file with -o") from None
     for table in tables:

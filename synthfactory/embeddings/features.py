@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 
 Attributes = Mapping[str, Mapping[str, Any]]  # '' (the file itself), features, coords -> their attributes
@@ -30,18 +31,11 @@ def write_features(path: Path, features: np.ndarray, coords: np.ndarray, attribu
     """Writes float32 (n, E) and int64 (n, 2) to PATH: whole under its name, or not there. What was there is replaced."""
     import h5py
 
-    beside = path.with_name(f".tmp-{path.name}")
-    beside.unlink(missing_ok=True)
-    try:
-        with h5py.File(beside, "x") as handle:
-            handle.create_dataset("features", data=np.asarray(features, np.float32))
-            handle.create_dataset("coords", data=np.asarray(coords, np.int64))
-            for name, values in attributes.items():
-                (handle[name] if name else handle).attrs.update(values)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with beside(path) as new, h5py.File(new, "x") as handle:
+        handle.create_dataset("features", data=np.asarray(features, np.float32))
+        handle.create_dataset("coords", data=np.asarray(coords, np.int64))
+        for name, values in attributes.items():
+            (handle[name] if name else handle).attrs.update(values)
 
 
 def stated_text(path: Path, name: str, rows: int, width: int) -> str | None:

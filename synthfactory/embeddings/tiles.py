@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import math
-import secrets
 import struct
 import zlib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from synthfactory.embeddings.indexing import make_bank
 from synthfactory.embeddings.places import is_pattern, local
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.table import line_mpp, number, read_lines
+from synthfactory.shards.beside import beside
 from synthfactory.shards.store import open_source, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
@@ -294,9 +294,8 @@ def embed_tiles(
             )
         for (row, place, _), vector in zip(waiting, vectors, strict=False):
             found[row] = vector
-            temporary = place.with_name(f".tmp-{secrets.token_hex(8)}-{place.name}")
-            temporary.write_bytes(_npy(vector))
-            temporary.replace(place)
+            with beside(place, shared=True) as new:
+                new.write_bytes(_npy(vector))
         tick(len(waiting))
         waiting.clear()
 

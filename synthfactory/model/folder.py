@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 from synthfactory.model.config_check import PARTS, config_problem
 from synthfactory.model.files import sha256_of
 from synthfactory.model.hub import Pin, fetched
+from synthfactory.shards.beside import beside
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import cache_folder, is_url
@@ -141,19 +141,18 @@ def _check_listed(pinned: Pin, names: Iterable[str]) -> None:
 
 def _fetch(url: str, path: Path, wanted: str) -> None:
     """Downloads a weight file into the cache; it has its name only when whole and of the wanted sha256."""
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
     try:
-        with open_source(url) as source, open(temporary, "xb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-        if sha256_of(temporary) != wanted:
-            raise InputError(f"model: {url}: differs from the sha256 in config.json; the file is damaged or swapped")
-        temporary.replace(path)
+        with beside(path, shared=True) as place:
+            with open_source(url) as source, open(place, "xb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            if sha256_of(place) != wanted:
+                raise InputError(
+                    f"model: {url}: differs from the sha256 in config.json; the file is damaged or swapped"
+                )
     except FileNotFoundError:
         raise InputError(f"model: {url}: is missing; export the model again") from None
     except OSError as error:
         raise InputError(f"model: {url}: cannot be read ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def open_model(name: str) -> ModelFolder:

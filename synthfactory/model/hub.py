@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import HubName, is_commit
 from synthfactory.spec.places import cache_folder
@@ -283,6 +283,5 @@ def _write_pin(made: Pin) -> None:
     files = {name: vars(blob) for name, blob in sorted(made.files.items())}
     values = {"gated": made.gated, "licence": made.licence, "files": files}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
-    temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+    with beside(path, shared=True) as place:
+        place.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")

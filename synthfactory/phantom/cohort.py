@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 
 from synthfactory.phantom.patients import CLASSES, GENERATOR_VERSION, Patient, make_patient, stream
 from synthfactory.phantom.tile import GRID_CHANNELS, MPP, Truth, render_tile, slide_of
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 
 SHIPPED_COUNTS = dict(zip(CLASSES, (400, 200, 100, 50, 25, 12), strict=True))
@@ -88,8 +88,7 @@ def _record(tile: TileRef, truth: Truth) -> dict[str, Any]:
 
 def _write_shard(job: tuple[Path, list[TileRef]]) -> int:
     path, tiles = job
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with beside(path, shared=True) as new, tarfile.open(new, "w", format=tarfile.USTAR_FORMAT) as tar:
         for tile in tiles:
             image, truth = tile.render()
             record = json.dumps(_record(tile, truth), sort_keys=True).encode()
@@ -97,7 +96,6 @@ def _write_shard(job: tuple[Path, list[TileRef]]) -> int:
                 member = tarfile.TarInfo(f"{tile.key}.{extension}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    temporary.rename(path)  # a shard has its final name only when whole
     return len(tiles)
 
 

@@ -27,7 +27,8 @@ from synthfactory.evaluate.copies import SIDE, fingerprint, pattern
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.run.around import check_outside
 from synthfactory.run.embedding import open_tiles
-from synthfactory.shards.base import Store, temporary_name
+from synthfactory.shards.base import Store
+from synthfactory.shards.beside import beside
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.real import PACK
@@ -277,13 +278,12 @@ def _has_form(path: Path, form: str) -> bool:
 
 def write_report(path: Path, report: object) -> None:
     """Its owner's alone, whole or not at all."""
-    temporary = path.with_name(temporary_name())
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n"
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
+        with (
+            beside(path, shared=True) as new,
+            open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle,
+        ):
             handle.write(text)
-        temporary.replace(path)
     except OSError as error:
         raise InputError(f"--report {path}: cannot be written ({error.strerror or error}); name another file") from None
-    finally:
-        temporary.unlink(missing_ok=True)  # it names patients

@@ -31,6 +31,7 @@ from synthfactory.run.around import check_outside
 from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import in_batches
 from synthfactory.run.prepare import Standing, read_standing
+from synthfactory.shards.beside import beside
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.tarfmt import DamagedShardError
 from synthfactory.spec.errors import InputError
@@ -261,6 +262,5 @@ def _labels(bags: Mapping[str, Bag]) -> str:
 
 def _put(path: Path, text: str) -> None:
     """Whole or not at all."""
-    beside = path.with_name(f".tmp-{path.name}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    with beside(path) as new:
+        new.write_text(text, encoding="utf-8")

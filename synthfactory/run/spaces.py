@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ from synthfactory.evaluate import texture
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.model.weights import load_encoder
 from synthfactory.run.audit_tiles import BATCH, Embed, Tick, in_batches
+from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 
 PIECE = 128
@@ -103,9 +103,8 @@ def _computed(images: np.ndarray, space: Space) -> np.ndarray:
 def _put(place: Path, data: bytes) -> None:
     """Whole or not at all, also where two evaluations write into one folder. The folder is its owner's alone."""
     place.parent.mkdir(mode=0o700, exist_ok=True)
-    temporary = place.with_name(f".tmp-{secrets.token_hex(8)}")
-    temporary.write_bytes(data)
-    temporary.replace(place)
+    with beside(place, shared=True) as new:
+        new.write_bytes(data)
 
 
 def _kept(place: Path, rows: int) -> np.ndarray | None:
