@@ -29,6 +29,7 @@ from synthfactory.embeddings.tile_shards import tar_samples
 from synthfactory.run.pack import read_patients
 from synthfactory.shards.beside import beside
 from synthfactory.shards.commit import list_commits
+from synthfactory.shards.real import PACK
 from synthfactory.shards.store import Store, open_source, open_store
 from synthfactory.shards.tarfmt import DamagedShardError, decode_image
 from synthfactory.spec.errors import InputError
@@ -135,8 +136,8 @@ def _tars_of(entry: ShardSet) -> list[_Tar]:
     store = open_store(place, reading=True)
     commits = list_commits(store)
     if commits:
-        packed = store.size("pack.json") is not None
-        listing = hashlib.sha256(store.read("pack.json")).hexdigest() if packed else ""
+        packed = store.size(PACK) is not None
+        listing = hashlib.sha256(store.read(PACK)).hexdigest() if packed else ""
         lying = dict(store.entries()) if is_url(place) else {}  # one listing, not a request for each tar
         found = []
         for commit in commits.values():

@@ -15,7 +15,8 @@ from synthfactory.embeddings.places import expand, is_pattern
 from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.licence import NOT_STATED, known_licence
-from synthfactory.plan.lock import LOCK, read_lock
+from synthfactory.plan.lock import read_lock
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from train.config import Data, TrainConfig

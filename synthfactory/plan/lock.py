@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from synthfactory.plan.bags import bag_id
 from synthfactory.plan.lock_form import Lock
 from synthfactory.plan.recipe import OTHER_ROWS, PER_CLASS, ModelFacts, recipe_difference, recipe_hash
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.spec.bags import Bags
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec
 from synthfactory.spec.text import shown
 
-LOCK = "spec.lock.yaml"
 FORMAT = "synthfactory/1"
 DEFAULT_BATCH = 16
 COHORTS = ("none", "unknown", "some")  # patients of a published model's training set: what may be claimed, worst last

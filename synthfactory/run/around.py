@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from synthfactory.embeddings.places import local
-from synthfactory.plan.lock import LOCK
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import canonical, is_url

@@ -9,7 +9,6 @@ from typing import Any
 from synthfactory.model.encoder import EncoderFolder, encoder_of, open_encoder
 from synthfactory.model.folder import BUILT_IN, open_model
 from synthfactory.model.weights import load_encoder
-from synthfactory.plan.lock import LOCK
 from synthfactory.run.audit_tiles import (
     Source,
     Tick,
@@ -24,6 +23,7 @@ from synthfactory.run.auditing import FORMAT, NO_PROOF, SEED, Audit, Mechanism, 
 from synthfactory.run.driver import check_output
 from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.run.progress import Progress
+from synthfactory.shards.manifest import LOCK
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import repo_of
 

@@ -25,13 +25,13 @@ from synthfactory.embeddings.features import check_h5py, stated_text, write_feat
 from synthfactory.embeddings.places import local
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.model.weights import load_encoder
-from synthfactory.plan.lock import LOCK
 from synthfactory.report.bags import INVENTED, description, readme
 from synthfactory.run.around import check_outside
 from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import in_batches
 from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.shards.beside import beside
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.tarfmt import DamagedShardError
 from synthfactory.spec.errors import InputError

@@ -6,7 +6,6 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from synthfactory.plan.lock import (
-    LOCK,
     build_lock,
     check_same_execution,
     check_same_recipe,
@@ -21,6 +20,7 @@ from synthfactory.run.bound import check_bound
 from synthfactory.run.keys import make_keys, read_keys
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
 from synthfactory.run.source import UNCONDITIONAL
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.names import slug_collisions

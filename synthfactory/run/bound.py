@@ -10,10 +10,10 @@ import contextlib
 import json
 import os
 
-from synthfactory.plan.lock import LOCK
 from synthfactory.run.around import BOUND
 from synthfactory.run.prepare import Standing
 from synthfactory.shards.commit import list_commits
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import canonical

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from synthfactory.plan.cost import check_budget
-from synthfactory.plan.lock import LOCK, joined, lock_yaml, read_lock, stated
+from synthfactory.plan.lock import joined, lock_yaml, read_lock, stated
 from synthfactory.plan.plan import Plan
 from synthfactory.plan.recipe import version_of
 from synthfactory.plan.rounds import Round, num_shards
@@ -32,7 +32,7 @@ from synthfactory.run.task import FINGERPRINT, Setup
 from synthfactory.run.tasks import Tasks
 from synthfactory.shards.commit import Commit, list_commits
 from synthfactory.shards.lease import Heartbeat, Lease
-from synthfactory.shards.manifest import append_round, dataset_json, put_if_changed, shards_txt
+from synthfactory.shards.manifest import LOCK, append_round, dataset_json, put_if_changed, shards_txt
 from synthfactory.shards.mend import collect, discard, move_foreign, move_irregular, refuse_contradictions
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import DAMAGED, IRREGULAR, Report, verify

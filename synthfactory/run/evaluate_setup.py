@@ -13,7 +13,6 @@ import numpy as np
 from synthfactory.evaluate import texture
 from synthfactory.evaluate.utility import Augmented
 from synthfactory.model.encoder import open_encoder
-from synthfactory.plan.lock import LOCK
 from synthfactory.run.audit_setup import Steps, check_whole, fitting_encoder
 from synthfactory.run.audit_tiles import report_place, write_report
 from synthfactory.run.auditing import lock_sha256
@@ -43,6 +42,7 @@ from synthfactory.run.evaluating import (
 from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.run.spaces import Kept, Space, embedded_in, encoder_space, texture_space
 from synthfactory.run.worth import cnn_figures, utility_figures
+from synthfactory.shards.manifest import LOCK
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 

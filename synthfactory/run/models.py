@@ -14,8 +14,9 @@ from synthfactory.model.find import Opened, find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.licence import known_licence
 from synthfactory.plan.calibration import resolved
-from synthfactory.plan.lock import LOCK, read_lock
+from synthfactory.plan.lock import read_lock
 from synthfactory.plan.recipe import ModelFacts
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import is_commit

@@ -21,7 +21,7 @@ from synthfactory.embeddings.tiles import embed_tiles
 from synthfactory.model.encoder import EncoderFolder
 from synthfactory.model.find import Opened
 from synthfactory.plan.conditions import ClassIndex
-from synthfactory.plan.lock import LOCK, read_lock, with_joined
+from synthfactory.plan.lock import read_lock, with_joined
 from synthfactory.plan.plan import ClassSummary, Plan, make_plan
 from synthfactory.plan.recipe import BEFORE_SITES, BEFORE_SLIDES, CONDITIONS_VERSION, ModelFacts
 from synthfactory.plan.rounds import Round, check_chain, totals
@@ -34,7 +34,7 @@ from synthfactory.run.protecting import protection
 from synthfactory.run.source import Conditions, open_conditions, placed
 from synthfactory.shards.base import NotAFileError, is_temporary
 from synthfactory.shards.commit import Commit, list_commits
-from synthfactory.shards.manifest import read_rounds
+from synthfactory.shards.manifest import LOCK, read_rounds
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.verify import Expected
 from synthfactory.spec.errors import InputError

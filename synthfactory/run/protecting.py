@@ -18,11 +18,12 @@ from synthfactory.model.folder import ModelFolder
 from synthfactory.plan.allocate import class_counts
 from synthfactory.plan.bags import most_of_patient
 from synthfactory.plan.conditions import ClassIndex
-from synthfactory.plan.lock import LOCK, read_lock
+from synthfactory.plan.lock import read_lock
 from synthfactory.plan.plan import ClassSummary
 from synthfactory.plan.recipe import ModelFacts
 from synthfactory.privacy.mix import SPREAD, assigned, clusters_of, most_tiles
 from synthfactory.privacy.projection import Projection, load_projection
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec

@@ -24,7 +24,6 @@ import numpy as np
 from synthfactory.embeddings.places import is_pattern, local
 from synthfactory.embeddings.tiles import TileFolder, read_tile
 from synthfactory.plan.keyed import entry
-from synthfactory.plan.lock import LOCK
 from synthfactory.report.facts import image_format, is_unconditional, label_levels
 from synthfactory.report.reader import Sheet, png_base64, reader_page
 from synthfactory.run.audit_setup import check_whole
@@ -34,6 +33,7 @@ from synthfactory.run.contamination import of_training_set
 from synthfactory.run.eval_tiles import codec_of, lossy
 from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.run.reader_choice import choose_real, quotas_of, wrong_labels
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.tarfmt import DamagedShardError
 from synthfactory.spec.errors import InputError

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from synthfactory.embeddings.rows import spelled
 from synthfactory.model.ancestry import ancestry
 from synthfactory.model.taught import TAUGHT, hashed, read_taught
-from synthfactory.plan.lock import COHORTS, LOCK, check_same_recipe, lock_yaml, read_lock
+from synthfactory.plan.lock import COHORTS, check_same_recipe, lock_yaml, read_lock
 from synthfactory.run.belonging import recipe_of
 from synthfactory.run.bound import check_bound
 from synthfactory.run.driver import check_affordable
@@ -33,6 +33,7 @@ from synthfactory.run.prepare import Prepared, Standing, label_levels, read_stan
 from synthfactory.run.source import scratch_cache
 from synthfactory.shards.commit import commit_path
 from synthfactory.shards.lease import Heartbeat, Lease
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.schema import Spec

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from synthfactory.plan.bags import bag_id
-from synthfactory.plan.lock import LOCK, read_lock, tile_terms
+from synthfactory.plan.lock import read_lock, tile_terms
 from synthfactory.run.budget import BudgetSpentError
 from synthfactory.run.drawing import Drawing, Unit
 from synthfactory.run.engines import make_engine
@@ -25,6 +25,7 @@ from synthfactory.run.models import choose_model
 from synthfactory.run.task import FINGERPRINT, OUT_OF_BUDGET, Setup, Task, Tick, UnitResult
 from synthfactory.screen import Nearest
 from synthfactory.shards.commit import commit_path, commit_shard, standing_commit, unit_path
+from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.record import TileRecord, lineage_parquet, public_parquet
 from synthfactory.shards.store import open_store
 from synthfactory.shards.tarfmt import write_shard

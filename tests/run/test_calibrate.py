@@ -16,8 +16,9 @@ from tinymodel import make_bank_file, make_tiny_model
 
 from synthfactory.evaluate.labels import LabelProbe
 from synthfactory.plan.calibration import Calibration, Row
-from synthfactory.plan.lock import LOCK, read_lock
+from synthfactory.plan.lock import read_lock
 from synthfactory.run.calibrate import Judge, Pairs
+from synthfactory.shards.manifest import LOCK
 from synthfactory.spec.sampler import Sampler
 
 MakeSpec = Callable[..., Path]
