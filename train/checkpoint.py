@@ -19,6 +19,7 @@ from torch import Tensor, nn, optim
 
 from synthfactory.model.tensors import read_tensors, write_tensors
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from train.ema import Ema
 
 _EARLIER = (
@@ -139,7 +140,7 @@ def restore(
         for name, value in read_tensors(folder / average_name(ema.decay, number == 0), _EARLIER).items():
             ema.state[name].copy_(value)
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = read_json((folder / "state.json").read_text())
         int(state["step"]), dict(state["optimiser"])
     except (OSError, ValueError, TypeError, KeyError):
         raise InputError(f"{folder}/state.json: is missing or damaged; {_EARLIER}") from None

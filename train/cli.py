@@ -13,6 +13,7 @@ import yaml
 
 from synthfactory.commands.common import EXIT_FAULT, end_with, say
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import cache_folder
 from synthfactory.spec.solvers import SOLVERS, Method, Solver
 from synthfactory.spec.text import shown
@@ -158,7 +159,7 @@ def export(
         repa_e=repa_e,
     )
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    written = json.loads((folder / "config.json").read_text())
+    written = read_json((folder / "config.json").read_text())
     stated = written["licence"]
     click.echo(
         f"{folder}: {total / 1e6:.1f} MB{', in place of the model that was there' if replaced else ''}; name it as `model:` in a spec"

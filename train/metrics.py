@@ -9,6 +9,7 @@ from typing import Any
 
 from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 
 
 class Metrics:
@@ -55,7 +56,7 @@ def _whole(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Lines that are whole, parsed."""
     for text in texts:
         try:
-            line = json.loads(text)
+            line = read_json(text)
             int(line["step"]), float(line["seconds"])
         except (ValueError, TypeError, KeyError):  # cut off
             continue

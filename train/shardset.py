@@ -26,13 +26,14 @@ import numpy as np
 from synthfactory.embeddings.places import expand, identity, is_pattern, local
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.tile_shards import tar_samples
-from synthfactory.run.pack import read_patients
+from synthfactory.run.pack_report import read_patients
 from synthfactory.shards.beside import beside
 from synthfactory.shards.commit import list_commits
 from synthfactory.shards.real import PACK
 from synthfactory.shards.store import Store, open_source, open_store
 from synthfactory.shards.tarfmt import DamagedShardError, decode_image
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import is_url
 from synthfactory.spec.text import shown
 from train.config import Data, ShardSet
@@ -295,7 +296,7 @@ def _packed(piece: _Piece) -> bytes:
 
 def _unpacked(data: bytes) -> _Piece:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        text = json.loads(arrays["text"].tobytes())
+        text = read_json(arrays["text"].tobytes())
         return _Piece(
             terms=[(name, sharing) for name, sharing in text["terms"]],
             **{name: text[name] for name in _TEXTS},

@@ -4,7 +4,6 @@ networks it takes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from synthfactory.plan.lock import read_lock
 from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from train.config import Data, TrainConfig
 from train.split import Split
 
@@ -64,7 +64,7 @@ def notes_of(run: Path) -> dict[str, Any]:
     """RUN/extra.json. InputError where it is missing or damaged."""
     path = run / "extra.json"
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path.read_text())
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):

@@ -28,8 +28,9 @@ def pack(
     OUT/shards holds labels and images, OUT/patients who they are of: keep both as safe as the tiles. The same command resumes.
     """
     from synthfactory.embeddings.checks import check_mpp
-    from synthfactory.run import pack as packing
     from synthfactory.run.embedding import open_tiles
+    from synthfactory.run.pack import pack as pack_tiles
+    from synthfactory.run.pack_report import render
     from synthfactory.run.progress import Progress
 
     if mpp is not None:
@@ -39,10 +40,10 @@ def pack(
         say(f"warning: {text}")
     progress = Progress(len(tiles.files), say=say, screened=False)
     try:
-        report = packing.pack(
+        report = pack_tiles(
             tiles, out, mpp=mpp, shard_size=shard_size, say=progress.say, tick=lambda count: progress.tick(count, 0)
         )
     finally:
         progress.close()
-    for line in packing.render(report, out):
+    for line in render(report, out):
         click.echo(fit(line))

@@ -11,6 +11,7 @@ import click
 from synthfactory.commands.common import EXIT_FAULT, EXIT_INCOMPLETE, open_set, out_argument, say
 from synthfactory.embeddings.places import local
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import is_url
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -91,7 +92,7 @@ def ethics(out: str, audit_file: Path | None, lineage: str | None, target: Path 
     report = None
     if audit_file is not None:
         try:
-            report = json.loads(audit_file.read_text())
+            report = read_json(audit_file.read_text())
         except (OSError, ValueError):
             report = {}
         report = report if isinstance(report, dict) else {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import lzma
 import math
 import struct
@@ -27,6 +26,7 @@ from synthfactory.embeddings.rows import Coded, Rows, RowSource, known
 from synthfactory.embeddings.table import Line, line_label, line_level, line_mpp, number, read_lines
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.text import shown
 
 ENDINGS = (".npy", ".npz", ".safetensors")
@@ -238,7 +238,7 @@ def _safetensors(handle: BinaryIO, path: str) -> _Array:
         size = struct.unpack("<Q", handle.read(8))[0]
         if size > MAX_HEADER_BYTES:
             raise ValueError("its header is too long")
-        header = json.loads(handle.read(size))
+        header = read_json(handle.read(size))
         said = header.pop("__metadata__", {})
         name = _one_of(list(header), path)
         dtype, shape = FLOATS.get(header[name]["dtype"]), tuple(header[name]["shape"])

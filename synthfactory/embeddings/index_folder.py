@@ -20,6 +20,7 @@ from synthfactory.embeddings.places import make_private, unmake
 from synthfactory.embeddings.rows import RowSource
 from synthfactory.embeddings.screening import Limits
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 
 FORMAT = "synthfactory-index/4"
 STALE_SEC = 7 * 86_400
@@ -82,7 +83,7 @@ def opened(folder: Path) -> Bank | None:
     if not folder.is_dir():
         return None
     try:
-        values = json.loads((folder / META).read_text())
+        values = read_json((folder / META).read_text())
         rows, width = int(values["rows"]), int(values["width"])
         groups = Groups(
             tuple(values["labels"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from synthfactory.shards.real import PACK, side_rows
 from synthfactory.shards.seal import unsealed
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import is_url
 
 BESIDE = ("slide_id", "patient_id", "site", "x", "y", "tumour_fraction")  # what a tile's JSON does not say
@@ -47,7 +47,7 @@ def with_tars(places: str | Sequence[str]) -> list[str]:
 def _asked(store: Store) -> int | None:
     """How many shards the set is to have; None where its pack.json is damaged."""
     try:
-        return int(unsealed(json.loads(store.read(PACK)))["shards"])
+        return int(unsealed(read_json(store.read(PACK)))["shards"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

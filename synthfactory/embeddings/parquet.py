@@ -35,6 +35,7 @@ from synthfactory.embeddings.screening import Limits
 from synthfactory.embeddings.table import check_names
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.text import shown
 
 METADATA_KEY = b"synthfactory"
@@ -286,7 +287,7 @@ def _metadata(
     """(encoder, mpp, preprocessing) as the file's metadata say; of the encoder what there is, unless it is `needed` whole."""
     values = None
     with contextlib.suppress(KeyError, ValueError, RecursionError):
-        values = json.loads((schema.metadata or {})[METADATA_KEY])
+        values = read_json((schema.metadata or {})[METADATA_KEY])
     values = values if isinstance(values, dict) else {}
     encoder, prepared = (
         value if isinstance(value := values.get(key), dict) else {} for key in ("encoder", "preprocessing")

@@ -21,6 +21,7 @@ from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.tiles import SUFFIXES, TileFolder
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.text import shown
 
 MAX_JSON_BYTES = 1 << 20
@@ -179,7 +180,7 @@ def _twice(path: str, first: str, second: str) -> InputError:
 def _record(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> dict[str, Any]:
     handle = tar.extractfile(member) if member.size <= MAX_JSON_BYTES else None
     try:
-        values = json.loads(handle.read()) if handle is not None else None
+        values = read_json(handle.read()) if handle is not None else None
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):

@@ -6,7 +6,6 @@ published; the same as a repository of the Hub (hf://bioptimus/H0-mini@REVISION,
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from synthfactory.model.hub import Pin, fetched, pin
 from synthfactory.model.licence import NOT_STATED, licence_of
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import hub_name, is_hub, repo_of
+from synthfactory.spec.json_text import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -201,7 +201,7 @@ def _from_hub(pinned: Pin, encoder_id: str | None, source: str) -> EncoderFolder
 def _config(path: Path, name: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as handle:
-            found = json.loads(handle.read(MAX_CONFIG_BYTES))
+            found = read_json(handle.read(MAX_CONFIG_BYTES))
     except FileNotFoundError:
         raise InputError(f"encoder: {name}: has no {CONFIG} beside {WEIGHTS}; copy the whole repository") from None
     except (OSError, ValueError, RecursionError):

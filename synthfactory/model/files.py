@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from pathlib import Path
 
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
@@ -47,7 +47,7 @@ def shapes_in(path: Path, again: str) -> dict[str, tuple[int, ...]]:
             (length,) = struct.unpack("<Q", handle.read(8))
             if length > min(size, MAX_HEADER_BYTES):
                 raise ValueError("its header is longer than the file")
-            header = json.loads(handle.read(length))
+            header = read_json(handle.read(length))
         shapes, end = {}, 0
         for name, entry in header.items():
             if name != "__metadata__":

@@ -8,7 +8,6 @@ FOLDER/{sit,vae,encoder}.safetensors, FOLDER/README.md (the card), FOLDER/figure
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from synthfactory.model.hub import Pin, fetched
 from synthfactory.shards.beside import beside
 from synthfactory.shards.store import open_source
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import cache_folder, is_url
 
 BUILT_IN = {"phantom": Path(__file__).parent / "weights" / "phantom"}
@@ -180,7 +180,7 @@ def open_model(name: str) -> ModelFolder:
     except OSError as error:
         raise InputError(f"model: {name}: config.json cannot be read ({error.strerror or error})") from None
     try:
-        config = json.loads(raw)
+        config = read_json(raw)
     except (ValueError, RecursionError):
         raise InputError(f"model: {url or path}/config.json: is no JSON; export the model again") from None
     problem = config_problem(config)
@@ -196,7 +196,7 @@ def open_model(name: str) -> ModelFolder:
 def _figures(place: str) -> dict[str, Any]:
     try:
         with open_source(f"{place}/{FIGURES}") as handle:
-            found = json.loads(handle.read(MAX_CONFIG_BYTES))
+            found = read_json(handle.read(MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}  # a model without figures works as well as one with
     return found if isinstance(found, dict) else {}

@@ -38,6 +38,7 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import HubName, is_commit
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import cache_folder
 from synthfactory.spec.text import shown
 
@@ -267,7 +268,7 @@ def _read_pin(repo: str, commit: str) -> Pin | None:
     """The kept pin; None where there is none, or it is damaged (then it is asked for again)."""
     try:
         with open(_pin_path(repo, commit), "rb") as handle:
-            values = json.loads(handle.read(MAX_PIN_BYTES))
+            values = read_json(handle.read(MAX_PIN_BYTES))
         files = {
             str(path): Blob(int(entry["bytes"]), str(entry["kind"]), str(entry["digest"]))
             for path, entry in values["files"].items()

@@ -6,7 +6,6 @@ Nothing here executes the repository's code: what its __call__ takes is read off
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from synthfactory.model.files import shapes_in
 from synthfactory.model.hub import PICKLES, SUFFIXES, Pin, fetched
 from synthfactory.model.licence import licence_of
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.model import Pipeline
 from synthfactory.spec.text import shown
 
@@ -169,7 +169,7 @@ def json_object(path: Path, repo: str) -> dict[str, Any]:
     name = f"{repo}: {path.name if path.name == INDEX else f'{path.parent.name}/{path.name}'}"
     try:
         with open(path, "rb") as handle:
-            found = json.loads(handle.read(MAX_SOURCE_BYTES))
+            found = read_json(handle.read(MAX_SOURCE_BYTES))
     except FileNotFoundError:
         raise InputError(f"{name}: is missing; name another revision") from None
     except (OSError, ValueError, RecursionError):

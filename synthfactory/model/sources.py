@@ -6,7 +6,6 @@ what training scripts are known to keep beside their weights (`args`) is passed 
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from synthfactory.model.hub import fetched, pin
 from synthfactory.model.licence import NOT_STATED, licence_of
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import hub_name, is_hub, short_problem
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.text import shown
 
 State = dict[str, Tensor]
@@ -125,7 +125,7 @@ def _tensors(folder: Path) -> State:
 def _config(folder: Path) -> dict[str, Any]:
     try:
         with open(folder / "config.json", "rb") as handle:
-            found = json.loads(handle.read(MAX_JSON_BYTES))
+            found = read_json(handle.read(MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError):
         raise InputError(f"{folder}/config.json: is missing or no JSON; fetch the folder again") from None
     if not isinstance(found, dict):

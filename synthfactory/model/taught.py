@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from synthfactory.spec.json_text import read_json
 
 TAUGHT = "taught.json"
 
@@ -23,7 +24,7 @@ class Taught:
 def read_taught(run: Path) -> Taught | None:
     """None where a run does not say, or not in a form that is known."""
     try:
-        found: Any = json.loads((run / TAUGHT).read_text())
+        found: Any = read_json((run / TAUGHT).read_text())
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or found.get("format") != 1 or not isinstance(found.get("patients"), list):

@@ -22,6 +22,7 @@ from synthfactory.privacy.release import Release
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.store import Store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.names import slug
 
 TRIES = 50  # others may charge the same cohort at the same moment
@@ -84,7 +85,7 @@ class Ledger:
 
     def _read(self, number: int) -> Entry:
         try:
-            values = unsealed(json.loads(self._store.read(self._path(number))))
+            values = unsealed(read_json(self._store.read(self._path(number))))
             asked = dict(values["request"])
             texts = {name: tuple(asked.get(name, ())) for name in ("classes", "rows_sha256")}
             request = Request(**{**asked, **texts})
@@ -171,7 +172,7 @@ def cohorts(store: Store) -> list[str]:
     for path, _ in store.entries():
         if path.endswith("/000001.json"):
             try:
-                found.append(str(unsealed(json.loads(store.read(path)))["request"]["cohort"]))
+                found.append(str(unsealed(read_json(store.read(path)))["request"]["cohort"]))
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise InputError(
                     f"ledger: {path} was changed or is damaged; restore it, for the budget rests on it"

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 
 FORMAT = "synthfactory-projection/1"
 MAX_DIMENSION, DEFAULT_DIMENSION = 32, 16
@@ -90,7 +91,7 @@ def load_projection(path: str | Path) -> Projection:
     """Reads and checks a file. InputError, naming it, where it is none, or where its parts cannot give the guarantee."""
     try:
         with safe_open(path, framework="numpy") as found:
-            facts = json.loads((found.metadata() or {}).get("projection", "null"))
+            facts = read_json((found.metadata() or {}).get("projection", "null"))
             names = set(found.keys())
             shapes = {name: found.get_slice(name).get_shape() for name in names}
             if names != {"mean", "basis"} or max(map(np.prod, shapes.values())) > MAX_WIDTH * MAX_DIMENSION:

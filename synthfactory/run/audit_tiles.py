@@ -35,6 +35,7 @@ from synthfactory.shards.real import PACK
 from synthfactory.shards.store import open_store
 from synthfactory.shards.tarfmt import DamagedShardError
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import is_url
 from synthfactory.spec.text import shown
 
@@ -270,7 +271,7 @@ def report_place(
 def _has_form(path: Path, form: str) -> bool:
     try:
         with open(path, "rb") as handle:
-            stated = json.loads(handle.read(MAX_REPORT))["format"]
+            stated = read_json(handle.read(MAX_REPORT))["format"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
     return isinstance(stated, str) and stated.partition("/")[0] == form.partition("/")[0]

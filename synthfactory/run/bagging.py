@@ -35,6 +35,7 @@ from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.reader import iter_tiles
 from synthfactory.shards.tarfmt import DamagedShardError
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import is_url, place_problem
 from synthfactory.spec.text import shown
 
@@ -153,7 +154,7 @@ def _check_empty(folder: Path, target: str, bags: Mapping[str, Bag], about: Mapp
             )
     try:
         with open(folder / ABOUT, "rb") as handle:
-            known = json.loads(handle.read(MAX_ABOUT))
+            known = read_json(handle.read(MAX_ABOUT))
     except (OSError, ValueError, RecursionError):
         known = None
     if not isinstance(known, dict):

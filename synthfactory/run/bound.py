@@ -16,6 +16,7 @@ from synthfactory.shards.commit import list_commits
 from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import canonical
 from synthfactory.spec.schema import Spec
 from synthfactory.spec.text import shown_path
@@ -41,7 +42,7 @@ def _other(spec: Spec, standing: Standing) -> str | None:
     here = _places(spec)
     try:  # who may only look at OUT can still plan
         lineage = open_store(spec.lineage, reading=True)
-        known = json.loads(lineage.read(BOUND))
+        known = read_json(lineage.read(BOUND))
         other, where = str(known["output"]), known["lineage"]
     except (InputError, OSError, ValueError, KeyError, TypeError):
         return None

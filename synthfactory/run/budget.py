@@ -5,10 +5,10 @@ Every unit at work has an allowance of calls, and all of them together never exc
 
 from __future__ import annotations
 
-import json
 import math
 
 from synthfactory.shards.store import Store
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.schema import Spec
 
 
@@ -24,7 +24,7 @@ def spent_before(lineage: Store) -> tuple[int, float]:
     notes = (path for path, _ in lineage.entries("runs") if path.rpartition("/")[2].startswith(("unit-", "failed-")))
     for _, note in lineage.read_each(notes):
         try:
-            unit = json.loads(note or b"")
+            unit = read_json(note or b"")
             calls += int(unit["network_calls"])
             seconds += sum(map(float, unit["seconds"].values()))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from synthfactory.plan.seeds import Keys, keys_from_seed, new_secret
 from synthfactory.shards.store import Store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.schema import Spec
 
 SECRET = "secret.json"
@@ -19,7 +20,7 @@ def read_keys(spec: Spec, lineage: Store) -> Keys:
         assert isinstance(spec.seed, int)
         return keys_from_seed(spec.seed)
     try:
-        return Keys.from_json(json.loads(lineage.read(SECRET)))
+        return Keys.from_json(read_json(lineage.read(SECRET)))
     except FileNotFoundError:
         raise spec.error(
             "lineage",

@@ -12,10 +12,10 @@ import json
 import math
 import os
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +23,26 @@ import numpy as np
 from PIL import Image
 
 from synthfactory.embeddings.bank import MPP
-from synthfactory.embeddings.rows import two_spellings
+from synthfactory.embeddings.beyond_pixels import holds_more
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile
 from synthfactory.run.around import check_outside
+from synthfactory.run.pack_report import PackReport, report_of
 from synthfactory.screen.verdict import tissue_fraction
 from synthfactory.shards.base import is_temporary
-from synthfactory.shards.commit import Commit, commit_shard, list_commits
-from synthfactory.shards.real import PACK, side_parquet, side_path, side_rows
+from synthfactory.shards.commit import commit_shard, list_commits
+from synthfactory.shards.real import PACK, side_parquet, side_path
 from synthfactory.shards.record import RealRecord, public_parquet, sha256_hex
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.tarfmt import encode_image, write_shard
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.names import class_name_problem, slug, slug_collisions
 from synthfactory.spec.text import counted, shown
 
 FORMAT = "synthfactory-pack/1"
-BLANK_BELOW = 0.05  # share of tissue
-UNLIKE = 0.5  # shares of JPEG in two classes
+LOOK_AHEAD = 256  # tiles
 KEPT_AS_THEY_ARE = {"PNG": "png", "WEBP": "webp", "JPEG": "jpeg"}
-PLAIN_INFO = {  # what Pillow says of an image that identifies nobody
-    "dpi", "gamma", "srgb", "icc_profile", "transparency", "interlace", "jfif", "jfif_version", "jfif_unit", "jfif_density",
-    "progressive", "progression", "loop", "background", "timestamp", "duration", "adobe", "adobe_transform", "compression", "aspect",
-    "chromaticity",
-}  # fmt: skip
-
-
-@dataclass
-class PackReport:
-    """What was packed, and what a user should know of it. Keys, never file names."""
-
-    tiles: int
-    shards: int
-    classes: dict[str, int]
-    patients: dict[str, int]  # of each class
-    unknown_patients: dict[str, int]  # tiles of each class
-    duplicates: list[list[str]]  # keys of tiles with the very same picture
-    across: int = 0  # of the duplicates: groups of more than one label or patient
-    blank: list[str] = field(default_factory=list)
-    lossy: dict[str, int] = field(default_factory=dict)  # JPEG tiles of each class
-    alike: tuple[str, str] | None = None  # two spellings that may be one patient's
-    converted: int = 0
-    described: int = 0  # tiles whose files hold text or EXIF
 
 
 def pack(
@@ -85,9 +63,9 @@ def pack(
     check_outside(out)
     store = open_store(out)
     plan = _Plan.of(tiles, shard_size)
-    _claim(store, plan, tiles, mpp)
-    done = list_commits(store)
     size_px = _size_of(tiles, plan.order[0])
+    done = list_commits(store)
+    created = _claim(store, plan, tiles, mpp)
     for commit in done.values():
         tick(commit.tiles)
     waiting = [shard for shard in range(plan.shards) if shard not in done]
@@ -95,9 +73,41 @@ def pack(
         left = "" if waiting else ": nothing is left to do"
         say(f"{len(done):,} of {counted(plan.shards, 'shard')} already there{left}")
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for shard in waiting:
-            _pack_shard(store, plan, tiles, shard, size_px, mpp, pool, tick)
-    return _report(store, plan)
+        try:
+            for shard in waiting:
+                _pack_shard(store, plan, tiles, shard, size_px, mpp, pool, tick)
+        except InputError as error:
+            if created and not list_commits(store):
+                store.delete(PACK)  # nothing was packed: what is mended may be another listing
+            raise _all_bad(
+                error, tiles, [row for shard in waiting for row in plan.rows(shard)], size_px, pool
+            ) from None
+    return report_of(store, plan.shards)
+
+
+def _all_bad(
+    first: InputError, tiles: TileFolder, rows: Sequence[int], size_px: int, pool: ThreadPoolExecutor
+) -> InputError:
+    """The error, with how many other tiles would be refused: one after the other would each take another run to be found."""
+    read = tiles.reader()
+
+    def looked_at(row: int) -> Iterator[Future[_Tile] | InputError]:
+        try:
+            yield pool.submit(_read, read(row), tiles.where(row), size_px)
+        except OSError as error:
+            yield InputError(f"{tiles.where(row)}: cannot be read ({error.strerror or error})")
+
+    others = []
+    for start in range(0, len(rows), LOOK_AHEAD):
+        for found in [found for row in rows[start : start + LOOK_AHEAD] for found in looked_at(row)]:
+            error = found if isinstance(found, InputError) else found.exception()
+            if isinstance(error, InputError) and str(error) != str(first):
+                others.append(str(error))
+    if not others:
+        return first
+    return InputError(
+        f"{first}; {counted(len(others), 'more tile')} cannot be packed either, among them: {'; '.join(others[:3])}"
+    )
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,8 @@ class _Plan:
         return self.order[shard * count // self.shards : (shard + 1) * count // self.shards]
 
 
-def _claim(store: Store, plan: _Plan, tiles: TileFolder, mpp: float | None) -> None:
-    """Writes pack.json, or refuses a place that holds another listing or something else."""
+def _claim(store: Store, plan: _Plan, tiles: TileFolder, mpp: float | None) -> bool:
+    """Writes pack.json (True), or finds it written, or refuses a place that holds another listing or something else."""
     digest, resolutions = hashlib.sha256(), hashlib.sha256()
     for row in plan.order:
         resolutions.update(f"{_mpp(tiles, row, mpp)}\n".encode())
@@ -150,7 +160,7 @@ def _claim(store: Store, plan: _Plan, tiles: TileFolder, mpp: float | None) -> N
         "mpp_sha256": resolutions.hexdigest(),
     }  # fmt: skip
     try:
-        stands = unsealed(json.loads(store.read(PACK)))
+        stands = unsealed(read_json(store.read(PACK)))
     except FileNotFoundError:
         strange = next((path for path, _ in store.entries() if not is_temporary(path)), None)
         if strange is not None:
@@ -159,13 +169,14 @@ def _claim(store: Store, plan: _Plan, tiles: TileFolder, mpp: float | None) -> N
             raise InputError(
                 f"{store.place}: another pack has just begun there; wait for it, or name another folder"
             ) from None
-        return
+        return True
     except (ValueError, TypeError, RecursionError):
         raise InputError(f"{store.place}/{PACK}: is damaged; restore it from a copy, or name another folder") from None
     if {"mpp_sha256": values["mpp_sha256"], **stands} != values:  # which packs of old do not hold
         raise InputError(
             f"{store.place}: was packed from another listing (files, labels, patients, mpp or shard size differ); name another folder"
         )
+    return False
 
 
 def _facts(tiles: TileFolder, row: int) -> dict[str, Any]:
@@ -215,11 +226,9 @@ def _read(data: bytes, where: str, size_px: int) -> _Tile:
     pixels = decode_tile(data, where, size_px)
     with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         kind, plain = str(picture.format), picture.mode == "RGB"
-        picture.load()  # of a PNG, what stands behind the pixels is known only now
-        described = bool({str(name).lower() for name in picture.info} - PLAIN_INFO)
     tissue, seen = float(tissue_fraction(pixels[None])[0]), sha256_hex(np.ascontiguousarray(pixels).tobytes())
     if plain and kind in KEPT_AS_THEY_ARE:
-        return _Tile(data, KEPT_AS_THEY_ARE[kind], tissue, False, described, seen)
+        return _Tile(data, KEPT_AS_THEY_ARE[kind], tissue, False, holds_more(data, kind), seen)
     return _Tile(encode_image(np.ascontiguousarray(pixels), "png"), "png", tissue, True, False, seen)
 
 
@@ -279,86 +288,3 @@ def _pack_shard(
         # Patients first: a committed tile must never be without the record of whose it is.
         store.put(side_path(shard, made.sha256), side_parquet(sides))
         commit_shard(store, shard, made, public_parquet(made.rows, shard), body)
-
-
-def read_patients(store: Store, commit: Commit) -> list[dict[str, Any]]:
-    """What is known of a packed shard's tiles, in the tar's order. InputError where it is missing or damaged."""
-    path = side_path(commit.shard, str(commit.body["tar"]["sha256"]))
-    rows = side_rows(store, path)
-    if len(rows) != commit.tiles:
-        raise InputError(f"{store.place}/{path}: has {len(rows)} rows for {commit.tiles} tiles; pack the tiles anew")
-    return rows
-
-
-def _report(store: Store, plan: _Plan) -> PackReport:
-    classes, unknown, lossy = Counter[str](), Counter[str](), Counter[str]()
-    patients: dict[str, set[str]] = defaultdict(set)
-    alike: dict[bytes, list[tuple[str, str, str | None]]] = defaultdict(list)
-    found = PackReport(len(plan.order), plan.shards, {}, {}, {}, [])
-    for commit in list_commits(store).values():
-        for row in read_patients(store, commit):
-            classes[row["label"]] += 1
-            if row["patient_id"] is None:
-                unknown[row["label"]] += 1
-            else:
-                patients[row["label"]].add(row["patient_id"])
-            seen = bytes.fromhex(row["pixels_sha256"] or row["image_sha256"])
-            alike[seen].append((row["key"], row["label"], row["patient_id"]))
-            if row["tissue"] < BLANK_BELOW:
-                found.blank.append(row["key"])
-            lossy[row["label"]] += row["format"] == "jpeg"
-            found.converted += row["converted"]
-            found.described += row["described"]
-    groups = [rows for rows in alike.values() if len(rows) > 1]
-    found.duplicates = [sorted(key for key, _, _ in rows) for rows in groups]
-    found.across = sum(len({(label, patient) for _, label, patient in rows}) > 1 for rows in groups)
-    found.classes = dict(sorted(classes.items()))
-    found.patients = {name: len(patients[name]) for name in found.classes}
-    found.unknown_patients = dict(sorted(unknown.items()))
-    found.lossy = {name: lossy[name] for name in found.classes if lossy[name]}
-    found.alike = two_spellings(name for names in patients.values() for name in names)
-    return found
-
-
-def render(report: PackReport, out: str, width: int = 80) -> Sequence[str]:
-    """The report in lines."""
-    lines = [f"{counted(report.tiles, 'tile')} in {counted(report.shards, 'shard')} in {out}"]
-    longest = max(map(len, report.classes))
-    lines.append(f"{'class':<{longest}} {'tiles':>8} {'patients':>8} {'of unknown patients':>20}")
-    for name, count in report.classes.items():
-        lines.append(
-            f"{name:<{longest}} {count:>8,} {report.patients[name]:>8,} {report.unknown_patients.get(name, 0):>20,}"
-        )
-    if report.duplicates:
-        extra = sum(len(keys) - 1 for keys in report.duplicates)
-        across = f", in {counted(report.across, 'group')} of more than one label or patient" if report.across else ""
-        lines.append(f"the very same picture again: {counted(extra, 'tile')}{across} ({_some(report.duplicates[0])})")
-    if report.blank:
-        lines.append(
-            f"nearly blank (tissue below {BLANK_BELOW:.0%}): {counted(len(report.blank), 'tile')} ({_some(report.blank)})"
-        )
-    if report.lossy:
-        lines.append(f"JPEG: {counted(sum(report.lossy.values()), 'tile')}; a model learns its artefacts too")
-        shares = {name: report.lossy.get(name, 0) / count for name, count in report.classes.items()}
-        most, least = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
-        if shares[most] - shares[least] >= UNLIKE:
-            lines.append(
-                f"JPEG tells the class: {shares[most]:.0%} of {shown(most)}, {shares[least]:.0%} of {shown(least)}; save all of them alike"
-            )
-    if report.alike:
-        names = " and ".join(shown(json.dumps(name, ensure_ascii=False)) for name in report.alike)
-        lines.append(f"{names} count as two patients; if they are one, spell one person one way")
-    if report.converted:
-        lines.append(
-            f"no plain RGB PNG, WebP or JPEG: {counted(report.converted, 'tile')}, packed as PNG of the same colours (what is "
-            "transparent is not kept)"
-        )
-    if report.described:
-        lines.append(
-            f"text or EXIF inside the image file: {counted(report.described, 'tile')}, kept as it is; look whether it names anybody"
-        )
-    return lines
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

@@ -36,6 +36,7 @@ from synthfactory.shards.lease import Heartbeat, Lease
 from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import Store, open_store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.schema import Spec
 from synthfactory.spec.text import counted, shown
 
@@ -289,7 +290,7 @@ def _noted(lineage: Store) -> set[str]:
     found = set()
     for path, _ in lineage.entries("revocations"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            found.add(str(json.loads(lineage.read(path))["patient_hmac_sha256"]))
+            found.add(str(read_json(lineage.read(path))["patient_hmac_sha256"]))
     return found
 
 
@@ -344,7 +345,7 @@ def models_on(lock: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
     for folder in folders:
         for config in sorted(folder.rglob("config.json")):
             try:
-                training = json.loads(config.read_text()).get("training")
+                training = read_json(config.read_text()).get("training")
             except (OSError, ValueError, AttributeError, RecursionError):
                 continue
             for how, sets in ancestry(training):

@@ -21,6 +21,7 @@ from synthfactory.model.weights import load_encoder
 from synthfactory.run.audit_tiles import BATCH, Embed, Tick, in_batches
 from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 
 PIECE = 128
 MEASURES = 5  # raised whenever figures are computed otherwise: what was kept before is then not taken
@@ -133,12 +134,12 @@ class Kept:
         try:
             digest, _, text = place.read_text().partition("\n")
             if hashlib.sha256(text.encode()).hexdigest() == digest:
-                return dict(json.loads(text))
+                return dict(read_json(text))
         except (OSError, ValueError):
             pass
         text = json.dumps(make(), allow_nan=False)
         _put(place, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
-        return dict(json.loads(text))
+        return dict(read_json(text))
 
 
 def digest_of(*arrays: np.ndarray) -> str:

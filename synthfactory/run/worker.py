@@ -30,6 +30,7 @@ from synthfactory.shards.record import TileRecord, lineage_parquet, public_parqu
 from synthfactory.shards.store import open_store
 from synthfactory.shards.tarfmt import write_shard
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 
 
 class ChangedError(InputError):
@@ -65,7 +66,7 @@ class Worker:
         # The first worker of a set says what all others must be: none is compared with a commit that is not there yet.
         first = self.setup.other_fingerprint or self.fingerprint
         self._lineage.create(FINGERPRINT, json.dumps(first, sort_keys=True).encode())
-        other = json.loads(self._lineage.read(FINGERPRINT))
+        other = read_json(self._lineage.read(FINGERPRINT))
         if other != json.loads(json.dumps(self.fingerprint)):
             differs = sorted(k for k in self.fingerprint if other.get(k) != self.fingerprint[k])
             raise InputError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from synthfactory.embeddings.vectors import unit
+from synthfactory.spec.json_text import read_json
 
 PIECE_ROWS = 16_384
 FORMAT = "synthfactory-nearest/1"
@@ -38,7 +39,7 @@ class Nearest:
     def from_bytes(cls, data: bytes) -> Nearest:
         """What `to_bytes` wrote. ValueError where it is something else."""
         head, _, rows = data.partition(b"\n")
-        says = json.loads(head)
+        says = read_json(head)
         if says["format"] != FORMAT:
             raise ValueError(f"is not of form {FORMAT}")
         return cls(np.frombuffer(rows, "<f4").reshape(says["shape"]), float(says["threshold"]))

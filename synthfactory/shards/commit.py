@@ -20,6 +20,7 @@ from synthfactory.shards.base import NotAFileError, Store
 from synthfactory.shards.record import sha256_hex
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.tarfmt import ShardFile
+from synthfactory.spec.json_text import read_json
 
 _COMMIT_NAME = re.compile(r"commits/([0-9]{6,9})\.json")
 _OBJECT_NAME = re.compile(r"shards/([0-9]{6,9})-[0-9a-f]{12}\.(?:tar|parquet)")
@@ -142,7 +143,7 @@ def read_commit(store: Store, shard: int) -> Commit:
 def parse_commit(data: bytes, shard: int) -> Commit:
     """A commit from its bytes, checked in form and against its seal; DamagedCommitError says which commit is not whole."""
     try:
-        body = unsealed(json.loads(data))
+        body = unsealed(read_json(data))
         good = body["shard"] == shard and _is_count(body["tiles"]) and isinstance(body["fingerprint"], dict)
         for suffix in ("tar", "parquet"):
             entry = body[suffix]

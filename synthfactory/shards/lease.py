@@ -20,6 +20,7 @@ from typing import Any
 
 from synthfactory.shards.base import Store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 
 TTL_SEC = 30.0
 BEAT_SEC = 5.0
@@ -42,7 +43,7 @@ def has_ended(holder: bytes) -> bool:
     """Whether a holder was a process of this machine that is no more. False where that cannot be known."""
     here = _process(os.getpid())
     try:
-        process = json.loads(holder)["process"]
+        process = read_json(holder)["process"]
         if here is None or any(process[key] != here[key] for key in ("boot", "space")):
             return False
         return bool(_process(int(process["pid"])) != process)

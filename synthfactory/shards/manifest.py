@@ -13,6 +13,7 @@ from synthfactory.shards.commit import Commit
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.store import Store
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.json_text import read_json
 
 ROUND_NAME = re.compile(r"rounds/([0-9]{6})\.json")
 DERIVED = ("README.md", "croissant.json", "dataset.json", "shards.txt")
@@ -33,7 +34,7 @@ def read_rounds(store: Store) -> list[dict[str, Any]]:
         match = ROUND_NAME.fullmatch(path)
         if match:
             try:
-                found[int(match[1])] = unsealed(json.loads(store.read(path, through_links=True)))
+                found[int(match[1])] = unsealed(read_json(store.read(path, through_links=True)))
             except (ValueError, TypeError, RecursionError):
                 raise InputError(
                     f"{store.place}/{path}: is damaged, or was changed since it was written; restore it from a copy"
@@ -49,7 +50,7 @@ def append_round(store: Store, values: Mapping[str, Any]) -> dict[str, Any]:
     """Adds a round if no other build has added one of that number; returns the one that stands (perhaps another build's)."""
     path = f"rounds/{int(values['round']):06d}.json"
     store.create(path, _encoded(sealed(values)))
-    return unsealed(json.loads(store.read(path)))
+    return unsealed(read_json(store.read(path)))
 
 
 def dataset_json(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], commits: Mapping[int, Commit]) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthfactory.spec.json_text import read_json
 from synthfactory.spec.text import shown
 
 MAX_FIELDS = 5  # of those that do not belong, in a message
@@ -117,7 +118,7 @@ _KINDS: dict[str, type] = {
 def parse_record(data: bytes, key: str) -> tuple[dict[str, Any], str | None]:
     """A KEY.json of unknown origin: (its fields, None), or ({}, what is wrong)."""
     try:
-        values = json.loads(data)
+        values = read_json(data)
     except (ValueError, RecursionError):
         return {}, "is no JSON"
     if not isinstance(values, dict) or values.get("synthetic") is not True:

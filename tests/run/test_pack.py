@@ -73,6 +73,24 @@ def sides(out: Path) -> list[dict[str, Any]]:
     return [row for path in sorted((out / "patients").iterdir()) for row in pq.read_table(path).to_pylist()]
 
 
+def test_a_tile_that_cannot_be_packed_leaves_nothing_and_the_others_are_named_with_it(
+    source: Path, tmp_path: Path
+) -> None:
+    whole = {name: (source / "gland" / name).read_bytes() for name in ("MRN4711-0.png", "MRN4711-2.png")}
+    for name, data in whole.items():
+        (source / "gland" / name).write_bytes(data[:60])
+    out, args = tmp_path / "packed", ("--metadata", source / "tiles.csv", "--label-level", "tile")
+    refused = run("pack", source, out, *args)
+    assert refused.code == 2
+    assert all(name in refused.err for name in whole)
+    assert "1 more tile cannot be packed either" in refused.err
+    assert not (out / "pack.json").exists()
+    for name in whole:
+        (source / "gland" / name).unlink()
+    again = run("pack", source, out, *args)  # another listing now, and nothing stands in its way
+    assert again.code == 0, again.err
+
+
 def test_a_row_without_its_tile_is_said(source: Path, tmp_path: Path) -> None:
     with open(source / "tiles.csv", "a") as handle:
         handle.write("gland/lost.png,PAT-1,S-1,site-a,0.5\n")
@@ -154,7 +172,7 @@ def test_what_a_user_should_know_of_the_tiles_is_said(source: Path, tmp_path: Pa
         "no plain RGB PNG, WebP or JPEG: 1 tile, packed as PNG of the same colours (what is transparent is not kept)"
         in text
     )
-    assert "text or EXIF inside the image file: 2 tiles" in text
+    assert "more than pixels in the image file (text, EXIF, private data): 2 tiles" in text
     (row,) = [row for row in sides(out) if row["converted"]]
     wanted = np.asarray(Image.open(source / row["source"]).convert("RGB"))
     assert np.array_equal(decode_image(members(out)[f"{row['key']}.png"]), wanted)
