@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from synthfactory.embeddings.parquet import TEXT_ROWS, coded, is_text, opened
+from synthfactory.embeddings.bombs import check_texts, is_text
+from synthfactory.embeddings.parquet import TEXT_ROWS, coded, opened
 from synthfactory.embeddings.rows import known
 from synthfactory.embeddings.table import check_names, line_label, read_lines
 from synthfactory.spec.errors import InputError
@@ -161,6 +162,7 @@ def _parquet_rows(path: str) -> Iterator[tuple[bool, _Row]]:
                     f"{path}: column '{name}' is {kind}; it must be {'an integer' if name in NUMBERS else 'a string'}"
                 )
         for batch in file.iter_batches(batch_size=TEXT_ROWS, columns=named):
+            check_texts(batch, path)
             yield from ((whole, row) for row in (_classes if whole else _tiles)(batch, start, path))
             start += batch.num_rows
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.embeddings.bank import MPP
+from synthfactory.embeddings.bombs import MOST_UNPACKED
 from synthfactory.embeddings.checks import ENCODER_NAMES, agreed_encoder, check_mpp_known, check_width, stated_encoder
 from synthfactory.embeddings.columns import pieces
 from synthfactory.embeddings.places import expand, identity, is_pattern, listed, local
@@ -28,7 +29,6 @@ SUFFIXES = (".h5", ".hdf5")
 CASE = "case_id"
 MPP_NAMES = ("mpp", "target_mpp", "patch_mpp")
 MAX_CHUNK_BYTES = 1 << 28
-MOST_UNPACKED = 2000  # bytes from one: more than any of HDF5's own compressions gives
 WHAT = "embeddings.labels names a CSV with slide_id, label and, where known, patient_id and site of each slide"
 
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank
+from synthfactory.embeddings.bombs import check_packing, check_texts, is_text
 from synthfactory.embeddings.checks import (
     agreed_encoder,
     check_fraction,
@@ -95,7 +96,7 @@ def opened(path: str, what: str = "a parquet bank of embeddings") -> Iterator[pq
     try:
         with open_source(path) as handle:
             file = pq.ParquetFile(handle)
-            texts = [field.name for field in file.schema_arrow if field.name in TEXT and is_text(field.type)]
+            texts = [field.name for field in file.schema_arrow if field.name in (*TEXT, "tile") and is_text(field.type)]
             # Buffered reading of what a batch needs; else pyarrow holds a whole column of a row group, which may be gigabytes.
             yield pq.ParquetFile(
                 handle, metadata=file.metadata, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False
@@ -156,6 +157,7 @@ class _Files:
                     )
             if file.metadata.num_rows == 0 and len(self._files) == 1:
                 raise InputError(f"{path}: holds no rows; a bank needs at least one embedding per class")
+            check_packing(file.metadata, self._width, path)
             self._starts.append(self._starts[-1] + file.metadata.num_rows)
             return found
 
@@ -184,6 +186,7 @@ class _Files:
                     start += batch.num_rows
 
     def _piece(self, batch: pa.RecordBatch, start: int, path: str, with_vectors: bool) -> Rows:
+        check_texts(batch, path)
         numbers = np.arange(start, start + batch.num_rows)
         labels = coded(batch, "label")
         wanted = np.array([self._classes is None or name in self._classes for name in labels.names], bool)
@@ -241,8 +244,10 @@ def _slides(batch: pa.RecordBatch) -> Coded:
     slides = coded(batch, "slide_id")
     if "tile" not in batch.schema.names:
         return slides
-    files = batch.column("tile").cast(pa.string())
-    hinted = pc.fill_null(pc.match_substring(files, "tcga-", ignore_case=True), False)
+    files = batch.column("tile")
+    files = files if pa.types.is_dictionary(files.type) else files.cast(pa.string()).dictionary_encode()
+    likely = pc.match_substring(files.dictionary.cast(pa.string()), "tcga-", ignore_case=True)
+    hinted = pc.fill_null(likely.take(files.indices), False)
     patients = coded(batch, "patient_id")
     said = [
         np.array([member_of_cohort(name) is not None for name in ids.names], bool)[ids.codes]
@@ -341,13 +346,6 @@ def _check_columns(schema: pa.Schema, where: str) -> None:
             found = schema.field(name).type
             if not (pa.types.is_floating(found) or pa.types.is_integer(found) or pa.types.is_null(found)):
                 raise InputError(f"{where}: column '{name}' is {found}; it must be a number")
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds text, plain or as a dictionary, or nothing at all."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
 def write_bank(path: str, bank: Bank) -> None:
