@@ -36,7 +36,8 @@ def claim(config: TrainConfig, run: Path) -> None:
         if strange:
             raise InputError(f"{run}: holds {shown(strange[0])} and is no run folder; name a new one")
     check_outside(run, "--run")
-    run.mkdir(parents=True, exist_ok=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    run.mkdir(mode=0o700, exist_ok=True)  # it says who was learnt from
     if not path.exists() or not checkpoint.steps(run):
         path.write_text(config_text(config))
         return

@@ -72,7 +72,8 @@ def train(
     # Filling every new tensor costs a quarter of a step; nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     check_workers(config.optimiser, team.world)
-    cache.mkdir(parents=True, exist_ok=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(mode=0o700, exist_ok=True)  # of real tiles: who they are of, their latents
     with team.first():
         divided = split(config.data, cache)
         if team.leads:

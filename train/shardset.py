@@ -196,7 +196,7 @@ def _piece(tar: _Tar, cache: Path) -> _Piece:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: read again
         return _unpacked(kept.read_bytes())
     found = _read(tar)
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it names patients
     with beside(kept, shared=True) as new:
         new.write_bytes(_packed(found))
     return found

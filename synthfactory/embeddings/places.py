@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from synthfactory.shards.base import temporary_name
+from synthfactory.shards.beside import beside
 from synthfactory.shards.remote import open_url
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
@@ -82,26 +84,30 @@ def _matches(pattern: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def whole_file(place: str) -> Iterator[BinaryIO]:
+def whole_file(place: str, *, private: bool = False) -> Iterator[BinaryIO]:
     """A new file (path or URL) to write: under its name once the block has ended, and not there at all where it raises.
 
-    Closing finishes a file, even where an exception closes it; so it is written beside, under .tmp-NAME, and moved.
+    Closing finishes a file, even where an exception closes it; so it is written beside, under a name of its own, and moved. `private`: on
+    disk, its owner's alone.
     """
-    system, path = open_url(place if is_url(place) else str(local(place)))
-    above, slash, own = path.rpartition("/")
-    beside = f"{above}{slash}.tmp-{own}"
     if not is_url(place):
-        Path(above or "/").mkdir(parents=True, exist_ok=True)
+        path = local(place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside(path, shared=True) as new:
+            mode = 0o600 if private else 0o666  # less the umask
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as handle:
+                yield handle
+        return
+    system, target = open_url(place)
+    above, slash, _ = target.rpartition("/")
+    waiting = f"{above}{slash}{temporary_name()}"
     try:
-        with system.open(beside, "wb") as handle:
+        with system.open(waiting, "wb") as handle:
             yield handle
-        if is_url(place):
-            system.mv(beside, path)
-        else:
-            Path(beside).replace(path)
+        system.mv(waiting, target)
     except BaseException:
         with contextlib.suppress(Exception):
-            system.rm_file(beside)
+            system.rm_file(waiting)
         raise
 
 

@@ -26,6 +26,7 @@ from synthfactory.spec.text import shown
 
 MAX_JSON_BYTES = 1 << 20
 MAX_IMAGE_BYTES = 64 << 20
+MAX_EXTENSIONS, MAX_PAX_BYTES, MAX_NAME_BYTES = 8, 1 << 14, 1 << 16  # headers before a member's own, and their sizes
 MAX_MEMBERS = 5_000_000
 
 
@@ -121,11 +122,27 @@ def _or_nan(record: dict[str, Any], name: str, where: str) -> float:
     return math.nan if found is None else found
 
 
+class _Bounded(tarfile.TarInfo):
+    """A member whose extension headers are few and short: tarfile reads them whole before anybody knows the member, in a time that grows
+    with the square of a pax header's length, and one inside the other.
+    """
+
+    def _proc_member(self, archive: Any) -> tarfile.TarInfo:
+        pax = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if pax or self.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+            archive.extensions = getattr(archive, "extensions", 0) + 1
+            if archive.extensions > MAX_EXTENSIONS or not 0 <= self.size <= (MAX_PAX_BYTES if pax else MAX_NAME_BYTES):
+                raise tarfile.ReadError(f"extension header {archive.extensions} of {self.size:,} bytes")
+        else:
+            archive.extensions = 0
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+
+
 def tar_samples(path: str) -> Iterator[tuple[str, _Sample]]:
     """(key, members) in the order of the tar; members of a key need not be neighbours."""
     found: dict[str, _Sample] = {}
     try:
-        with open_source(path) as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+        with open_source(path) as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Bounded) as tar:
             for count, member in enumerate(tar):
                 if count >= MAX_MEMBERS:
                     raise InputError(f"{path}: holds over {MAX_MEMBERS:,} members; write smaller tars")

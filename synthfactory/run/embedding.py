@@ -29,6 +29,7 @@ from synthfactory.embeddings.tiles import TileFolder, read_tile, scan_tiles
 from synthfactory.model.encoder import EncoderFolder, open_encoder
 from synthfactory.model.weights import load_encoder
 from synthfactory.run.around import check_outside
+from synthfactory.run.keys import guard
 from synthfactory.screen.artefacts import SCORES, condition_scores
 from synthfactory.shards.remote import open_url
 from synthfactory.shards.store import Store, open_store
@@ -167,6 +168,7 @@ def embed(
     # A branch may move while workers start; all of them get the commit that was looked at here.
     at = f"{folder.source.partition('@')[0]}@{folder.revision}" if folder.source else encoder
     parts = open_store(f"{target}.parts")
+    guard(parts)
     units = [
         tiles.take(range(start, min(start + UNIT_TILES, len(tiles.files))))
         for start in range(0, len(tiles.files), UNIT_TILES)
@@ -216,7 +218,7 @@ def _write(target: str, units: Sequence[TileFolder], names: Sequence[str], parts
         "tile_size_px": folder.image_size_px,
     }
     schema = _schema(folder.width).with_metadata({METADATA_KEY: json.dumps(described, sort_keys=True).encode()})
-    with whole_file(target) as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
+    with whole_file(target, private=True) as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
         for unit, name in zip(units, names, strict=True):
             writer.write_table(pa.table(_columns(unit, _values(parts, name, unit), folder.width), schema=schema))
 

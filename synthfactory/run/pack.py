@@ -26,11 +26,12 @@ from synthfactory.embeddings.bank import MPP
 from synthfactory.embeddings.beyond_pixels import holds_more
 from synthfactory.embeddings.tiles import DECODING, FORMATS, TileFolder, decode_tile
 from synthfactory.run.around import check_outside
+from synthfactory.run.keys import guard
 from synthfactory.run.pack_report import PackReport, report_of
 from synthfactory.screen.verdict import tissue_fraction
 from synthfactory.shards.base import is_temporary
 from synthfactory.shards.commit import commit_shard, list_commits
-from synthfactory.shards.real import PACK, side_parquet, side_path
+from synthfactory.shards.real import PACK, SIDES, side_parquet, side_path
 from synthfactory.shards.record import RealRecord, public_parquet, sha256_hex
 from synthfactory.shards.seal import sealed, unsealed
 from synthfactory.shards.store import Store, open_store
@@ -65,7 +66,11 @@ def pack(
     plan = _Plan.of(tiles, shard_size)
     size_px = _size_of(tiles, plan.order[0])
     done = list_commits(store)
+    guard(store)
     created = _claim(store, plan, tiles, mpp)
+    root = getattr(store, "root", None)
+    if isinstance(root, Path):
+        (root / SIDES).mkdir(mode=0o700, exist_ok=True)
     for commit in done.values():
         tick(commit.tiles)
     waiting = [shard for shard in range(plan.shards) if shard not in done]

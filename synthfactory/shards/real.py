@@ -16,6 +16,7 @@ from synthfactory.shards.base import Store
 from synthfactory.spec.errors import InputError
 
 PACK = "pack.json"  # in SET: of which listing it is
+SIDES = "patients"  # in SET: who the tiles of each shard are of
 SIDE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -32,7 +33,7 @@ SIDE_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("format", pa.string()),
         ("converted", pa.bool_()),  # to PNG, with the same colours
-        ("described", pa.bool_()),  # the image file holds text or EXIF
+        ("described", pa.bool_()),  # the image file holds more than pixels and colours
         ("pixels_sha256", pa.string()),  # of the decoded picture: one picture may be two files
     ]
 )
@@ -41,7 +42,7 @@ BEFORE = SIDE_SCHEMA.remove(SIDE_SCHEMA.get_field_index("pixels_sha256"))  # set
 
 def side_path(shard: int, tar_sha256: str) -> str:
     """Path of a shard's patients: named by its tar, as that is what they belong to."""
-    return f"patients/{shard:06d}-{tar_sha256[:12]}.parquet"
+    return f"{SIDES}/{shard:06d}-{tar_sha256[:12]}.parquet"
 
 
 def side_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_a_bank_holds_what_the_encoder_gives_and_names_it(tiny: Path, folder: Pa
     assert {site == making.site_of(patient) for patient, site in sites} == {True}
     assert set(table["patient_id"].to_pylist()) == {patient for _, _, patient in making.slides()}
     assert list(folder.glob("*.parts")) == list(folder.glob(".tmp*")) == []
+
+
+def test_a_bank_is_its_owners_alone_and_follows_no_link_that_waits_for_it(tiny: Path, folder: Path) -> None:
+    (folder / "victim").write_text("mine")
+    (folder / ".tmp-bank.parquet").symlink_to(folder / "victim")
+    bank = of_folder(tiny, folder)
+    assert (folder / "victim").read_text() == "mine"
+    assert not bank.is_symlink()
+    assert stat.S_IMODE(bank.stat().st_mode) == 0o600
 
 
 def test_folders_csv_and_tars_give_one_bank(tiny: Path, folder: Path) -> None:

@@ -73,6 +73,15 @@ def sides(out: Path) -> list[dict[str, Any]]:
     return [row for path in sorted((out / "patients").iterdir()) for row in pq.read_table(path).to_pylist()]
 
 
+def test_what_names_patients_is_its_owners_alone(source: Path, tmp_path: Path) -> None:
+    args = ("--metadata", source / "tiles.csv", "--label-level", "tile")
+    assert run("pack", source, tmp_path / "packed", *args).code == 0
+    (tmp_path / "there").mkdir(mode=0o755)  # keeps its permissions
+    assert run("pack", source, tmp_path / "there", *args).code == 0
+    modes = {path: stat.S_IMODE((tmp_path / path).stat().st_mode) for path in ("packed", "there", "there/patients")}
+    assert modes == {"packed": 0o700, "there": 0o755, "there/patients": 0o700}
+
+
 def test_a_tile_that_cannot_be_packed_leaves_nothing_and_the_others_are_named_with_it(
     source: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(shards: Path) -> None:
     one, other = weights(shards / "whole"), weights(shards / "parts")
     assert all(torch.allclose(one[name], other[name], atol=2e-5) for name in one)
     assert lines(shards / "parts")[-1]["loss"] == pytest.approx(lines(shards / "whole")[-1]["loss"], rel=1e-4)
+
+
+def test_a_run_and_its_cache_are_their_owners_alone(shards: Path) -> None:
+    run, cache = shards / "run", shards / "cache"
+    train(load_config(write_config(shards, optimiser={**STEPS, "steps": 1})), run, cache)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (run, cache)] == [0o700, 0o700]
 
 
 def test_several_averages_are_kept_and_resumed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
