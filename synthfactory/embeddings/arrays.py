@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from tokenize import TokenError
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -196,6 +197,7 @@ def _said_in(archive: zipfile.ZipFile, path: str) -> dict[str, str]:
             SyntaxError,
             LookupError,
             ArithmeticError,
+            TokenError,
             RecursionError,
             MemoryError,
             EOFError,
@@ -224,7 +226,7 @@ def _npy(handle: BinaryIO, path: str) -> _Array:
         if read is None:
             raise ValueError(f"version {version}")
         shape, fortran, dtype = read(handle, max_header_size=10_000)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, UnicodeError) as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, UnicodeError, TokenError) as error:
         raise InputError(f"{path}: is no readable numpy array ({shown(str(error))})") from None
     if dtype.hasobject:
         raise InputError(f"{path}: holds pickled objects, which are never read; save the embeddings as one float array")

@@ -223,6 +223,8 @@ def _opened(path: str) -> Iterator[Any]:
         if is_url(path):
             with open_source(path) as raw, h5py.File(raw, "r") as handle:
                 yield handle
+        elif local(path).exists() and not local(path).is_file():
+            raise InputError(f"{path}: is a folder, pipe or device; name HDF5 files of features")
         else:
             with h5py.File(local(path), "r") as handle:
                 yield handle

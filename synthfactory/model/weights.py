@@ -72,8 +72,16 @@ def _filled(make: Callable[[], Network], path: Path, what: str) -> Network:
         raise InputError(f"model: {path}: does not fit the {what} of config.json: {differs}")
     module = make()
     try:
-        state = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
-        module.load_state_dict(state)
+        state = load_file(path)
+        whole = {name for name, value in module.state_dict().items() if not value.is_floating_point()}
+        odd = sorted(name for name, value in state.items() if not (value.is_floating_point() or name in whole))
+        if odd:
+            raise InputError(
+                f"model: {path}: {shown(odd[0])} holds whole numbers, and weights are floats; export the model again"
+            )
+        module.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        )
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
             f"model: {path}: does not fit the {what} of config.json: {str(error).splitlines()[0]}"

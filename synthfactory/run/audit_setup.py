@@ -26,6 +26,7 @@ from synthfactory.run.progress import Progress
 from synthfactory.shards.manifest import LOCK
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import repo_of
+from synthfactory.spec.text import without_secrets
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "format": FORMAT,
         "internal": f"Names tiles of real patients, and is not covered by any epsilon: never published. {NO_PROOF}",
         "set": {
-            "place": asked.out, "name": lock["name"], "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
+            "place": without_secrets(asked.out), "name": lock["name"],
+            "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
             "tiles": len(drawn.keys), "classes": sorted(set(drawn.drawn.classes.tolist())),
         },
         "members": _described(sources[0]), "holdout": _described(sources[1]),
@@ -187,7 +189,7 @@ def check_whole(out: str, standing: Standing, *, quick: bool = False) -> None:
 
 def _described(source: Source) -> dict[str, Any]:
     return {
-        "place": source.place,
+        "place": without_secrets(source.place),
         "tiles": len(source.real),
         "patients": source.real.count_patients(),
         "pixels": source.pixels is not None,

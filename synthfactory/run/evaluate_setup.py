@@ -44,7 +44,7 @@ from synthfactory.run.spaces import Kept, Space, embedded_in, encoder_space, tex
 from synthfactory.run.worth import cnn_figures, utility_figures
 from synthfactory.shards.manifest import LOCK
 from synthfactory.spec.errors import InputError
-from synthfactory.spec.text import shown
+from synthfactory.spec.text import shown, without_secrets
 
 FORMAT = "synthfactory-evaluation/1"
 INTERNAL = "Derived from real data, and covered by no epsilon: internal, never part of a set."
@@ -133,7 +133,8 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "format": FORMAT,
         "internal": INTERNAL,
         "set": {
-            "place": asked.out, "name": lock["name"], "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
+            "place": without_secrets(asked.out), "name": lock["name"],
+            "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
             "tiles": len(drawn.keys), "codec": set_codec(lock),
             "tiles_rest_on": drawn.groups_are, "rest_on_others": _others(drawn, real),
         },
@@ -283,7 +284,7 @@ def _images(
 
 def _described(side: RealSide) -> dict[str, Any]:
     return {
-        "place": side.place,
+        "place": without_secrets(side.place),
         "tiles": len(side.classes),
         "patients": len(np.unique(side.patients)),
         "sites": None if side.sites is None else len(set(side.sites) - {None}),

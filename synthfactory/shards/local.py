@@ -45,11 +45,11 @@ class LocalStore(Store):
         return self.root / checked(path)
 
     def read(self, path: str, *, through_links: bool = False) -> bytes:
-        with _opened(self._at(path), through_links) as handle:
+        with open_file(self._at(path), through_links) as handle:
             return handle.read()
 
     def open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        return _opened(self._at(path))
+        return open_file(self._at(path))
 
     def size(self, path: str) -> int | None:
         try:
@@ -132,7 +132,7 @@ class LocalStore(Store):
         for _ in range(SETTLE_TRIES):
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    with _opened(target) as handle:
+                    with open_file(target) as handle:
                         content = handle.read()
                 except NotAFileError:
                     return b""
@@ -208,7 +208,7 @@ def _what(mode: int) -> str | None:
     return LINK if stat.S_ISLNK(mode) else FOLDER if stat.S_ISDIR(mode) else SPECIAL
 
 
-def _opened(path: Path, through_links: bool = False) -> BinaryIO:
+def open_file(path: Path, through_links: bool = False) -> BinaryIO:
     """A file opened for reading; NotAFileError for all else, before it could block or act, and even where it is swapped meanwhile."""
     what = _what((path.stat() if through_links else path.lstat()).st_mode)
     if what is None:

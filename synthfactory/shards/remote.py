@@ -60,7 +60,7 @@ _clients: dict[tuple[Any, ...], Any] = {}
 def _changed(path: str) -> int:
     """When a file was written last, in ns; 0 where there is none."""
     with contextlib.suppress(OSError):
-        return Path(path).expanduser().stat().st_mtime_ns
+        return Path(os.path.expanduser(path)).stat().st_mtime_ns
     return 0
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import BinaryIO
 
-from synthfactory.shards.base import Store, is_temporary
-from synthfactory.shards.local import LocalStore
+from synthfactory.shards.base import SPECIAL, NotAFileError, Store, is_temporary
+from synthfactory.shards.local import LocalStore, open_file
 from synthfactory.shards.remote import RemoteStore
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
@@ -28,7 +29,13 @@ def open_store(place: str, *, reading: bool = False) -> Store:
 def open_source(place: str) -> contextlib.AbstractContextManager[BinaryIO]:
     """One file for reading, by local path (~ allowed) or fsspec URL. OSError where it cannot be read; InputError as `open_store`."""
     if not is_url(place):
-        return open(os.path.expanduser(place.partition("://")[2] if "://" in place else place), "rb")
+        path = Path(os.path.expanduser(place.partition("://")[2] if "://" in place else place))
+        if path.is_dir():
+            return open(path, "rb")  # raises what callers know
+        try:
+            return open_file(path, through_links=True)
+        except NotAFileError:
+            raise NotAFileError(f"it is {SPECIAL}") from None  # callers name the place
     parent, _, name = place.rpartition("/")
     if parent.endswith((":", "/")) or not name:
         raise InputError(f"{place}: names no file; write for example s3://bucket/folder/file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path
 import posixpath
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def place_problem(place: str) -> str | None:
         return "holds a control or invisible character; use printable ones only"
     if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in place.split("/")) or len(place) > MAX_LENGTH:
         return f"is too long; at most {MAX_NAME_BYTES} bytes between two '/', and {MAX_LENGTH:,} characters in all"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", place):
+        scheme = place.partition(":")[0]
+        return f"has one '/' where a URL has two, so it would be a folder of that name here; write {scheme}://... or a path"
     if is_url(place) and ".." in place.split("/"):
         return "has '..' inside a URL; object stores take it literally, so write the path without it"
     return None

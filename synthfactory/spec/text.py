@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_SHOWN = 64
 MAX_PATH_SHOWN = 240
 
@@ -18,8 +20,18 @@ def shown_path(path: str) -> str:
     return shown(path, MAX_PATH_SHOWN)
 
 
+_PASSWORD = re.compile(r"(://[^/@:\s]*):[^/@\s]*@")
+_SIGNED = re.compile(r"([?&][^=&\s]*(?:token|sig|secret|password|credential|key)[^=&\s]*=)[^&\s'\")]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """The text with passwords and signatures of URLs taken out, so that they do not end in logs and reports."""
+    return _SIGNED.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text)) if "://" in text else text
+
+
 def printable(text: str) -> str:
-    """A whole message: its lines stay, and whatever else a terminal would obey or cannot print is escaped."""
+    """A whole message: its lines stay, whatever else a terminal would obey or cannot print is escaped, and URLs lose their passwords."""
+    text = without_secrets(text)
     if text.isprintable():
         return text
     return "\n".join(line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n"))

@@ -133,3 +133,15 @@ def test_home_of_a_user_that_does_not_exist(spec_file: Callable[..., Path], tmp_
     ended = run("plan", spec_file(**changes))
     assert "Traceback" not in ended.err
     assert ended.code == (0 if field == "out" else 2)
+
+
+def test_weights_that_are_whole_numbers_are_no_weights(
+    model: Path, spec_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = model / "sit.safetensors"
+    save_file({name: value.long() for name, value in load_file(path).items()}, path)
+    edit(model, lambda c: c["files"].update({"sit.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    ended = run("build", spec_file(model=str(model)), "--local")
+    assert ended.code == 2
+    assert "holds whole numbers, and weights are floats" in ended.err
+    assert "Traceback" not in ended.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tarfile
 import zipfile
@@ -14,6 +15,8 @@ import source_making as making
 
 from synthfactory.embeddings.arrays import open_array
 from synthfactory.embeddings.hdf5 import open_features
+from synthfactory.embeddings.parquet import load_bank
+from synthfactory.embeddings.table import read_lines
 from synthfactory.embeddings.tile_shards import scan_shards
 from synthfactory.spec.errors import InputError
 
@@ -41,6 +44,35 @@ def test_a_zip_that_unpacks_to_gigabytes_is_read_no_further_than_its_header(tmp_
     )  # fmt: skip
     with pytest.raises(InputError, match="has 24 lines, but"):
         list(source.rows(True))
+
+
+def test_a_header_that_breaks_off_inside_a_bracket(tmp_path: Path) -> None:
+    given = making.write_source("npy", tmp_path / "real")
+    path = tmp_path / "real/features.npy"
+    path.write_bytes(path.read_bytes().replace(b"), }", b" , }", 1))
+    with pytest.raises(InputError, match=r"features\.npy: is no readable"):
+        open_array(
+            given["arrays"], given["labels"], width=16, model_encoder=None, declared=making.ENCODER, token="class", label_level="tile",
+            mpp=0.5, classes=None, extent=32,
+        )  # fmt: skip
+
+
+def test_what_would_wait_for_ever_is_no_file(tmp_path: Path) -> None:
+    for name in ("slide.h5", "real.tar", "a.npy", "a.parquet", "a.csv"):
+        os.mkfifo(tmp_path / name)
+    shared: dict[str, Any] = {"width": 16, "model_encoder": None, "declared": making.ENCODER, "token": "class",
+                              "label_level": "tile", "mpp": 0.5, "classes": None}  # fmt: skip
+    (tmp_path / "labels.csv").write_text("slide_id,label\nslide,a\n")
+    labels = str(tmp_path / "labels.csv")
+    for ask in (
+        lambda: open_features([str(tmp_path / "slide.h5")], labels, tile_size_px=32, **shared),
+        lambda: open_array(str(tmp_path / "a.npy"), labels, extent=32, **shared),
+        lambda: scan_shards(str(tmp_path / "real.tar"), "tile", None),
+        lambda: load_bank(str(tmp_path / "a.parquet"), width=16, encoder=None, classes=None),
+        lambda: list(read_lines(str(tmp_path / "a.csv"), ("tile",), "a CSV")),
+    ):
+        with pytest.raises(InputError, match="pipe"):
+            ask()
 
 
 @pytest.mark.parametrize("kind", ["hdf5", "npy", "npz", "safetensors", "shards"])

@@ -40,7 +40,9 @@ def test_an_accepted_name_is_one_harmless_line(name: str) -> None:
         assert name.encode()
 
 
-@pytest.mark.parametrize("name", ["a" * 64, "Adenoma (low grade)", "腺 1", 'c\'est "ça"', "a: b", "#1", "a.b", "~x"])
+@pytest.mark.parametrize(
+    "name", ["a" * 64, "Adenoma (low grade)", "腺 1", 'c\'est "ça"', "a: b", "#1", "a.b", "~x", "+ve node", "-ve"]
+)
 def test_names_that_labels_have_are_accepted(name: str) -> None:
     assert class_name_problem(name) is None
 
@@ -63,6 +65,9 @@ def test_names_that_labels_have_are_accepted(name: str) -> None:
         "\ue000a",
         "---",
         "a" * 65,
+        "=1+1",
+        "@SUM(1)",
+        "+cmd|' /C calc'!A0",
     ],
 )
 def test_names_that_do_harm_are_not(name: str) -> None:
@@ -103,7 +108,7 @@ def test_apart(one: str, other: str) -> None:
 
 
 def test_places_that_cannot_be_meant() -> None:
-    for place in ("", " ", " out", "out\n", "a\x00b", "s3://b/../c", "s3://b/.."):
+    for place in ("", " ", " out", "out\n", "a\x00b", "s3://b/../c", "s3://b/..", "file:/tmp/x", "s3:/b/x"):
         assert place_problem(place), place
     for place in ("out", "../out", "s3://b/c", "file:///tmp/x", "/a b/c"):
         assert place_problem(place) is None, place

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthfactory.spec.text import counted, printable, shown, shown_path
+from synthfactory.spec.text import counted, printable, shown, shown_path, without_secrets
 
 
 @given(st.text(st.characters()), st.integers(8, 100))
@@ -39,3 +39,17 @@ def test_counts_have_their_noun() -> None:
         "2 shards",
         "1,000 shards",
     ]
+
+
+def test_passwords_and_signatures_of_urls_are_not_repeated() -> None:
+    said = {
+        "http://user:PASSW0RD@host/x/b.parquet: no": "http://user:***@host/x/b.parquet: no",
+        "'ftp://:PASSW0RD@host'": "'ftp://:***@host'",
+        "https://b/x?AWSAccessKeyId=AB&Signature=CD&part=1 (403)": "https://b/x?AWSAccessKeyId=***&Signature=***&part=1 (403)",
+        "jupyter://h/x?token=PASSW0RD": "jupyter://h/x?token=***",
+        "s3://bucket/a@b:c/x@y": "s3://bucket/a@b:c/x@y",
+        "hf://owner/repo@0123/sit.safetensors": "hf://owner/repo@0123/sit.safetensors",
+        "spec.yaml:3:1: model: a@b: no": "spec.yaml:3:1: model: a@b: no",
+    }
+    assert {text: without_secrets(text) for text in said} == said
+    assert "PASSW0RD" not in printable("sftp://u:PASSW0RD@h/\nsftp://u:PASSW0RD@h/\x1b")
