@@ -32,6 +32,9 @@ from synthfactory.spec.errors import InputError
 @click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="With --mechanism dp: what it promises.")
 @click.option("--delta", type=click.FloatRange(0, 1, max_open=True), help="With --mechanism dp: its delta.")
 @click.option(
+    "--lineage", help="The set's lineage folder: members are then those that its tiles rest on, not all of --members."
+)
+@click.option(
     "--report",
     default="audit.json",
     show_default=True,
@@ -47,6 +50,7 @@ def audit(
     mechanism: str | None,
     epsilon: float | None,
     delta: float | None,
+    lineage: str | None,
     report: str,
 ) -> None:
     """Look in the set OUT for copies of its MEMBERS, and try to tell from it who they were, beside a HOLDOUT of other patients.
@@ -62,7 +66,7 @@ def audit(
     for option, value in (("--epsilon", epsilon), ("--delta", delta)):
         if value is not None and not math.isfinite(value):
             raise InputError(f"{option} {value}: is no finite number; write what the mechanism promises")
-    asked = Asked(out, members, holdout, encoder, encoder_id, model_name, mechanism, epsilon, delta, report)
+    asked = Asked(out, members, holdout, encoder, encoder_id, model_name, mechanism, epsilon, delta, report, lineage)
     try:
         found = audited(asked, say)
     except UnfitError as error:

@@ -81,7 +81,6 @@ def _begins(path: Path, title: str) -> bool:
 def ethics(out: str, audit_file: Path | None, lineage: str | None, target: Path | None) -> None:
     """Print one page: who might attack, the mechanism and its exact guarantee, what remains, what was attacked and how it went."""
     from synthfactory.report.ethics import TITLE, ethics_page
-    from synthfactory.report.facts import is_unconditional
     from synthfactory.run.around import check_outside
 
     if target is not None:
@@ -96,16 +95,15 @@ def ethics(out: str, audit_file: Path | None, lineage: str | None, target: Path 
         except (OSError, ValueError):
             report = {}
         report = report if isinstance(report, dict) else {}
-    people = None
+    people = people_all = None
     if lineage is not None:
-        from synthfactory.run.revoking import people_behind
+        from synthfactory.run.people import check_rests, people_behind
         from synthfactory.shards.store import open_store
 
-        if standing.lock["recipe"]["privacy"]["mechanism"] == "dp" or is_unconditional(standing.lock):
-            raise InputError("--lineage: no tile of this set rests on a patient of its own; leave the option out")
-        people = people_behind(standing, open_store(lineage, reading=True))
+        check_rests(standing)
+        people, people_all = people_behind(standing, open_store(lineage, reading=True))
     rounds = [step.to_json() for step in standing.rounds]
-    page = ethics_page(standing.lock, rounds, standing.commits, report, people)
+    page = ethics_page(standing.lock, rounds, standing.commits, report, people, people_all)
     if target is None:
         click.echo(page)
         return

@@ -282,6 +282,13 @@ def epsilon_at_least(tried: Sequence[Attack], delta: float, seed: int = 0) -> Fi
     return Figure(shown, (shown, math.inf), min(members, others))
 
 
+def most_epsilon(members: int, others: int, delta: float) -> float:
+    """What `epsilon_at_least` would give if an attack told all of so many patients apart: where that is less than what is stated, no audit
+    of them can contradict it.
+    """
+    return _shown(np.ones(members - members // 2), np.zeros(others - others // 2), 0.5, 1, delta)
+
+
 def _shown(
     members: np.ndarray, others: np.ndarray, limit: float, sign: int, delta: float, confidence: float = CONFIDENCE
 ) -> float:

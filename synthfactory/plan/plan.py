@@ -193,7 +193,11 @@ def render(plan: Plan, width: int = 80) -> str:
     ]
     if spec.bags is not None:
         each = (
-            f", of {counted(spec.bags.group, 'patient')}" if spec.bags_follow_patients else ", which share only a class"
+            f", of {counted(spec.bags.group, 'patient')}"
+            if spec.bags_follow_patients
+            else ", which may share most of their patients"
+            if spec.privacy.mechanism == "mix"
+            else ", which share only a class"
         )
         bags = sum(-(-count // spec.bags.size) for count in plan.counts.values())
         entries.insert(1, f"bags           {bags:,} of {spec.bags.size:,} tiles each{each}")

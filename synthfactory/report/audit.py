@@ -17,6 +17,7 @@ def render(found: Json) -> list[str]:
     lines = [
         f"audit of {tiles['name']}: {tiles['tiles']:,} tiles, lock {tiles['lock_sha256'][:12]}",
         f"members {members['tiles']:,} tiles of {members['patients']:,} patients, holdout {holdout['tiles']:,} of {holdout['patients']:,}",
+        *_whom(members["of_the_set"]),
         f"encoder {found['encoder']['id']}: {found['encoder']['note']}",
         "",
         *render_controls(found["controls"]),
@@ -39,6 +40,12 @@ def render(found: Json) -> list[str]:
         *(f"not measured: {text}" for text in found["not_measured"]),
         found["internal"].partition(". ")[2],
     ]
+
+
+def _whom(found: Json | None) -> list[str]:
+    if found is None:
+        return []
+    return [f"members: those of the {found['patients']:,} patients behind the set who are there, {found['found']:,}"]
 
 
 def render_controls(controls: Json) -> list[str]:
@@ -102,7 +109,12 @@ def _epsilon(found: Json) -> list[str]:
     if "at_least_999" not in found:
         return ["", f"epsilon: {found['why']}"]
     stated = found["stated_epsilon"]
-    lines = ["", f"epsilon: these attacks show at least {found['at_least_999']:.3f} (99.9 %); stated is {stated:g}"]
+    lines = [
+        "",
+        f"epsilon: these attacks show at least {found['at_least_999']:.3f} (99.9 %); stated is {stated:g}",
+        f"  so many patients could show at most {found['most_999']:.3f}"
+        + (": too few to test what is stated" if found["most_999"] < stated else ""),
+    ]
     if found["contradicts_what_is_stated"]:
         lines.append("epsilon: MORE THAN IS STATED: the mechanism, or its use, does not hold what it promises")
     return lines

@@ -23,6 +23,7 @@ from synthfactory.report.facts import (
     image_format,
     is_unconditional,
     label_meaning,
+    other_terms,
     privacy,
     size_category,
     terms,
@@ -53,18 +54,15 @@ def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], c
     kind, extension = image_format(lock)
     name, sharing = terms(lock)
     facts = gather(lock, rounds, commits)
-    licence = {
-        key: value for key, value in (lock["model"].get("licence") or {}).items() if key not in ("name", "sharing")
-    }
     template = environment().get_template("dataset-card.md.j2")
     return template.render(
         lock=lock,
         model=lock["model"],
         facts=facts,
         size=size_category(facts.made),
-        hub_licence=_hub_licence(name),
+        hub_licence=_hub_licence(name, is_unconditional(lock)),
         terms_name=name,
-        other_terms=sorted(licence.items()),
+        other_terms=other_terms(lock),
         sharing=sharing,
         sharing_words=SHARING[lock["terms"]["sharing"]],
         privacy=privacy(lock, cell),
@@ -107,10 +105,12 @@ def environment(*, html: bool = False) -> jinja2.Environment:
     return made
 
 
-def _hub_licence(name: str) -> dict[str, str]:
-    """The Hub's front matter: never a plain licence, since the terms of the real tiles behind the embeddings come on top."""
+def _hub_licence(name: str, unconditional: bool) -> dict[str, str]:
+    """The Hub's front matter: a plain licence nowhere, since the terms of the real tiles behind the embeddings come on top, and where there
+    are none nobody knows whom the model learnt from.
+    """
     plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:40] or "unknown"
-    return {"license": "other", "license_name": f"{plain}-and-terms-of-the-source"}
+    return {"license": "other", "license_name": plain if unconditional else f"{plain}-and-terms-of-the-source"}
 
 
 def _samplers(recipe: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -95,7 +95,7 @@ def croissant_json(
         "keywords": ["synthetic", "histopathology", "H&E", "diffusion model", "webdataset"],
         "rai:dataCollection": f"Drawn by {lock['model']['id']}, a diffusion model, by synthfactory.",
         "rai:personalSensitiveInformation": f"Privacy mechanism: {lock['recipe']['privacy']['mechanism']}: {privacy(lock)}.",
-        "rai:dataLimitations": f"Never for diagnosis. {label_meaning(lock)}. Training set: {cohort(lock)}.",
+        "rai:dataLimitations": f"Never for diagnosis. {label_meaning(lock)}. Conditions from CytoSyn's training set: {cohort(lock)}.",
         "distribution": _distribution(lock, commits),
         "recordSet": [*_tiles(extension, lock, has_files=bool(commits)), _classes(facts)],
     }
@@ -104,8 +104,9 @@ def croissant_json(
 
 def _description(lock: Mapping[str, Any], facts: Facts, *, sharing: bool) -> str:
     model = lock["model"]
+    classes = f"{len(facts.classes)} class{'es' * (len(facts.classes) != 1)}"
     words = [
-        f"{facts.made} synthetic H&E tiles of {len(facts.classes)} classes, {model['tile_size_px']} x {model['tile_size_px']} px "
+        f"{facts.made} synthetic H&E tiles of {classes}, {model['tile_size_px']} x {model['tile_size_px']} px "
         f"at {model['resolution_mpp']} um/px, drawn by {model['id']} (revision {model['revision']}).",
         "Every tile is synthetic: never a diagnosis, never a patient's record.",
         f"Privacy mechanism: {lock['recipe']['privacy']['mechanism']}: {privacy(lock)}.",

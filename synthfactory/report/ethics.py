@@ -9,7 +9,7 @@ from typing import Any
 
 from synthfactory.plan.lock import lock_yaml
 from synthfactory.report.card import SHARING, cell, environment
-from synthfactory.report.facts import bags, cohort, gather, is_unconditional, privacy, terms
+from synthfactory.report.facts import bags, cohort, gather, is_unconditional, other_terms, privacy, terms, tiles_sha256
 from synthfactory.shards.commit import Commit
 from synthfactory.spec.errors import InputError
 
@@ -23,9 +23,10 @@ def ethics_page(
     commits: Mapping[int, Commit],
     audit: Mapping[str, Any] | None = None,
     people: Mapping[str, tuple[int, int, int, int]] | None = None,
+    people_all: tuple[int, int] | None = None,
 ) -> str:
     """The page, Markdown; a pure function of its arguments. `people`: class -> (tiles, patients they rest on, most tiles of one,
-    tiles of which not all patients are known).
+    tiles of which not all patients are known); `people_all`: (patients, most tiles of one) over all classes.
 
     InputError where the audit is of another set, or is none.
     """
@@ -37,6 +38,9 @@ def ethics_page(
             lock=lock,
             facts=facts,
             people=people,
+            people_all=people_all,
+            tiles_sha256=tiles_sha256(commits),
+            other_terms=other_terms(lock),
             mechanism=says["mechanism"],
             says=says,
             privacy=privacy(lock, cell),
@@ -45,7 +49,7 @@ def ethics_page(
             unconditional=is_unconditional(lock),
             factor=_up(math.exp(says.get("epsilon", 0.0)), 4),
             bound=_up(_bound(says), 3),
-            audit=None if audit is None else list(_audited(audit, lock, facts.made)),
+            audit=None if audit is None else list(_audited(audit, lock, commits)),
             attacked=audit is not None and _attacked(audit),
             terms_name=name,
             sharing_words=SHARING[lock["terms"]["sharing"]],
@@ -67,18 +71,23 @@ def _bound(says: Mapping[str, Any]) -> float:
     return auc_bound(mu_for(says["epsilon"], says["delta"]))  # no release of this epsilon and delta has a larger mu
 
 
-def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], made: int) -> Iterator[str]:
+def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], commits: Mapping[int, Commit]) -> Iterator[str]:
     """What an audit found, a line each."""
     if audit.get("format") != AUDIT_FORMAT:
         raise InputError("--audit: is no report of `synthfactory audit`")
     of = audit.get("set")
     if not isinstance(of, Mapping) or of.get("lock_sha256") != hashlib.sha256(lock_yaml(lock)).hexdigest():
         raise InputError("--audit: is of another set, or of this one before it changed; run `synthfactory audit` again")
+    made = sum(commit.tiles for commit in commits.values())
     if of.get("tiles") != made:  # growth leaves the lock as it is
         raise InputError(
             f"--audit: is of this set with {of.get('tiles')} tiles, and it has {made:,} now; run `synthfactory audit` again"
         )
+    if of.get("tiles_sha256") != tiles_sha256(commits):  # and so does a revocation after another
+        raise InputError("--audit: is of other tiles than the set has now; run `synthfactory audit` again")
     try:
+        yield _compared(audit["members"], audit["holdout"])
+        yield f"looked at with {audit['encoder']['id']}, {audit['encoder']['note']}"
         for name, control in audit["controls"].items():
             held = {True: "held", False: "FAILED", None: "could not be run"}[control["passed"]]
             yield f"control, {name}: {held}" + (f" ({control['why']})" if control.get("why") else "")
@@ -91,9 +100,28 @@ def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], made: int) -> It
         epsilon = audit["epsilon"]
         if "at_least_999" in epsilon:
             against = ", which CONTRADICTS what is stated" if epsilon["contradicts_what_is_stated"] else ""
-            yield f"epsilon that the attacks show at least (99.9 %): {epsilon['at_least_999']:.2f}{against}"
+            shown, most, stated = (epsilon[name] for name in ("at_least_999", "most_999", "stated_epsilon"))
+            yield (
+                f"epsilon that the attacks show at least (99.9 %): {shown:.2f}, of at most {most:.2f} that so many patients could show; "
+                f"stated is {stated:g}{against}"
+            )
+            if most < stated:
+                yield "so this audit cannot test the epsilon that is stated, whatever the set gives away"
+        for text in audit["not_measured"]:
+            yield f"not measured: {text}"
     except (KeyError, TypeError, AttributeError):
         raise InputError("--audit: is a damaged report; run `synthfactory audit` again") from None
+
+
+def _compared(members: Mapping[str, Any], holdout: Mapping[str, Any]) -> str:
+    sides = [f"{side['tiles']:,} tiles of {side['patients']:,} patients" for side in (members, holdout)]
+    of = members["of_the_set"]
+    who = (
+        "whether the members are whom the set rests on was not looked at"
+        if of is None
+        else f"the members are those of the {of['patients']:,} patients behind the set who were found there, {of['found']:,}"
+    )
+    return f"compared: members, {sides[0]}, and others, {sides[1]}; {who}"
 
 
 def _attacked(audit: Mapping[str, Any]) -> bool:
@@ -110,4 +138,5 @@ def _figure(found: Mapping[str, Any]) -> str:
         return str(found["why"])
     interval = found.get("interval_999")
     shown = f" (99.9 %: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-    return f"{found['value']:.3f}{shown}"
+    count = f", of {found['n']:,}" if "n" in found else ""
+    return f"{found['value']:.3f}{shown}{count}"

@@ -5,6 +5,7 @@ Public facts only; and a function of its arguments: no clock, no host, no path.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +20,17 @@ PRIVACY = (
     "treat as personal data where the bank came from patients"
 )
 PRIVACY_MIX = (
-    "each tile was conditioned on a blend of the embeddings of tiles of {k} patients, none with more than {max_weight:g} of the weight; "
-    "this is not a privacy guarantee, since attacks on conditions tell nearly all members from others; treat as personal data where the "
-    "bank came from patients"
+    "each tile was conditioned on a blend of the embeddings of tiles of {k} patients, none with more than {max_weight:g} of the weight, "
+    "and tiles whose keys have near numbers may share most of theirs; this is not a privacy guarantee, since attacks on "
+    "conditions tell nearly all members from others; treat as personal data where the bank came from patients"
 )
 PRIVACY_DP = (
     "conditions were drawn from one release of cohort {cohort} under (epsilon, delta)-differential privacy with epsilon = {epsilon:g} and "
     "delta = {delta:g}, for adding or removing one patient with all tiles; any number of tiles of this release costs nothing more, and "
-    "other releases of the same patients add up. Not covered: what the base model remembers of its own training set, the projection "
-    "(from: {provenance}), names of classes, numbers of patients and tiles as declared, and whether a build takes place at all (a bank "
-    "with damaged rows is refused)"
+    "other releases of the same patients add up. The projection was declared to be of public data ({provenance}), which was not checked: "
+    "if it is not, the guarantee does not hold. Not covered: what the base model remembers of its own training set, the projection, "
+    "names of classes, numbers of patients and tiles as declared, and whether a build takes place at all (a bank with damaged rows is "
+    "refused)"
 )
 PRIVACY_UNCONDITIONAL = (
     "tiles were drawn without conditions; what the model remembers of its training set may still show, "
@@ -46,12 +48,20 @@ LABELS = {
     "dp": "class of the release that the condition was drawn from",
 }
 BAGS = {  # mechanism -> what a bag's tiles share; `none`: by what the lock says of patients
-    "mix": "they share nothing but their class: every condition blends patients of its own",
+    "mix": "they share their class and may share most of their patients: conditions of tiles with near numbers often blend the same ones, "
+    "so that a bag may rest on few patients, and one of them may be behind every tile of it",
     "dp": "they share nothing but their class: every condition is a draw of its own from what was released",
     "unconditional": "they share nothing but their class: they were drawn without conditions",
 }
 MIME = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # from 10^3 in steps of ten
+
+
+def tiles_sha256(commits: Mapping[int, Commit]) -> str:
+    """Of a set's tiles as they are now: growth and what is drawn anew after a revocation change it, and the lock may stay."""
+    return hashlib.sha256(
+        "".join(sorted(str(commit.body["tar"]["sha256"]) for commit in commits.values())).encode()
+    ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,14 @@ def terms(lock: Mapping[str, Any]) -> tuple[str, bool]:
     return str(licence.get("name") or "not stated"), lock["terms"]["sharing"] in ("allowed", "permitted")
 
 
+def other_terms(lock: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What the licences of model and encoder say besides their name and whether tiles may be shared: (what, text), sorted."""
+    found = {}
+    for whose, licence in (("", lock["model"].get("licence") or {}), ("encoder: ", lock.get("encoder_licence") or {})):
+        found.update({f"{whose}{key}": value for key, value in licence.items() if key not in ("name", "sharing")})
+    return sorted(found.items())
+
+
 def is_unconditional(lock: Mapping[str, Any]) -> bool:
     """True where tiles were drawn without conditions."""
     return "unconditional" in lock.get("label_levels", ())
@@ -201,7 +219,7 @@ def cohort(lock: Mapping[str, Any]) -> str:
     if lock["recipe"]["privacy"]["mechanism"] == "dp":
         return "not stated: under differential privacy it would tell of patients"
     return (
-        "none: there are no conditions"
+        "does not apply: there are no conditions, and whom the model itself learnt from was not looked at"
         if is_unconditional(lock)
         else COHORTS[str(lock.get("training_cohort", "unknown"))]
     )

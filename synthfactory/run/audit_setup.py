@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from synthfactory.embeddings.rows import spelled
 from synthfactory.model.encoder import EncoderFolder, encoder_of, open_encoder
 from synthfactory.model.folder import BUILT_IN, open_model
 from synthfactory.model.weights import load_encoder
+from synthfactory.report.facts import tiles_sha256
 from synthfactory.run.audit_tiles import (
     Source,
     Tick,
@@ -21,9 +25,11 @@ from synthfactory.run.audit_tiles import (
 )
 from synthfactory.run.auditing import FORMAT, NO_PROOF, SEED, Audit, Mechanism, lock_sha256
 from synthfactory.run.driver import check_output
+from synthfactory.run.people import check_rests, resting, rests_on_patients
 from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.run.progress import Progress
 from synthfactory.shards.manifest import LOCK
+from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import repo_of
 from synthfactory.spec.text import without_secrets
@@ -43,6 +49,7 @@ class Asked:
     epsilon: float | None = None
     delta: float | None = None
     report: str = "audit.json"
+    lineage: str | None = None
 
 
 def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
@@ -63,6 +70,9 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
             for option, given in (("--members", asked.members), ("--holdout", asked.holdout))
         ]
         check_apart(*sources)
+        whole, of_the_set = sources[0], None
+        if asked.lineage is not None:
+            sources[0], of_the_set = _behind(standing, asked.lineage, whole)
         count = sum(commit.tiles for commit in standing.commits.values())
         tick = steps.begin(f"{asked.out}: {count:,} tiles to embed with {folder.id}", count)
         drawn = open_drawn(asked.out, standing.store, folder, embed, tick)
@@ -76,9 +86,9 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "set": {
             "place": without_secrets(asked.out), "name": lock["name"],
             "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
-            "tiles": len(drawn.keys), "classes": sorted(set(drawn.drawn.classes.tolist())),
+            "tiles": len(drawn.keys), "tiles_sha256": tiles_sha256(standing.commits), "classes": sorted(set(drawn.drawn.classes.tolist())),
         },
-        "members": _described(sources[0]), "holdout": _described(sources[1]),
+        "members": {**_described(sources[0]), "of_the_set": of_the_set}, "holdout": _described(sources[1]),
         "encoder": _independence(lock, folder),
         "mechanism": vars(mechanism),
         "seed": SEED,
@@ -87,6 +97,22 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     found["not_measured"] = _not_measured(found, audit, lock)
     write_report(place, found)
     return found
+
+
+def _behind(standing: Standing, lineage: str, members: Source) -> tuple[Source, dict[str, int]]:
+    """(the members on whom published tiles rest, by class, how many patients those are and how many of them were found)."""
+    check_rests(standing)
+    behind = {name: set(tiles) for name, tiles in resting(standing, open_store(lineage, reading=True)).items()}
+    names = [spelled(name) for name in members.real.patients.tolist()]
+    there = [name in behind.get(label, ()) for name, label in zip(names, members.real.classes.tolist(), strict=True)]
+    found = {name for name, is_there in zip(names, there, strict=True) if is_there}
+    every = set[str]().union(*behind.values())
+    if not found:
+        raise InputError(
+            f"--members: {members.place}: has none of the {len(every):,} patients that the set rests on, by --lineage; name the tiles that "
+            "it was made from"
+        )
+    return members.of(np.flatnonzero(there)), {"patients": len(every), "found": len(found)}
 
 
 class Steps:
@@ -225,6 +251,10 @@ def _not_measured(found: Mapping[str, Any], audit: Audit, lock: Mapping[str, Any
         lines.append("an encoder of its own: with another one the same tiles may look otherwise")
     if lock["recipe"].get("bags"):
         lines.append("attacks that use which tiles share a bag")
+    if found["members"]["of_the_set"] is None and rests_on_patients(lock):
+        lines.append(
+            "members of whom no tile was drawn, apart: they count as members, so a set that uses few of them looks safer (--lineage)"
+        )
     for name, control in found["controls"].items():
         if control["passed"] is None:
             lines.append(f"control '{name}': {control['why']}")

@@ -59,6 +59,17 @@ class Source:
     fingerprints: np.ndarray | None = None
     names: Callable[[int], str] = "row {}".format
 
+    def of(self, rows: np.ndarray) -> Source:
+        """Some of its tiles, by row."""
+        pixels, names = self.pixels, self.names
+        return Source(
+            self.place,
+            self.real.of(rows),
+            None if pixels is None else lambda row: pixels(int(rows[row])),
+            None if self.fingerprints is None else self.fingerprints[rows],
+            lambda row: names(int(rows[row])),
+        )
+
     def patterns(self) -> Callable[[int], np.ndarray]:
         """Row -> its pattern; those that were asked for last are kept."""
         assert self.pixels is not None

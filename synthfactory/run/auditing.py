@@ -308,7 +308,15 @@ class Audit:
         if shown.value is None:
             return {**shown.to_json(), **said}
         broken = stated.epsilon is not None and shown.value > stated.epsilon
-        return {"at_least_999": shown.value, "n": shown.n, "contradicts_what_is_stated": broken, **said}
+        sides = next(iter(found.values()))
+        most = measures.most_epsilon(len(sides.members), len(sides.others), stated.delta)
+        return {
+            "at_least_999": shown.value,
+            "most_999": most,
+            "n": shown.n,
+            "contradicts_what_is_stated": broken,
+            **said,
+        }
 
 
 def _innocence(found: measures.Innocence) -> dict[str, Any]:

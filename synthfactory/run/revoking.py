@@ -13,13 +13,10 @@ import hmac
 import json
 import shutil
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from synthfactory.embeddings.rows import spelled
 from synthfactory.model.ancestry import ancestry
@@ -29,6 +26,7 @@ from synthfactory.run.belonging import recipe_of
 from synthfactory.run.bound import check_bound
 from synthfactory.run.driver import check_affordable
 from synthfactory.run.keys import read_keys
+from synthfactory.run.people import unit_rows
 from synthfactory.run.prepare import Prepared, Standing, label_levels, read_standing
 from synthfactory.run.source import scratch_cache
 from synthfactory.shards.commit import commit_path
@@ -101,7 +99,7 @@ def resting_on(patient: str, standing: Standing, lineage: Store, seen: frozenset
             "folder, or withdraw the whole set"
         )
     for path in sorted(files):
-        every = _rows(lineage, path)
+        every = unit_rows(lineage, path)
         people = [[part["patient_id"] for part in row["sources"]] for row in every]
         named = {name for names in people for name in names if name is not None}
         found.known |= named
@@ -124,26 +122,6 @@ def resting_on(patient: str, standing: Standing, lineage: Store, seen: frozenset
     return found
 
 
-def people_behind(standing: Standing, lineage: Store) -> dict[str, tuple[int, int, int, int]]:
-    """Class -> (published tiles, patients they rest on, most tiles of one, tiles of which not all patients are known), names that differ in
-    case or spaces only as one. InputError where LINEAGE is not that set's.
-    """
-    tiles, unknown, resting = Counter[str](), Counter[str](), defaultdict[str, Counter[str]](Counter)
-    for commit in standing.commits.values():
-        if lineage.size(commit.unit) is None:
-            raise InputError(f"--lineage: {lineage.place}: has no {commit.unit}; name the lineage of this very set")
-        for row in _rows(lineage, commit.unit):
-            if row["accepted"]:
-                tiles[row["class_name"]] += 1
-                names = {spelled(part["patient_id"]) for part in row["sources"] if part["patient_id"] is not None}
-                resting[row["class_name"]].update(names)
-                unknown[row["class_name"]] += any(part["patient_id"] is None for part in row["sources"])
-    return {
-        name: (count, len(resting[name]), max(resting[name].values(), default=0), unknown[name])
-        for name, count in tiles.items()
-    }
-
-
 def unit_files(lineage: Store) -> frozenset[str]:
     """What LINEAGE holds of units."""
     return frozenset(path for path, _ in lineage.entries("units") if path.endswith(".parquet"))
@@ -161,20 +139,6 @@ def _late(patient: str, place: str, lineage: Store, seen: frozenset[str]) -> tup
                 raise
         time.sleep(LOOK_SEC)
     raise AssertionError("the last look returns or raises")
-
-
-def _rows(lineage: Store, path: str) -> list[dict[str, Any]]:
-    try:
-        with lineage.open(path) as handle:
-            columns = ["key", "class_name", "accepted", "sources"]
-            table = pq.ParquetFile(handle, pre_buffer=False).read(columns=columns, use_threads=False)
-        if set(table.column_names) != set(columns):
-            raise ValueError("it is of an earlier version, or another kind of file")
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
-        raise InputError(
-            f"{lineage.place}/{path}: cannot be read ({error}); restore the lineage folder from a copy"
-        ) from None
-    return list(table.to_pylist())
 
 
 def check_gone(patient: str, prepared: Prepared) -> None:

@@ -211,7 +211,17 @@ def test_the_command_writes_a_report_for_its_owner_alone_and_prints_a_table(here
     assert max(map(len, ended.out.splitlines())) <= 80
     assert found["set"]["tiles"] == 36
     assert "is not covered by any epsilon: never published" in found["internal"]
-    assert found["members"] | {"place": ""} == {"place": "", "tiles": 420, "patients": 140, "pixels": False}
+    assert found["members"] | {"place": ""} == {
+        "place": "",
+        "tiles": 420,
+        "patients": 140,
+        "pixels": False,
+        "of_the_set": None,
+    }
+    assert "members of whom no tile was drawn" in " ".join(found["not_measured"])
+    most = found["epsilon"]["most_999"]
+    assert 1.5 < most < 3
+    assert f"could show at most {most:.3f}: too few to test what is stated" in ended.out
     assert found["encoder"]["independent"] is False
     assert "not independent" in ended.out.replace("\n  ", " ")
     assert {name: each["passed"] for name, each in found["controls"].items()} == {
@@ -234,6 +244,26 @@ def test_the_command_writes_a_report_for_its_owner_alone_and_prints_a_table(here
     beta = next(at for at, line in enumerate(ended.out.splitlines()) if line.startswith("beta"))
     alpha = next(at for at, line in enumerate(ended.out.splitlines()) if line.startswith("alpha"))
     assert beta < alpha, "the rarest class stands first"
+
+
+def test_with_the_lineage_members_are_those_that_tiles_rest_on(here: Path, tmp_path: Path) -> None:
+    ended = audit(here, "--lineage", here / "lineage")
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("audit.json").read_text())
+    rows = [row for unit in (here / "lineage/units").glob("*.parquet") for row in pq.read_table(unit).to_pylist()]
+    behind = {(row["class_name"], part["patient_id"]) for row in rows if row["accepted"] for part in row["sources"]}
+    patients = {name for _, name in behind}
+    assert found["members"]["of_the_set"] == {"patients": len(patients), "found": len(patients)}
+    assert found["members"]["patients"] == len(patients) < 140
+    bank = pq.read_table(here / "members.parquet").to_pylist()
+    assert found["members"]["tiles"] == sum((row["label"], row["patient_id"]) in behind for row in bank)
+    assert "members of whom no tile was drawn" not in " ".join(found["not_measured"])
+    assert f"those of the {len(patients)} patients behind the set" in ended.out.replace("\n  ", " ")
+    wrong = audit(
+        here, "--lineage", here / "lineage", members=here / "holdout.parquet", holdout=here / "members.parquet"
+    )
+    assert wrong.code == 2
+    assert f"has none of the {len(patients)} patients that the set rests on" in wrong.err
 
 
 def test_an_audit_of_a_set_with_bags_says_that_it_does_not_use_them(here: Path, tmp_path: Path) -> None:
@@ -381,7 +411,8 @@ def test_a_table_fits_80_columns_whatever_is_in_it() -> None:
     gone = {"value": None, "why": "not measurable with n = 3; more are needed"}
     found = {
         "set": {"name": "t", "tiles": 10**9, "lock_sha256": "0" * 64}, "internal": "Names. An audit that finds nothing proves nothing.",
-        "members": {"tiles": 10**8, "patients": 10**6}, "holdout": {"tiles": 10**8, "patients": 10**6},
+        "members": {"tiles": 10**8, "patients": 10**6, "of_the_set": {"patients": 10**6, "found": 10**6}},
+        "holdout": {"tiles": 10**8, "patients": 10**6},
         "encoder": {"id": "e", "note": "n"}, "controls": {"planted copies": {"passed": None, "why": "w"}}, "copies": {"rate": gone},
         "nearer_to_members": gone, "ratio_to_second": gone, "membership": gone, "epsilon": gone, "not_measured": ["x"],
     }  # fmt: skip

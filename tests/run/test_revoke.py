@@ -119,15 +119,20 @@ def test_the_page_for_a_board_counts_whom_classes_rest_on(make: Callable[..., Pa
     assert page.code == 0, page.err
     rows = [row for unit in (lineage / "units").glob("*.parquet") for row in pq.read_table(unit).to_pylist()]
     of = [row["sources"][0]["patient_id"] for row in rows if row["accepted"] and row["class_name"] == "alpha"]
-    assert f"- alpha: 7 tiles on {len(set(of))} patients, at most {max(map(of.count, of))} on one" in page.out
-    assert "- beta: 1 tile on 1 patient, at most 1 on one" in page.out and "PATIENT" not in page.out
+    assert (
+        f"- alpha: 7 tiles on {len(set(of))} patients, at most {max(map(of.count, of))} of the class on one" in page.out
+    )
+    every = [row["sources"][0]["patient_id"] for row in rows if row["accepted"]]
+    most = max(map(every.count, every))
+    assert f"all classes together: {len(set(every))} patients, at most {most} tile" in page.out
+    assert "- beta: 1 tile on 1 patient, at most 1 of the class on one" in page.out and "PATIENT" not in page.out
     bank = tmp_path / "bank.parquet"
     table = pq.read_table(bank)
     nobody = [None] * table.num_rows
     pq.write_table(table.set_column(table.column_names.index("patient_id"), "patient_id", [nobody]), bank)
     unknown = make(output={"path": str(tmp_path / "out2")}, lineage=str(tmp_path / "lineage2"))
     assert run("build", unknown, "--local").code == 0
-    assert "on 0 patients, at most 0 on one; of 4 the patient is not known" in (
+    assert "on 0 patients, at most 0 of the class on one; of 4 the patient is not known" in (
         run("ethics", tmp_path / "out2", "--lineage", tmp_path / "lineage2").out
     )
     (tmp_path / "empty").mkdir()
