@@ -27,7 +27,10 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A fresh bucket, found by the environment."""
     from s3server import environment, make_bucket
 
+    from synthfactory.shards import remote
+
     s3_server.reset()
+    remote._clients.clear()  # what they know of buckets of that name is of the test before
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
     for name, value in environment(s3_server.address).items():

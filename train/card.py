@@ -187,6 +187,7 @@ def _logged(model: ModelFolder) -> list[str]:
             if any("validation" in name for name in log)
             else []
         ),
+        "What it remembers of single tiles that taught it has not been measured.",
         "Tiles that it draws have not been measured: of phantom tissue `synthfactory-train measure FOLDER` does, of any other "
         "`synthfactory evaluate` a set that was built with it.",
     ]

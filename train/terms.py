@@ -14,7 +14,9 @@ from synthfactory.embeddings.places import expand, is_pattern
 from synthfactory.model.find import find_encoder, find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.licence import NOT_STATED, known_licence
+from synthfactory.phantom import CLASSES
 from synthfactory.plan.lock import read_lock
+from synthfactory.report.facts import is_unconditional
 from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
@@ -36,7 +38,9 @@ def built_sets(data: Data) -> list[dict[str, Any]]:
         except (OSError, InputError):
             continue
         terms = {"licence": str(lock["model"]["licence"].get("name")), "sharing": str(lock["terms"]["sharing"])}
-        made = {"name": str(lock["name"]), "recipe_sha256": str(lock["recipe_sha256"]), **terms}
+        invented = {str(entry["name"]) for entry in lock["classes"]} <= set(CLASSES)
+        rests = {} if invented or is_unconditional(lock) else {"rests_on": "real tiles"}
+        made = {"name": str(lock["name"]), "recipe_sha256": str(lock["recipe_sha256"]), **terms, **rests}
         found += [made] if made not in found else []
     return found
 
@@ -101,6 +105,11 @@ def saw_real(behind: Mapping[str, Notes]) -> bool:
     return any(int(notes["tiles"]) > int(notes["synthetic_tiles"]) for notes in behind.values())
 
 
+def _rests_on_real(behind: Mapping[str, Notes]) -> list[str]:
+    """Names of built sets whose conditions came from real tiles, as far as labels tell: their terms came on top of the model's."""
+    return sorted({str(each["name"]) for each in sets_behind(behind) if each.get("rests_on")})
+
+
 def _closed(behind: Mapping[str, Notes]) -> str | None:
     """The first built set that may not be shared, in words."""
     for field, notes in behind.items():
@@ -138,6 +147,10 @@ def export_terms(config: TrainConfig, licence: dict[str, Any] | None, behind: Ma
         raise InputError(f"base: {config.base.name} is under {_named(stated)}, whose terms stay; leave the licence out")
     if licence is None and (closed is not None or saw_real(behind)):
         stated["sharing"] = "local"  # whoever holds the real tiles may decide otherwise, and says so by a licence
+    resting = _rests_on_real(behind)
+    if licence is None and resting:
+        stated["sharing"] = "local"  # likewise
+        stated["real_tiles"] = f"behind {', '.join(resting)}: their terms come on top"
     return stated if licence is None else licence
 
 

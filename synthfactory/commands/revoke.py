@@ -113,5 +113,11 @@ def _withdrawn(spec_file: str, patient: str, local: bool, no_tile: bool) -> None
     result = driver.build(prepared, pool_maker(local, None, None), say=say)
     for line in summary(result, prepared.spec.output.path):
         click.echo(fit(line))
+    click.echo(
+        fit(
+            "not reached: copies that were handed on, and what was made from the set before: previews, features of bags, audits and "
+            "evaluations (with their .parts folders), reader studies, pages for boards, trained models; delete them or make them anew"
+        )
+    )
     if not result.complete:
         sys.exit(EXIT_TO_GO_ON if result.to_go_on else EXIT_INCOMPLETE)

@@ -133,6 +133,14 @@ class Lock(FrozenModel):
     training_cohort: Literal["some", "none", "unknown"]
     classes: Annotated[list[_Class], Field(min_length=1)]
     execution: _Execution
+    withdrawals: Annotated[int, Field(ge=0)] = 0  # how often tiles were taken back for a patient and drawn anew
+
+    @model_serializer(mode="wrap")
+    def _without_withdrawals(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        if not self.withdrawals:  # as locks were before it was counted
+            del found["withdrawals"]
+        return found
 
     @model_validator(mode="after")
     def _agrees(self) -> Lock:

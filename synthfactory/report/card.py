@@ -27,6 +27,7 @@ from synthfactory.report.facts import (
     privacy,
     size_category,
     terms,
+    version,
 )
 from synthfactory.shards.commit import Commit
 
@@ -59,6 +60,7 @@ def dataset_card(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], c
         lock=lock,
         model=lock["model"],
         facts=facts,
+        version=version(lock, rounds),
         size=size_category(facts.made),
         hub_licence=_hub_licence(name, is_unconditional(lock)),
         terms_name=name,

@@ -22,6 +22,7 @@ from synthfactory.report.facts import (
     label_meaning,
     privacy,
     terms,
+    version,
 )
 from synthfactory.shards.commit import Commit
 
@@ -91,7 +92,7 @@ def croissant_json(
         "name": str(lock["name"]),
         "description": _description(lock, facts, sharing=sharing),
         "license": _licence(lock),
-        "version": f"1.{max(len(rounds) - 1, 0)}.0",  # a round adds tiles and changes none
+        "version": version(lock, rounds),
         "keywords": ["synthetic", "histopathology", "H&E", "diffusion model", "webdataset"],
         "rai:dataCollection": f"Drawn by {lock['model']['id']}, a diffusion model, by synthfactory.",
         "rai:personalSensitiveInformation": f"Privacy mechanism: {lock['recipe']['privacy']['mechanism']}: {privacy(lock)}.",

@@ -170,6 +170,11 @@ def terms(lock: Mapping[str, Any]) -> tuple[str, bool]:
     return str(licence.get("name") or "not stated"), lock["terms"]["sharing"] in ("allowed", "permitted")
 
 
+def version(lock: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> str:
+    """1.ROUNDS.WITHDRAWALS: a round after the first adds tiles and changes none; a withdrawal takes some back."""
+    return f"1.{max(len(rounds) - 1, 0)}.{lock.get('withdrawals', 0)}"
+
+
 def other_terms(lock: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What the licences of model and encoder say besides their name and whether tiles may be shared: (what, text), sorted."""
     found = {}

@@ -188,6 +188,8 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
         if not (known or changed):
             raise InputError(f"{spec.output.path}: the bank is the one it was begun with, so nobody was taken out")
         _check_rebuild(prepared, standing, found)
+        if found.shards:  # so that who holds a copy can see that it is of before
+            lock["withdrawals"] = lock.get("withdrawals", 0) + 1
         if found.shards or found.stale or not known:
             _note(mac, found, lineage)
         # The lock comes first: a build that still has the old bank is refused from here on.

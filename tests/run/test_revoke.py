@@ -79,6 +79,24 @@ def test_what_was_cut_off_is_finished_by_the_same_command(
     assert resting(tmp_path) == set() and mentions(tmp_path / "lineage") == []
 
 
+def test_who_holds_a_copy_can_see_that_tiles_were_withdrawn(
+    make: Callable[..., Path], bank: Path, tmp_path: Path
+) -> None:
+    spec = make()
+    assert run("build", spec, "--local").code == 0
+    card, croissant = tmp_path / "out/README.md", tmp_path / "out/croissant.json"
+    assert json.loads(croissant.read_text())["version"] == "1.0.0" and "Withdrawn" not in card.read_text()
+    without(bank)
+    ended = run("revoke", spec, "--patient", WHO, "--yes", "--local")
+    assert ended.code == 0, ended.err
+    assert json.loads(croissant.read_text())["version"] == "1.0.1"
+    assert "**Withdrawn:** 1 time so far" in card.read_text()
+    assert "previews, features of bags, audits" in ended.out.replace("\n  ", " ")
+    assert run("verify", tmp_path / "out").code == 0
+    assert run("build", make(classes={"alpha": 30}), "--local").code == 0  # growth keeps it
+    assert json.loads(croissant.read_text())["version"] == "1.1.1"
+
+
 def test_a_patient_of_another_name_changes_nothing(make: Callable[..., Path], bank: Path, tmp_path: Path) -> None:
     assert run("build", make(), "--local").code == 0
     without(bank)

@@ -102,10 +102,36 @@ def test_a_set_that_may_not_be_shared_binds_the_model_that_learns_from_it(
         export(tmp_path / "run", tmp_path / "x", model_id="m", revision="1", licence=MINE)
     assert not (tmp_path / "x").exists()
     out = open_model(str(export(tmp_path / "run", tmp_path / "y", model_id="m", revision="1")))
-    assert out.licence == {"name": "Apache-2.0", "sharing": "local"}
+    on_top = {} if named == "copied" else {"real_tiles": "behind closed: their terms come on top"}
+    assert out.licence == {"name": "Apache-2.0", "sharing": "local", **on_top}
     assert [each["name"] for each in out.config["training"].get("sets", [])] == (
         [] if named == "copied" else ["closed"]
     )
+
+
+@pytest.mark.parametrize("invented", [False, True])
+def test_real_tiles_behind_an_open_set_make_an_export_local_unless_their_holder_says_otherwise(
+    tmp_path: Path, base: Path, invented: bool
+) -> None:
+    name = "phantom-gland" if invented else "one"
+    bank = make_bank_file(tmp_path / "bank.parquet", base, classes={name: 3})
+    values = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**values, "licence": {"name": "Apache-2.0", "sharing": "allowed"}}))
+    spec = {
+        "name": "opened", "model": str(base), "classes": {name: 8}, "embeddings": {"bank": str(bank)}, "seed": 1,
+        "sampler": {"steps": 1}, "output": {"path": str(tmp_path / "out")}, "lineage": str(tmp_path / "lineage"),
+    }  # fmt: skip
+    assert run("build", write_yaml(tmp_path / "spec.yaml", spec), "--local").code == 0
+    train(
+        load_config(config(tmp_path, base, data={"shards": str(tmp_path / "out")})),
+        tmp_path / "run",
+        tmp_path / "cache",
+    )
+    out = open_model(str(export(tmp_path / "run", tmp_path / "one", model_id="m", revision="1")))
+    assert out.licence["sharing"] == ("allowed" if invented else "local")
+    assert out.licence.get("real_tiles") == (None if invented else "behind opened: their terms come on top")
+    out = open_model(str(export(tmp_path / "run", tmp_path / "two", model_id="m", revision="1", licence=MINE)))
+    assert out.licence == MINE
 
 
 def test_real_tiles_that_taught_the_encoder_make_an_export_local(tmp_path: Path, base: Path, closed: Path) -> None:
