@@ -45,7 +45,7 @@ def render(found: Json) -> list[str]:
 def _whom(found: Json | None) -> list[str]:
     if found is None:
         return []
-    return [f"members: those of the {found['patients']:,} patients behind the set who are there, {found['found']:,}"]
+    return [f"of the {found['patients']:,} patients behind the set {found['found']:,} were found: the members"]
 
 
 def render_controls(controls: Json) -> list[str]:

@@ -91,12 +91,13 @@ def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], commits: Mapping
         for name, control in audit["controls"].items():
             held = {True: "held", False: "FAILED", None: "could not be run"}[control["passed"]]
             yield f"control, {name}: {held}" + (f" ({control['why']})" if control.get("why") else "")
-        share = " of tiles" if audit["copies"]["rate"].get("value") is not None else ""
+        share = " tiles" if audit["copies"]["rate"].get("value") is not None else ""
         yield f"near copies of members, by {audit['copies']['by']}: {_figure(audit['copies']['rate'])}{share}"
         yield f"tiles nearer to members than to as many others (0.5 is chance): {_figure(audit['nearer_to_members'])}"
         membership = audit["membership"]
         for name, attack in membership.items() if "why" not in membership else ():
-            yield f"membership by {name}, area under the curve (0.5 is chance): {_figure(attack['auc'])}"
+            people = {"n": attack["members"] + attack["others"]} if "members" in attack else {}
+            yield f"membership by {name}, area under the curve (0.5 is chance): {_figure({**attack['auc'], **people})} patients"
         epsilon = audit["epsilon"]
         if "at_least_999" in epsilon:
             against = ", which CONTRADICTS what is stated" if epsilon["contradicts_what_is_stated"] else ""
@@ -119,7 +120,7 @@ def _compared(members: Mapping[str, Any], holdout: Mapping[str, Any]) -> str:
     who = (
         "whether the members are whom the set rests on was not looked at"
         if of is None
-        else f"the members are those of the {of['patients']:,} patients behind the set who were found there, {of['found']:,}"
+        else f"of the {of['patients']:,} patients behind the set {of['found']:,} were found, who are the members here"
     )
     return f"compared: members, {sides[0]}, and others, {sides[1]}; {who}"
 

@@ -67,7 +67,7 @@ def test_what_was_attacked_is_shown_and_what_could_not_be() -> None:
     audit = audit_of(lock)
     audit["members"]["of_the_set"] = {"patients": 50, "found": 12}
     text = " ".join(ethics_page(lock, [], {}, audit).split())
-    assert "those of the 50 patients behind the set who were found there, 12" in text
+    assert "of the 50 patients behind the set 12 were found, who are the members here" in text
     assert "An audit that finds nothing proves nothing" in text
 
 

@@ -258,7 +258,9 @@ def test_with_the_lineage_members_are_those_that_tiles_rest_on(here: Path, tmp_p
     bank = pq.read_table(here / "members.parquet").to_pylist()
     assert found["members"]["tiles"] == sum((row["label"], row["patient_id"]) in behind for row in bank)
     assert "members of whom no tile was drawn" not in " ".join(found["not_measured"])
-    assert f"those of the {len(patients)} patients behind the set" in ended.out.replace("\n  ", " ")
+    assert f"of the {len(patients)} patients behind the set {len(patients)} were found" in ended.out.replace(
+        "\n  ", " "
+    )
     wrong = audit(
         here, "--lineage", here / "lineage", members=here / "holdout.parquet", holdout=here / "members.parquet"
     )
