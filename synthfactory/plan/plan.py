@@ -195,7 +195,7 @@ def render(plan: Plan, width: int = 80) -> str:
         each = (
             f", of {counted(spec.bags.group, 'patient')}"
             if spec.bags_follow_patients
-            else ", which may share most of their patients"
+            else ", which share patients where a class has few"
             if spec.privacy.mechanism == "mix"
             else ", which share only a class"
         )

@@ -17,7 +17,9 @@ from synthfactory.spec.schema import Spec
 PER_CLASS = ("class_samplers", "class_banks")
 BEFORE_SLIDES = 1  # a patient's tiles in turn, whatever their slides: sets that were begun so go on so
 BEFORE_SITES = 2  # patients in turn, whatever their sites
+BEFORE_STRIDES = 3  # blends of slots next to each other share all patients but one
 CONDITIONS_VERSION = 3  # of plan/conditions.py: another choice of rows is another recipe
+BLENDS_VERSION = 4  # the same under mechanism mix
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,11 @@ def _bags(spec: Spec, bags: Bags) -> dict[str, int | None]:
     return {"size": bags.size, "patients": bags.group if spec.bags_follow_patients else None}
 
 
-def version_of(lock: Mapping[str, Any] | None) -> int:
+def version_of(lock: Mapping[str, Any] | None, mechanism: str) -> int:
     """The choice of conditions with which a set goes on: that which it was begun with, as far as it is known here, else ours."""
-    begun = CONDITIONS_VERSION if lock is None else int(lock["recipe"]["conditions_version"])
-    return begun if begun in (BEFORE_SLIDES, BEFORE_SITES, CONDITIONS_VERSION) else CONDITIONS_VERSION
+    ours = BLENDS_VERSION if mechanism == "mix" else CONDITIONS_VERSION
+    begun = ours if lock is None else int(lock["recipe"]["conditions_version"])
+    return begun if begun in (BEFORE_SLIDES, BEFORE_SITES, BEFORE_STRIDES, ours) else ours
 
 
 def recipe_hash(values: Mapping[str, Any]) -> str:

@@ -1,14 +1,17 @@
 """Conditions blended from tiles of k patients: not a privacy guarantee (attacks on conditions find nearly all members).
 
 Slots of a class are dealt to its morphology clusters in proportion to the clusters' patients, by a keyed pattern of 64 places. Within a
-cluster of P patients, slot j lies in block j // P at place j % P: every block is a keyed shuffle of the patients (spread over their
-sites, as in `plan/conditions.py`), and a slot takes the k that follow its place, around the end. So each patient is in exactly k of every
-P slots of the cluster, patients of a slot are distinct, and nothing depends on how many slots there are. A patient's slides, and a
-slide's tiles, are taken in turn as in `plan/conditions.py`; weights are a keyed Dirichlet draw below the cap.
+cluster of P patients, slot j lies in block j // P: every block is a keyed shuffle of the patients (spread over their sites, as in
+`plan/conditions.py`), of which its first slot takes the first k, the next the k after those, and so on, around the end; before the same k
+would come again, places move on by one. So slots next to each other share nobody where P >= 2 k, the first slots of a block use all
+patients alike (none more than once above another, but where places moved on), each patient is in exactly k of every P slots, patients of a
+slot are distinct, and nothing depends on how many slots there are. A patient's slides, and a slide's tiles, are taken in turn as in
+`plan/conditions.py`; weights are a keyed Dirichlet draw below the cap.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +73,9 @@ class Mixer:
     k: int
     cap: float
     key: bytes
+    strides: bool = (
+        True  # False: each slot's patients begin one after the slot's before, as in sets of earlier versions
+    )
 
     def __post_init__(self) -> None:
         if not self.clusters or min(cluster.patients for cluster in self.clusters) < self.k or self.cap * self.k < 1:
@@ -100,8 +106,9 @@ class Mixer:
         number, own = self.place(slot)
         index = self.clusters[number].index
         block, at = divmod(own, len(index.patients))
-        order = self._name(f"patients:{number}:{block}")
-        whose = [index.patient(self.key, order, (at + turn) % len(index.patients)) for turn in range(self.k)]
+        order, count = self._name(f"patients:{number}:{block}"), len(index.patients)
+        first = at * self.k + at // (count // math.gcd(count, self.k)) if self.strides else at
+        whose = [index.patient(self.key, order, (first + turn) % count) for turn in range(self.k)]
         rows = [self._tile(number, patient, block * self.k + turn) for turn, patient in enumerate(whose)]
         exponentials = -np.log(uniforms(self.key, f"mix:weights:{slot}:{self.name}", self.k))  # Dirichlet(1, ..., 1)
         return Blend(np.array(rows, np.int64), capped(exponentials, self.cap))
@@ -129,13 +136,20 @@ def _places(clusters: Sequence[Cluster]) -> np.ndarray:
     return np.asarray(places)
 
 
-def most_tiles(clusters: Sequence[Cluster], k: int, count: int) -> int:
-    """In how many of the first `count` slots any one patient is, at most, whatever the key."""
+def most_tiles(clusters: Sequence[Cluster], k: int, count: int, *, strides: bool = True) -> int:
+    """In how many of the first `count` slots any one patient is, at most, whatever the key; `strides` as of Mixer."""
     uses: Counter[str] = Counter()
     for cluster, places in zip(clusters, _places(clusters).tolist(), strict=True):
         slots = count // PATTERN * places + min(places, count % PATTERN)
-        most = k * (slots // cluster.patients) + min(k, slots % cluster.patients)
-        uses.update(dict.fromkeys(cluster.names, most))
+        blocks, rest = divmod(slots, cluster.patients)
+        each = cluster.patients // math.gcd(
+            cluster.patients, k
+        )  # slots until the same k would come again: k * each / P of every patient
+        rounds, more = divmod(rest, each)
+        partial = (
+            rounds * (k * each // cluster.patients) + -(-more * k // cluster.patients) if strides else min(k, rest)
+        )
+        uses.update(dict.fromkeys(cluster.names, k * blocks + partial))
     return max(uses.values())
 
 

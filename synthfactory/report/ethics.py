@@ -9,7 +9,17 @@ from typing import Any
 
 from synthfactory.plan.lock import lock_yaml
 from synthfactory.report.card import SHARING, cell, environment
-from synthfactory.report.facts import bags, cohort, gather, is_unconditional, other_terms, privacy, terms, tiles_sha256
+from synthfactory.report.facts import (
+    bags,
+    cohort,
+    gather,
+    is_unconditional,
+    other_terms,
+    overlapping,
+    privacy,
+    terms,
+    tiles_sha256,
+)
 from synthfactory.shards.commit import Commit
 from synthfactory.spec.errors import InputError
 
@@ -39,6 +49,7 @@ def ethics_page(
             facts=facts,
             people=people,
             people_all=people_all,
+            overlapping=overlapping(lock),
             tiles_sha256=tiles_sha256(commits),
             other_terms=other_terms(lock),
             mechanism=says["mechanism"],

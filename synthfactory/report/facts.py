@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from synthfactory.plan.recipe import BEFORE_STRIDES
 from synthfactory.shards.commit import Commit
 from synthfactory.shards.record import EXTENSIONS
 from synthfactory.spec.bags import ONE_PATIENT, SEVERAL_PATIENTS
@@ -21,7 +22,7 @@ PRIVACY = (
 )
 PRIVACY_MIX = (
     "each tile was conditioned on a blend of the embeddings of tiles of {k} patients, none with more than {max_weight:g} of the weight, "
-    "and tiles whose keys have near numbers may share most of theirs; this is not a privacy guarantee, since attacks on "
+    "{overlap}; this is not a privacy guarantee, since attacks on "
     "conditions tell nearly all members from others; treat as personal data where the bank came from patients"
 )
 PRIVACY_DP = (
@@ -48,8 +49,10 @@ LABELS = {
     "dp": "class of the release that the condition was drawn from",
 }
 BAGS = {  # mechanism -> what a bag's tiles share; `none`: by what the lock says of patients
-    "mix": "they share their class and may share most of their patients: conditions of tiles with near numbers often blend the same ones, "
-    "so that a bag may rest on few patients, and one of them may be behind every tile of it",
+    "mix": "they share their class, and patients where a class has few: each condition blends several, and neighbours in a bag other ones "
+    "as far as there are enough",
+    "overlapping mix": "they share their class and may share most of their patients: conditions of tiles with near numbers often blend the "
+    "same ones, so that a bag may rest on few patients, and one of them may be behind every tile of it",
     "dp": "they share nothing but their class: every condition is a draw of its own from what was released",
     "unconditional": "they share nothing but their class: they were drawn without conditions",
 }
@@ -188,6 +191,13 @@ def is_unconditional(lock: Mapping[str, Any]) -> bool:
     return "unconditional" in lock.get("label_levels", ())
 
 
+def overlapping(lock: Mapping[str, Any]) -> bool:
+    """Whether blends of slots next to each other share most of their patients, as they did before strides."""
+    return (
+        lock["recipe"]["privacy"]["mechanism"] == "mix" and int(lock["recipe"]["conditions_version"]) <= BEFORE_STRIDES
+    )
+
+
 def label_meaning(lock: Mapping[str, Any], inert: Callable[[str], str] = str) -> str:
     """What a label says, in one line."""
     if is_unconditional(lock):
@@ -200,9 +210,11 @@ def privacy(lock: Mapping[str, Any], inert: Callable[[str], str] = str) -> str:
     says = lock["recipe"]["privacy"]
     if is_unconditional(lock):
         return PRIVACY_UNCONDITIONAL
-    return {"none": PRIVACY, "mix": PRIVACY_MIX, "dp": PRIVACY_DP}[says["mechanism"]].format_map(
-        {name: inert(value) if isinstance(value, str) else value for name, value in says.items()}
+    values = {name: inert(value) if isinstance(value, str) else value for name, value in says.items()}
+    values["overlap"] = (
+        "and tiles whose keys have near numbers may share most of theirs" if overlapping(lock) else "all used alike"
     )
+    return {"none": PRIVACY, "mix": PRIVACY_MIX, "dp": PRIVACY_DP}[says["mechanism"]].format_map(values)
 
 
 def bags(lock: Mapping[str, Any]) -> str | None:
@@ -211,7 +223,8 @@ def bags(lock: Mapping[str, Any]) -> str | None:
     if says is None:
         return None
     if says["patients"] is None:
-        shared = BAGS["unconditional" if is_unconditional(lock) else lock["recipe"]["privacy"]["mechanism"]]
+        kind = "overlapping mix" if overlapping(lock) else lock["recipe"]["privacy"]["mechanism"]
+        shared = BAGS["unconditional" if is_unconditional(lock) else kind]
     elif says["patients"] == 1:
         shared = ONE_PATIENT
     else:

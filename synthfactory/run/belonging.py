@@ -38,7 +38,7 @@ def recipe_of(prepared: Prepared, keys: Keys, found: Found, lock: Mapping[str, A
 
     Under differential privacy nothing in it depends on the bank but through the release.
     """
-    bank, spec, version = prepared.bank, prepared.spec, version_of(lock)
+    bank, spec, version = prepared.bank, prepared.spec, version_of(lock, prepared.spec.privacy.mechanism)
     if found is not None:
         from synthfactory.run.releasing import stated
 
@@ -74,7 +74,9 @@ def check_agrees(prepared: Prepared, standing: Standing) -> None:
     if found is None and prepared.bank is None and prepared.conditions.tiles is not None:
         banks = standing.lock["recipe"]["class_banks"]
         macs = {name: banks.get(name, "") for name in spec.classes}
-        values = recipe(spec, prepared.facts, macs, conditions_version=version_of(standing.lock))
+        values = recipe(
+            spec, prepared.facts, macs, conditions_version=version_of(standing.lock, spec.privacy.mechanism)
+        )
     else:
         values = recipe_of(prepared, keys, found, standing.lock)
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from synthfactory.embeddings.bank import Bank
 from synthfactory.plan.bags import choose_in_bag
 from synthfactory.plan.conditions import ClassIndex, choose
+from synthfactory.plan.recipe import BEFORE_STRIDES
 from synthfactory.plan.units import Slot
 from synthfactory.privacy.mix import Mixer, assigned, blended, clusters_of
 from synthfactory.privacy.projection import Projection
@@ -60,14 +61,16 @@ class Single:
 class Blends:
     """Mechanism mix. The clusters of each class are kept in LINEAGE: where a row between two goes may differ on another machine."""
 
-    def __init__(self, bank: Bank, indices: dict[str, ClassIndex], key: bytes, spec: Spec, lineage: Store) -> None:
+    def __init__(
+        self, bank: Bank, indices: dict[str, ClassIndex], key: bytes, spec: Spec, lineage: Store, *, strides: bool
+    ) -> None:
         self._bank = bank
         self._first_row = {name: bank.span(name)[0] for name in indices}
         k, cap = int(spec.privacy.value("k")), float(spec.privacy.value("max_weight"))
         self._mixers = {}
         for name, index in indices.items():
             found = self._clusters(name, index, k, key, lineage)
-            self._mixers[name] = Mixer(name, clusters_of(found, index), k, cap, key)
+            self._mixers[name] = Mixer(name, clusters_of(found, index), k, cap, key, strides)
 
     def _clusters(self, name: str, index: ClassIndex, k: int, key: bytes, lineage: Store) -> np.ndarray:
         low = self._first_row[name]
@@ -147,5 +150,5 @@ def conditioning(
         return None
     indices = prepared.class_indices(conditions_version)
     if spec.privacy.mechanism == "mix":
-        return Blends(bank, indices, key, spec, lineage)
+        return Blends(bank, indices, key, spec, lineage, strides=conditions_version > BEFORE_STRIDES)
     return Single(bank, indices, key, spec.bags)

@@ -152,7 +152,11 @@ def _build_leased(
         first = clean and not commits
         setup = Setup(spec, lock, secrets.token_hex(6), _fingerprint(commits, lock), nearest, first)
         opened = time.perf_counter()
-        tasks = Tasks(spec, rounds, conditioning(prepared, found, keys.conditions, lineage, version_of(lock)))
+        tasks = Tasks(
+            spec,
+            rounds,
+            conditioning(prepared, found, keys.conditions, lineage, version_of(lock, spec.privacy.mechanism)),
+        )
         result.seconds["condition"] += time.perf_counter() - opened
         run_units(tasks, setup, rounds, waiting, make_pool, lineage, result, say)
         commits = list_commits(out)

@@ -171,8 +171,9 @@ def _mix(
                 return of.take(low + rows)
 
             spreads = (1, SPREAD) if stands else (SPREAD,)  # a set that stands may have been begun with the other
-            kinds = [assigned(take, index, k, CLUSTER_KEY, each) for each in spreads]
-            most = max(most_tiles(clusters_of(each, index), k, count) for each in kinds)
+            kinds = [clusters_of(assigned(take, index, k, CLUSTER_KEY, each), index) for each in spreads]
+            orders = (False, True) if stands else (True,)  # likewise
+            most = max(most_tiles(each, k, count, strides=strides) for each in kinds for strides in orders)
         _check_most(spec, name, count, most)
     told = [f"mix: each condition blends tiles of {k} patients, within one kind of tissue; {MIX}"]
     few = [name for name in counts if summaries[name].rows < width]

@@ -17,7 +17,7 @@ SEVERAL_PATIENTS = (
     "is a stronger handle on a person than any tile alone"
 )
 ELSEWHERE = {  # mechanism -> why `patients` has no meaning
-    "mix": "under mix every condition blends several patients, and tiles of a bag may share most of them",
+    "mix": "under mix every condition blends several patients, and tiles of a bag share them where a class has few",
     "dp": "under dp no tile is any patient's, and a bag's tiles share nothing but their class",
     "unconditional": "tiles are drawn without conditions, so there are no patients behind a bag",
 }

@@ -67,13 +67,13 @@ def test_size_place_and_means_do_not_make_another_recipe(spec: Spec) -> None:
 
 
 def test_a_set_goes_on_with_the_choice_of_conditions_that_it_was_begun_with() -> None:
-    for version, goes_on in ((1, 1), (2, 2), (3, 3), (4, 3)):
+    for version, goes_on, of_blends in ((1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 3, 4), (5, 3, 4)):
         spec = spec_of(CLASSES)
         begun = recipe(spec, MODEL, dict.fromkeys(spec.classes, "mac"), conditions_version=version)
         lock = build_lock(spec, MODEL, begun, list(spec.classes), ["tile"], MODEL.encoder, "none")
-        assert version_of(lock) == goes_on
-    assert version_of(None) == 3
-    with pytest.raises(InputError, match="conditions_version: was 4, now 3"):
+        assert (version_of(lock, "none"), version_of(lock, "mix")) == (goes_on, of_blends)
+    assert (version_of(None, "none"), version_of(None, "dp"), version_of(None, "mix")) == (3, 3, 4)
+    with pytest.raises(InputError, match="conditions_version: was 5, now 3"):
         check_same_recipe(lock, recipe(spec, MODEL, dict.fromkeys(spec.classes, "mac")), "out")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -73,6 +75,39 @@ def test_every_patient_is_used_exactly_evenly_and_the_bound_is_reached() -> None
     rows = Counter(int(row) for slot in range(count) for row in made.blend(slot).rows)
     by_patient = Counter(owner(made, row) for row in rows)
     assert set(by_patient.values()) == {3}  # all of a patient's tiles are taken
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(5, 40), st.integers(2, 5), st.integers(1, 60))
+def test_neighbours_share_nobody_and_the_first_slots_use_all_alike(patients: int, k: int, count: int) -> None:
+    made = mixer((patients,), k=k, cap=1.0)
+    slots = [{owner(made, int(row)) for row in made.blend(slot).rows} for slot in range(count)]
+    pairs = [one & other for one, other in pairwise(slots)]
+    moved = patients // math.gcd(patients, k)  # slots after which places move on by one
+    if patients >= 2 * k:
+        assert all(not pair for at, pair in enumerate(pairs, 1) if at % patients and at % patients % moved)
+    uses = Counter(name for slot in slots for name in slot)
+    assert max(uses.values()) <= most_tiles(made.clusters, k, count)
+    of_all = [uses[name] for name in made.clusters[0].names]
+    if count <= moved:
+        assert max(of_all) - min(of_all) <= 1
+        assert max(of_all) == most_tiles(made.clusters, k, count)
+    if count % patients == 0:
+        assert set(of_all) == {k * count // patients}
+    block = [frozenset(slot) for slot in slots[:patients]]
+    assert len(set(block)) == len(block) or patients == k, "no k patients twice in a block"
+
+
+def test_sets_of_earlier_versions_go_on_in_their_order() -> None:
+    old = Mixer("a", mixer((30,)).clusters, 5, 0.4, KEY, strides=False)
+    slots = [{owner(old, int(row)) for row in old.blend(slot).rows} for slot in range(30)]
+    assert {len(one & other) for one, other in pairwise(slots)} == {4}
+    new = mixer((30,))
+    assert {frozenset(slot) for slot in slots} == {
+        frozenset(owner(new, int(row)) for row in new.blend(slot).rows) for slot in range(30)
+    }, "the same blends, in another order"
+    uses = Counter(name for slot in slots[:7] for name in slot)
+    assert max(uses.values()) == most_tiles(old.clusters, 5, 7, strides=False) == 5
 
 
 @settings(max_examples=30, deadline=None)

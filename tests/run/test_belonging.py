@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from running import run
@@ -18,7 +16,7 @@ from tinymodel import make_bank_file
 
 from synthfactory.plan.plan import Plan
 from synthfactory.report.status import first_tiles
-from synthfactory.run import at_work, belonging, driver
+from synthfactory.run import at_work, driver
 from synthfactory.run.budget import RunBudget, spent_before
 from synthfactory.run.local import LocalPool
 from synthfactory.run.prepare import prepare
@@ -67,41 +65,6 @@ def test_plan_refuses_what_build_refuses(spec_file: MakeSpec, out: Path, change:
     assert str(changed) in " ".join(built.err.split())
     changed.unlink()
     assert tree(out.parent) == before
-
-
-def chosen(folder: Path) -> dict[tuple[str, int], tuple[str, str, int]]:
-    """(class, index) -> (patient, slide, row) behind it, as LINEAGE has it."""
-    rows = [row for path in (folder / "lineage/units").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    sources = {(row["class_name"], row["index"]): row["sources"][0] for row in rows}
-    return {slot: (part["patient_id"], part["slide_id"], part["bank_row"]) for slot, part in sources.items()}
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_set_of_an_earlier_order_goes_on_in_it(
-    spec_file: MakeSpec, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
-) -> None:
-    """Patients have two tiles of one slide and one of another, at two sites: orders of version 1 know no slides, of 2 no sites."""
-    bank = make_bank_file(tmp_path / "b.parquet", tiny / "model", sites=2)
-
-    def build(name: str, count: int) -> Path:
-        folder = tmp_path / name
-        given = {"output": {"path": f"{folder}/out"}, "lineage": f"{folder}/lineage", "classes": {"alpha": count}}
-        assert run("build", spec_file(f"{name}.yaml", embeddings={"bank": str(bank)}, **given), "--local").code == 0
-        return folder
-
-    with monkeypatch.context() as earlier:
-        for module in (belonging, driver):
-            earlier.setattr(module, "version_of", lambda lock: version)
-        build("old", 7)
-        whole = build("whole", 16)
-    old, new = build("old", 16), build("new", 16)
-    assert run("verify", old / "out").code == 0
-    assert yaml.safe_load((old / "out/spec.lock.yaml").read_text())["recipe"]["conditions_version"] == version
-    assert chosen(old) == chosen(whole) != chosen(new)
-    turns = Counter((patient, slide) for patient, slide, _ in chosen(new).values())
-    assert set(turns.values()) == {2} and len(turns) == 8, "four turns of each of four patients, two of each slide"
-    of_old = Counter((patient, slide) for patient, slide, _ in chosen(old).values())
-    assert (set(of_old.values()) == {2}) == (version == 2)
 
 
 def test_a_bank_that_names_other_sites_is_another_bank(spec_file: MakeSpec, tiny: Path, tmp_path: Path) -> None:
