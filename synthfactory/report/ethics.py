@@ -97,7 +97,8 @@ def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], commits: Mapping
     if of.get("tiles_sha256") != tiles_sha256(commits):  # and so does a revocation after another
         raise InputError("--audit: is of other tiles than the set has now; run `synthfactory audit` again")
     try:
-        yield _compared(audit["members"], audit["holdout"])
+        rests = lock["recipe"]["privacy"]["mechanism"] != "dp" and not is_unconditional(lock)
+        yield _compared(audit["members"], audit["holdout"], rests=rests)
         yield f"looked at with {audit['encoder']['id']}, {audit['encoder']['note']}"
         for name, control in audit["controls"].items():
             held = {True: "held", False: "FAILED", None: "could not be run"}[control["passed"]]
@@ -125,9 +126,11 @@ def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], commits: Mapping
         raise InputError("--audit: is a damaged report; run `synthfactory audit` again") from None
 
 
-def _compared(members: Mapping[str, Any], holdout: Mapping[str, Any]) -> str:
+def _compared(members: Mapping[str, Any], holdout: Mapping[str, Any], *, rests: bool) -> str:
     sides = [f"{side['tiles']:,} tiles of {side['patients']:,} patients" for side in (members, holdout)]
     of = members["of_the_set"]
+    if not rests:
+        return f"compared: members, {sides[0]}, and others, {sides[1]}"
     who = (
         "whether the members are whom the set rests on was not looked at"
         if of is None

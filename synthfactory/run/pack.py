@@ -6,6 +6,7 @@ of the listing, and every shard is committed as a synthetic set's are: the same 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -84,10 +85,18 @@ def pack(
         except InputError as error:
             if created and not list_commits(store):
                 store.delete(PACK)  # nothing was packed: what is mended may be another listing
+                _remove_empty(root)
+            say(f"{error}; looking through the other tiles for more")
             raise _all_bad(
                 error, tiles, [row for shard in waiting for row in plan.rows(shard)], size_px, pool
             ) from None
     return report_of(store, plan.shards)
+
+
+def _remove_empty(root: object) -> None:
+    for folder in (root / SIDES, root) if isinstance(root, Path) else ():
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def _all_bad(

@@ -76,6 +76,7 @@ def test_an_epsilon_that_so_few_patients_could_never_contradict_is_said() -> Non
     lock["recipe"]["privacy"] = {**DP, "epsilon": 3.0}
     epsilon = {"at_least_999": 0.0, "most_999": 1.414, "stated_epsilon": 3.0, "contradicts_what_is_stated": False}
     text = " ".join(ethics_page(lock, [], {}, audit_of(lock, epsilon=epsilon)).split()).replace("\\", "")
+    assert "whom the set rests on" not in text, "no tile rests on anybody"
     assert "at least (99.9 %): 0.00, of at most 1.41 that so many patients could show; stated is 3" in text
     assert "cannot test the epsilon that is stated" in text
     text = " ".join(ethics_page(lock, [], {}, audit_of(lock, epsilon={**epsilon, "most_999": 3.2})).split())
