@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,26 +21,39 @@ STRENGTH = 0.03
 LARGEST = 20_000_000  # numbers in the draws that are made at once
 
 
-def told_apart(real: Tiles, drawn: Tiles, seed: int = 0) -> dict[str, dict[str, Any]]:
+def told_apart(
+    real: Tiles, drawn: Tiles, sources: Sequence[frozenset[str]] | None = None, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """Of each class that both have: the chance that a probe ranks a drawn tile above a real one.
 
     0.5: it cannot tell; below: drawn tiles are taken for the very patients they rest on. A drawn tile's group must be the patient that it
     rests on, by the real tiles' name: one half of all patients teaches and the other judges, so that nobody's real tiles teach what is
-    judged by tiles drawn from them. (With folds that take turns, scores hang together, and intervals would be too narrow.)
+    judged by tiles drawn from them. Of `sources`, all patients behind each drawn tile, all must be in its half, or the tile is left out: a
+    blend would else be known by what was drawn from some of the same patients. (With folds that take turns, scores hang together, and
+    intervals would be too narrow.)
     """
     found: dict[str, dict[str, Any]] = {}
     for label in sorted(set(real.classes.tolist()) | set(drawn.classes.tolist())):
         random = np.random.default_rng(seed)
-        sides = [side.of(random.permutation(np.flatnonzero(side.classes == label))[:MOST]) for side in (real, drawn)]
+        rows = [random.permutation(np.flatnonzero(side.classes == label))[:MOST] for side in (real, drawn)]
+        sides = [side.of(chosen) for side, chosen in zip((real, drawn), rows, strict=True)]
+        behind = [[frozenset({name}) for name in side.groups.astype(str).tolist()] for side in sides]
+        if sources is not None:
+            behind[1] = [sources[row] for row in rows[1].tolist()]
+        everyone = sorted(frozenset[str]().union(*behind[0], *behind[1]))
+        half = {name: at % 2 for at, name in enumerate(random.permutation(everyone).tolist())}
+        halves = [[{half[name] for name in names} for names in each] for each in behind]
+        clear = [np.array([len(found) == 1 for found in each], bool) for each in halves]
+        sides = [side.of(np.flatnonzero(whole)) for side, whole in zip(sides, clear, strict=True)]
         names = [side.groups.astype(str) for side in sides]
-        half = {name: at % 2 for at, name in enumerate(random.permutation(np.unique(np.concatenate(names))).tolist())}
-        inside = [np.array([half[name] == 0 for name in each], bool) for each in names]
+        inside = [np.array([found == {0} for found in each if len(found) == 1], bool) for each in halves]
         few = min(min(int(part.sum()), int((~part).sum())) for part in inside)
         groups = min(len(np.unique(each[~part])) for each, part in zip(names, inside, strict=True))
         if 2 * few < LEAST or groups < LEAST_GROUPS:
             why = (
                 f"not measurable: one half of its patients teaches and the other judges, and a half has {counted(few, 'tile')} of "
                 f"{counted(groups, 'patient')}, real or drawn; {LEAST // 2} of {LEAST_GROUPS} are needed"
+                f"{'' if clear[1].all() else ' (a blend counts where all of its patients are in one half)'}"
             )
             found[str(label)] = {"value": None, "why": why, "n": min(map(len, sides))}
             continue

@@ -147,7 +147,9 @@ def evaluated(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         "codecs": codecs,
     }  # fmt: skip
     mark(found)
-    found["not_measured"] = _not_measured(found, asked, bank=real.tiles is None)
+    found["not_measured"] = _not_measured(
+        found, asked, bank=real.tiles is None, blends=lock["recipe"]["privacy"]["mechanism"] == "mix"
+    )
     write_report(place, found)
     if public is not None:
         write_report(public, public_part(found))
@@ -307,7 +309,7 @@ def _others(drawn: DrawnSide, real: RealSide) -> int | None:
     return sum(not each <= known for each in drawn.sources)
 
 
-def _not_measured(found: Mapping[str, Any], asked: Asked, *, bank: bool) -> list[str]:
+def _not_measured(found: Mapping[str, Any], asked: Asked, *, bank: bool, blends: bool) -> list[str]:
     """What a reader must not take for looked at."""
     lines = []
     if asked.unseen is None:
@@ -321,8 +323,14 @@ def _not_measured(found: Mapping[str, Any], asked: Asked, *, bank: bool) -> list
         lines.append("a second feature space: a bank holds the embeddings of one encoder alone")
     if asked.lineage is None:
         lines.append(
-            "whom drawn tiles rest on: without --lineage each counts by itself, so intervals are too narrow where many rest on one "
-            "patient, and nobody knows whether unseen patients are unseen"
+            "whom drawn tiles rest on: without --lineage each counts by itself, so where several rest on one patient the kernel distance "
+            "of drawn tiles is too high (real tiles of one patient are not compared with each other) and intervals are too narrow; nobody "
+            "knows whether unseen patients are unseen"
+        )
+    elif blends:
+        lines.append(
+            "that tiles share patients besides the one with most weight: the kernel distance of drawn tiles is too high, and its interval "
+            "too narrow, where blends are of few patients"
         )
     if found["set"]["rest_on_others"]:
         lines.append(

@@ -192,7 +192,7 @@ def shortcut_figures(sides: Sides, kept: Kept, begin: Begin) -> Json:
     if sides.sources is None:
         return {"why": "needs --lineage: a patient's real tiles would teach what tiles drawn from them are judged by"}
     begin("real or synthetic, class by class", 0)
-    return kept.once("told apart", (sides.digest,), lambda: dict(told_apart(sides.real, sides.drawn)))
+    return kept.once("told apart", (sides.digest,), lambda: dict(told_apart(sides.real, sides.drawn, sides.sources)))
 
 
 def site_figures(sides: Sides, classes: np.ndarray) -> Json:

@@ -39,17 +39,19 @@ class ClassPilot:
     """Candidates of a class: drawn, kept, and why the others were dropped."""
 
     drawn: int = 0
-    kept: int = 0
+    kept: int = 0  # each fills a tile's place
+    slots: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     def expected(self, max_attempts: int) -> tuple[float, float]:
-        """(draws per tile asked for, share of tiles that no attempt gives), where each draw is kept with the pilot's chance.
+        """(draws per tile asked for, share of tiles that no attempt gives), as the pilot's own tiles had it with the same attempts.
 
-        A class without any kept candidate counts as if half a one had been.
+        A condition that fails once fails more often than others do, so that draws are no independent trials; where no tile stayed empty,
+        the share is what independent draws would give, which is too little if anything.
         """
         chance = min(1.0, max(self.kept, 0.5) / max(self.drawn, 1))
-        missed = (1 - chance) ** max_attempts
-        return (1 - missed) / chance, missed
+        empty = (self.slots - self.kept) / max(self.slots, 1)
+        return self.drawn / max(self.slots, 1), empty or (1 - chance) ** max_attempts
 
 
 def pilot(prepared: Prepared, *, per_class: int, workers: int, say: Callable[[str], None]) -> Iterator[str]:
@@ -103,9 +105,12 @@ def pilot(prepared: Prepared, *, per_class: int, workers: int, say: Callable[[st
 
 def _by_class(units: Path, classes: list[str]) -> dict[str, ClassPilot]:
     found = {name: ClassPilot() for name in classes}
+    seen: set[tuple[str, int]] = set()
     for path in sorted(units.glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            entry = found[row["class_name"]]
+            entry, slot = found[row["class_name"]], (row["class_name"], row["index"])
+            entry.slots += slot not in seen
+            seen.add(slot)
             entry.drawn += 1
             entry.kept += bool(row["accepted"])
             entry.reasons.update(row["reasons"])

@@ -18,6 +18,8 @@ from synthfactory.spec.sampler import Guidance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+MOST_TIMES = 4096  # steps whose embeddings are kept
+
 
 class Network:
     """A SiT on its device. The module that is passed in is converted in place."""
@@ -43,6 +45,8 @@ class Network:
     def _time(self, t: float) -> Tensor:
         """(1, D): the same for every batch that is drawn with these steps."""
         if t not in self._times:
+            if len(self._times) >= MOST_TIMES:  # of training, which may draw from anywhere
+                self._times.clear()
             self._times[t] = self.sit.t_embedder(torch.full((1,), t, device=self.device))
         return self._times[t]
 

@@ -3,6 +3,9 @@
 As in SiT and REPA-E (arXiv 2401.08740, 2504.10483):
   ODE  dx = v dt, over linspace(1, 0, steps + 1): Euler, or Heun (its last step, to t = 0, is Euler: 2 steps - 1 evaluations).
   SDE  Euler-Maruyama over linspace(1, 0.04, steps), then one noise-free step to 0; diffusion w(t) = 2t, drift v - w s / 2.
+Orders hold where guidance does not change: a step of Heun's across an end of the guidance interval inside (0, 1) mixes a guided and an
+unguided slope, and is of first order (ab2 keeps its order at the upper end). Grid points and ends are compared as floats: an end that is
+meant to lie on the grid, such as 0.3 of 10 steps, may fall to either side.
 Beside these:
   ab2              the two-step Adams-Bashforth method for the ODE: second order at one evaluation a step, over linspace(1, 0, steps + 1)
                    (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, III.1; for diffusion: arXiv 2204.13902)

@@ -47,6 +47,43 @@ def test_a_perfect_generator_is_not_told_apart_by_whom_its_tiles_rest_on() -> No
         assert low < 0.5 < high
 
 
+def blends(seed: int, patients: int, tiles: int, k: int) -> tuple[Tiles, Tiles, list[frozenset[str]]]:
+    """Real tiles, and a perfect generator's after blends of k: marginally as real ones, and each like others of the same patients."""
+    random, width = np.random.default_rng(seed), 24
+    looks, apart = 0.8 * random.standard_normal((patients, width)), np.sqrt(1 - 0.8**2)
+    of_real = np.repeat(np.arange(patients), 4)
+    real = looks[of_real] + apart * random.standard_normal((len(of_real), width))
+    drawn, who = [], []
+    for at in range(tiles):
+        order = np.random.default_rng((seed, at // patients)).permutation(patients)
+        chosen = [int(order[(at + turn) % patients]) for turn in range(k)]
+        weights = random.dirichlet(np.ones(k))
+        mean = weights @ looks[chosen] / np.sqrt((weights**2).sum())
+        drawn.append(mean + apart * random.standard_normal(width))
+        who.append([chosen[number] for number in np.argsort(-weights)])
+    sides = [
+        Tiles(np.asarray(rows, np.float32), np.full(len(rows), "a"), np.array([f"p{name}" for name in names]))
+        for rows, names in ((real, of_real), (drawn, [each[0] for each in who]))
+    ]
+    return sides[0], sides[1], [frozenset(f"p{name}" for name in each) for each in who]
+
+
+def test_blends_of_a_perfect_generator_are_not_told_apart_by_patients_that_they_share() -> None:
+    """Of a blend in the half that judges, some of the patients taught 'drawn' in the other."""
+    alone, whole = [], []
+    for seed in range(16):
+        real, drawn, behind = blends(seed, patients=12, tiles=300, k=3)
+        alone.append(told_apart(real, drawn)["a"]["value"])
+        found = told_apart(real, drawn, behind)["a"]
+        assert found["n"] < 70, "48 tiles are real"
+        whole.append(found["value"])
+    assert np.mean(alone) > 0.55, "what it was before all patients of a blend were asked for"
+    assert abs(np.mean(whole) - 0.5) < 0.04 < np.mean(alone) - 0.5
+    found = told_apart(*blends(0, patients=14, tiles=200, k=12))["a"]
+    assert found["value"] is None
+    assert "a blend counts where all of its patients are in one half" in found["why"]
+
+
 def test_a_sign_is_seen_although_both_sides_are_of_the_same_patients() -> None:
     found = told_apart(people(1, range(40)), people(2, range(39), offset=2.0))["a"]
     assert found["interval_95"][0] > 0.5

@@ -126,7 +126,7 @@ def test_the_export_is_the_next_specs_model_and_says_where_it_comes_from(tmp_pat
     lock = yaml.safe_load((tmp_path / "out/spec.lock.yaml").read_text())
     (known,) = open_model(str(later)).config["training"]["sets"]
     terms = {"licence": lock["model"]["licence"]["name"], "sharing": lock["terms"]["sharing"]}
-    assert known == {"name": "next", "recipe_sha256": lock["recipe_sha256"], **terms}
+    assert known == {"name": "next", "recipe_sha256": lock["recipe_sha256"], **terms, "rests_on": "real tiles"}
     told = run("revoke", tmp_path / "spec.yaml", "--patient", "nobody", "--models", tmp_path / "models")
     assert "later: trained on it" in " ".join(told.out.split())
 
