@@ -78,29 +78,29 @@ phantom-model: $(VENV)/.run
 		--revision 2 --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train run train/configs/phantom-further.yaml --run $(MODEL)/further
 	test -f $(MODEL)/second/config.json || $(BIN)/synthfactory-train export $(MODEL)/further $(MODEL)/second --id phantom \
-		--revision 3 --licence Apache-2.0 --domain $(DOMAIN)
+		--revision 3 --half --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train run train/configs/phantom-decoder.yaml --run $(MODEL)/decoder
 	test -f $(MODEL)/third/config.json || $(BIN)/synthfactory-train export $(MODEL)/decoder $(MODEL)/third --id phantom \
-		--revision 4 --ema 0.998 --licence Apache-2.0 --domain $(DOMAIN)
+		--revision 4 --ema 0.998 --half --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory phantom shards $(MODEL)/more --cohort train --per-class 3000 --first-patient 1000
 	$(BIN)/synthfactory phantom shards $(MODEL)/more-structure --cohort train --class phantom-keratin --class phantom-stroma \
 		--class phantom-gland --per-class 2000 --first-patient 1375
 	$(BIN)/synthfactory-train run train/configs/phantom-deeper.yaml --run $(MODEL)/deeper
 	test -f $(MODEL)/fourth/config.json || $(BIN)/synthfactory-train export $(MODEL)/deeper $(MODEL)/fourth --id phantom \
-		--revision 5 --ema 0.999 --licence Apache-2.0 --domain $(DOMAIN)
+		--revision 5 --ema 0.999 --half --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train run train/configs/phantom-decoder.yaml --set base=$(MODEL)/fourth --set optimiser.steps=1400 --set seed=6 \
 		--run $(MODEL)/decoder-again
 	test -f $(MODEL)/fifth/config.json || $(BIN)/synthfactory-train export $(MODEL)/decoder-again $(MODEL)/fifth --id phantom \
-		--revision 6 --ema 0.998 --licence Apache-2.0 --domain $(DOMAIN)
+		--revision 6 --ema 0.998 --half --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory phantom shards $(MODEL)/still-more --cohort train --per-class 3000 --first-patient 2000
 	$(BIN)/synthfactory phantom shards $(MODEL)/still-more-structure --cohort train --class phantom-keratin --class phantom-stroma \
 		--class phantom-gland --per-class 2000 --first-patient 2375
 	$(BIN)/synthfactory-train run train/configs/phantom-longer.yaml --run $(MODEL)/longer
 	test -f $(MODEL)/sixth/config.json || $(BIN)/synthfactory-train export $(MODEL)/longer $(MODEL)/sixth --id phantom \
-		--revision 8 --ema 0.999 --licence Apache-2.0 --domain $(DOMAIN)
+		--revision 8 --ema 0.999 --half --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train run train/configs/phantom-guided.yaml --run $(MODEL)/guided
 	test -f $(MODEL)/export/config.json || $(BIN)/synthfactory-train export $(MODEL)/guided $(MODEL)/export --id phantom --revision 9 \
-		--ema 0.995 --licence Apache-2.0 --domain $(DOMAIN)
+		--ema 0.995 --half --licence Apache-2.0 --domain $(DOMAIN)
 	$(BIN)/synthfactory-train measure $(MODEL)/export --cache $(MODEL)/judge --per-class 220 --solver ab2 --steps 10 --scale 1.5
 
 # The bank that the demo draws from: invented patients that no model was trained on.

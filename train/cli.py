@@ -129,6 +129,11 @@ def schema() -> None:
     is_flag=True,
     help="Write OUT/repa-e.pt as well: REPA-E's names, tensors alone; of autoencoders of its form.",
 )
+@click.option(
+    "--half",
+    is_flag=True,
+    help="Networks that went on from float16 ones as float16 again: half the size, but a gentle run's changes are rounded away.",
+)
 def export(
     run_folder: str,
     out: str,
@@ -138,6 +143,7 @@ def export(
     domain: str | None,
     ema: float | None,
     repa_e: bool,
+    half: bool,
 ) -> None:
     """Write the averaged weights of RUN as the model folder OUT, with the networks that it builds on.
 
@@ -157,6 +163,7 @@ def export(
         domain=domain,
         decay=ema,
         repa_e=repa_e,
+        half=half,
     )
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     written = read_json((folder / "config.json").read_text())

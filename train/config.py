@@ -29,7 +29,12 @@ class ShardSet(FrozenModel):
     """One set of shards among several."""
 
     shards: str = Field(min_length=1, description="folder or URL of a set, a tar, or a pattern", examples=["out/demo"])
-    weight: float = Field(default=1.0, gt=0, le=1000, description="how often its tiles are seen, against one pass each")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="how often its tiles are seen, against one pass each; if balanced, against other sets' of the class",
+    )
     lineage: str | None = Field(
         default=None, description="of a synthetic set: says on whose tiles it rests, so that a split can be checked"
     )
@@ -324,6 +329,9 @@ class TrainConfig(FrozenModel):
         if self.finetune.guided is not None and self.finetune.statistics == "measure":
             what = "measure would change what the base and its guide were made for; write keep, or leave guided out"
             raise Problems([("finetune.statistics", what)])
+        if self.finetune.lora is not None and self.finetune.parts != ["*"]:
+            what = "would learn nothing beside lora, which fixes all weights and adds adapters; leave one of them out"
+            raise Problems([("finetune.parts", what)])
         if self.mode == "vae" and self.finetune.lora is not None:
             raise Problems([("finetune.lora", "is for networks that draw; mode vae takes finetune.parts")])
         if (

@@ -62,6 +62,7 @@ def export(
     domain: str | None = None,
     decay: float | None = None,
     repa_e: bool = False,
+    half: bool = False,
 ) -> Path:
     """Writes the averaged weights of a diffusion, finetune or repa-e run, with encoder and VAE, as the model folder `out`; of a run of
     mode vae that went on from a base, the base with this autoencoder.
@@ -95,7 +96,7 @@ def export(
         check_form(_vae_sizes(config))
     made, own = _of_runs if config.base is None else _of_base, _own(config, state)
     with _made_whole(out) as place:
-        description, hours = made(config, extra, step, own, place)
+        description, hours = made(config, extra, step, own, place, half)
         description |= {"format": FORMAT, "id": model_id, "revision": revision, "licence": terms}
         description["encoder"].setdefault("id", f"{model_id}-encoder")
         description["training"] |= {
@@ -209,6 +210,7 @@ def _of_runs(
     step: int,
     own: dict[str, dict[str, Tensor]],
     out: Path,
+    half: bool,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     assert config.encoder_run and config.vae_run
     encoder_run, vae_run = Path(config.encoder_run), Path(config.vae_run)
@@ -257,6 +259,7 @@ def _of_base(
     step: int,
     own: dict[str, dict[str, Tensor]],
     out: Path,
+    half: bool,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     assert config.base is not None
     base = find_model(config.base)
@@ -276,7 +279,8 @@ def _of_base(
         name = f"{part}.safetensors"
         with safe_open(base.path / name, framework="pt") as weights:
             kinds = {weights.get_tensor(key).dtype for key in weights.keys()}  # noqa: SIM118 - not a mapping
-        files[name] = _write(out / name, state, torch.float32 if torch.float32 in kinds else torch.float16)
+        # What a gentle run has changed is less than float16 can tell apart near the base's weights.
+        files[name] = _write(out / name, state, torch.float16 if half and torch.float32 not in kinds else torch.float32)
     for name in base.config["files"]:
         if name not in files:
             shutil.copyfile(base.path / name, out / name)

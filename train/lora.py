@@ -33,21 +33,21 @@ class LoRALinear(nn.Linear):
 def adapt(module: nn.Module, targets: Sequence[str], rank: int, scale: float, generator: torch.Generator | None) -> int:
     """Fixes every weight of the module and puts adapters into its linear layers whose names end in one of `targets`.
 
-    Returns how many there are; InputError where there are none.
+    Returns how many there are; InputError where a target fits none.
     """
     module.requires_grad_(False)
-    chosen = [
-        name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and name.endswith(tuple(targets))
-    ]
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    idle = [target for target in targets if not any(name.endswith(target) for name in linear)]
+    if idle:
+        raise InputError(
+            f"finetune.lora.targets: no linear layer's name ends in {', '.join(idle)}; for example attn.qkv, mlp.fc1"
+        )
+    chosen = [name for name in linear if name.endswith(tuple(targets))]
     for name in chosen:
         parent, _, last = name.rpartition(".")
         owner = module.get_submodule(parent)
         layer = getattr(owner, last)
         setattr(owner, last, LoRALinear(layer, rank, scale, generator))
-    if not chosen:
-        raise InputError(
-            f"finetune.lora.targets: no linear layer's name ends in {', '.join(targets)}; for example attn.qkv, mlp.fc1"
-        )
     return len(chosen)
 
 

@@ -22,7 +22,7 @@ class Metrics:
 
     def note(self, line: dict[str, float]) -> None:
         """Appends a line with `step` and figures. InputError where it cannot be written."""
-        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()}
+        rounded = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in line.items()}
         try:
             with open(self._path, "a") as log:
                 log.write(json.dumps(rounded) + "\n")

@@ -62,11 +62,13 @@ class VAELosses(Adversarial):
     """
 
     crop: int = Field(default=112, ge=8, description="pixels; a multiple of the autoencoder's factor")
-    l1: float = 1.0
-    l2: float = 0.5
-    gradient: float = 0.5
-    kl: float = 1e-3
-    equivariance: float = Field(default=0.5, description="share of batches decoded from transformed latents")
+    l1: float = Field(default=1.0, ge=0)
+    l2: float = Field(default=0.5, ge=0)
+    gradient: float = Field(default=0.5, ge=0)
+    kl: float = Field(default=1e-3, ge=0)
+    equivariance: float = Field(
+        default=0.5, ge=0, le=1, description="share of batches decoded from transformed latents"
+    )
     perceptual: float | None = Field(
         default=None, ge=0, description="null: 1 where `base` or `encoder_run` gives an encoder, else none"
     )
@@ -102,10 +104,10 @@ class DiffusionLosses(FrozenModel):
     """Flow matching, and REPA's alignment to the encoder's patch tokens (arXiv 2410.06940)."""
 
     alignment: float = Field(
-        default=0.5, description="left out in mode finetune, it is 0: where it was tried, drawn tiles got worse"
+        default=0.5, ge=0, description="left out in mode finetune, it is 0: where it was tried, drawn tiles got worse"
     )
-    null_share: float = Field(default=0.1, description="share of conditions replaced by the null")
-    condition_noise: float = Field(default=0.1, description="Gaussian noise on the standardised embedding")
+    null_share: float = Field(default=0.1, ge=0, le=1, description="share of conditions replaced by the null")
+    condition_noise: float = Field(default=0.1, ge=0, description="Gaussian noise on the standardised embedding")
     time: Literal["uniform", "logit_normal"] = "logit_normal"
     time_mean: float = Field(
         default=0.0,
@@ -123,12 +125,12 @@ class DiffusionLosses(FrozenModel):
 class RepaELosses(Adversarial):
     """Autoencoder and discriminator of end-to-end training (REPA-E, arXiv 2504.10483); the SiT's are those of `diffusion`."""
 
-    l1: float = 1.0
-    perceptual: float = 1.0
+    l1: float = Field(default=1.0, ge=0)
+    perceptual: float = Field(default=1.0, ge=0)
     features: Literal["encoder", "lpips"] = Field(
         default="encoder",
         description="what the perceptual loss compares: the encoder's patch tokens, by cosine; lpips needs the extra of that name",
     )
-    kl: float = 1e-6
+    kl: float = Field(default=1e-6, ge=0)
     gan: float = Field(default=0.1, ge=0)
-    alignment: float = 1.5
+    alignment: float = Field(default=1.5, ge=0)

@@ -229,13 +229,13 @@ def _of_base(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> P
 
 
 def chosen_weights(network: nn.Module, patterns: Sequence[str]) -> tuple[int, int]:
-    """Lets the weights whose names fit learn, and no others; returns (how many learn, of how many). InputError where none fits."""
+    """Lets the weights whose names fit learn, and no others; returns (learning, all). InputError where a pattern fits none."""
     names = [name for name, _ in network.named_parameters() if name != "pos_embed"]
-    chosen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    if not chosen:
-        raise InputError(
-            f"finetune.parts: no weight's name fits {', '.join(patterns)}; for example '{names[0]}', or '*'"
-        )
+    found = {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns}
+    idle = [pattern for pattern, fits in found.items() if not fits]
+    if idle:
+        raise InputError(f"finetune.parts: no weight's name fits {', '.join(idle)}; for example '{names[0]}', or '*'")
+    chosen = set[str]().union(*found.values())
     for name, weight in network.named_parameters():
         weight.requires_grad_(name in chosen)
     return len(chosen), len(names)
