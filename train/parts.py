@@ -56,10 +56,6 @@ def _of_runs(config: TrainConfig, loader: Loader, begun: Mapping[str, Any]) -> P
     assert config.encoder_run and config.vae_run
     encoder_step, encoder, encoder_sha256 = _encoder_of_run(config.encoder_run)
     vae_config = config_of(config.vae_run, "vae")
-    if vae_config.base is not None:
-        raise InputError(
-            f"vae_run: {config.vae_run}: goes on from a model; export it, and name the export as base with mode finetune or repa-e"
-        )
     vae = vae_from_dict(vae_config.network)
     vae_step, path = average_file(config.vae_run)
     vae.load_state_dict(vae_state(read_tensors(path)))
@@ -108,6 +104,10 @@ def config_of(run: str, mode: str) -> TrainConfig:
     config = load_config(f"{run}/config.yaml")
     if config.mode != mode:
         raise InputError(f"{mode}_run: {run}: is a run of mode {config.mode}; name one of mode {mode}")
+    if mode == "vae" and config.base is not None:
+        raise InputError(
+            f"vae_run: {run}: goes on from a model; export it, and name the export as base with mode finetune or repa-e"
+        )
     return config
 
 

@@ -203,3 +203,14 @@ def test_what_run_would_refuse_of_sizes_plan_refuses(tmp_path: Path) -> None:
         plan(load_config(str(path)), tmp_path / "cache")
     with pytest.raises(InputError, match=message):
         train(load_config(str(path)), tmp_path / "run", tmp_path / "cache")
+
+
+def test_an_autoencoder_that_went_on_from_a_model_is_refused_as_run_refuses_it(tmp_path: Path) -> None:
+    for name, values in (("encoder", {"mode": "encoder", "network": VIT}), ("vae", {"mode": "vae", "base": "phantom"})):
+        (tmp_path / name).mkdir()
+        given = {"data": {"shards": str(tmp_path / "tars")}, "optimiser": {"steps": 1, "batch": 2, "rate": 1e-3}}
+        write_yaml(tmp_path / name / "config.yaml", {**given, **values})
+    runs = {"encoder_run": str(tmp_path / "encoder"), "vae_run": str(tmp_path / "vae")}
+    path = config(tmp_path, mode="diffusion", network=SIT, **runs)
+    with pytest.raises(InputError, match=r"vae_run: .*vae: goes on from a model; export it"):
+        list(plan(load_config(str(path)), tmp_path / "cache"))
