@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,24 @@ FREE = (
     "keep_last",
     "keep_every",
 )  # may change while a run goes on
+
+
+@contextlib.contextmanager
+def held(run: Path, *, leads: bool) -> Iterator[None]:
+    """Keeps other processes off a run folder while the block runs; the lock goes with the process, however it ends. InputError where
+    another has it: two would write one log, and take away each other's checkpoints. `leads`: of several workers, one asks.
+    """
+    if not leads:
+        yield
+        return
+    with open(run / ".lock", "ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{run}: another process works on this run; wait for its end, or end it") from None
+        except OSError:
+            pass  # a file system that knows no locks
+        yield
 
 
 def claim(config: TrainConfig, run: Path) -> None:

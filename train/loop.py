@@ -19,7 +19,7 @@ from tqdm import tqdm
 from synthfactory.shards.beside import beside
 from synthfactory.spec.errors import InputError
 from train import checkpoint, taught
-from train.claim import claim, kept_says
+from train.claim import claim, held, kept_says
 from train.config import TrainConfig
 from train.ema import Ema
 from train.graphed import NORM, Graphed
@@ -82,16 +82,19 @@ def train(
         say(f"warning: {text}")
     data, index = config.data, divided.index
     order = Order(config.seed, divided.train, index.labels[divided.train], divided.weights(data), data.sampling)
-    with Loader(
-        index,
-        order,
-        seed=config.seed,
-        batch=config.optimiser.batch,
-        share=team.share,
-        symmetries=data.symmetries,
-        stain_jitter=data.stain_jitter,
-        end=config.optimiser.steps,
-    ) as loader:
+    with (
+        held(run, leads=team.leads),
+        Loader(
+            index,
+            order,
+            seed=config.seed,
+            batch=config.optimiser.batch,
+            share=team.share,
+            symmetries=data.symmetries,
+            stain_jitter=data.stain_jitter,
+            end=config.optimiser.steps,
+        ) as loader,
+    ):
         try:
             return _Run(config, run, cache, divided, loader, team).go()
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -57,6 +58,16 @@ def test_a_run_and_its_cache_are_their_owners_alone(shards: Path) -> None:
     run, cache = shards / "run", shards / "cache"
     train(load_config(write_config(shards, optimiser={**STEPS, "steps": 1})), run, cache)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (run, cache)] == [0o700, 0o700]
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(shards: Path) -> None:
+    checked, run = load_config(write_config(shards, optimiser={**STEPS, "steps": 1})), shards / "run"
+    train(checked, run, shards / "cache")
+    with open(run / ".lock", "ab") as other:  # a lock is of an open file: this one is as good as another process's
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="run: another process works on this run"):
+            train(checked, run, shards / "cache")
+    assert train(checked, run, shards / "cache") == 0
 
 
 def test_several_averages_are_kept_and_resumed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
