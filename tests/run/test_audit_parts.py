@@ -1,0 +1,53 @@
+"""Parts of an audit on their own: its mechanism, its products, its table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from synthfactory.evaluate.neighbours import nearest
+from synthfactory.report.audit import render
+from synthfactory.run import products
+from synthfactory.run.audit_setup import Asked, mechanism_of
+from synthfactory.run.auditing import Mechanism
+from synthfactory.spec.errors import InputError
+
+
+def test_a_mechanism_is_read_from_the_lock_and_may_not_be_contradicted() -> None:
+    asked = Asked("OUT", "a", "b")
+    assert mechanism_of({"recipe": {}}, asked) == Mechanism("none")
+    stated = {"recipe": {"privacy": {"mechanism": "dp", "epsilon": 3.0, "delta": 1e-6, "more": 1}}}
+    assert mechanism_of(stated, asked) == Mechanism("dp", 3.0, 1e-6)
+    assert mechanism_of({"recipe": {"privacy": {"mechanism": "mix"}}}, asked) == Mechanism("mix")
+    assert mechanism_of(stated, Asked("OUT", "a", "b", mechanism="dp", epsilon=3.0)) == Mechanism("dp", 3.0, 1e-6)
+    for more, words in (({"epsilon": 2.0}, "says 3; leave"), ({"delta": 1e-5}, "says 1e-06; leave")):
+        with pytest.raises(InputError, match=words):
+            mechanism_of(stated, Asked("OUT", "a", "b", mechanism="dp", **more))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="says dp; leave the option out"):
+        mechanism_of(stated, Asked("OUT", "a", "b", mechanism="none"))
+
+
+def test_coarse_products_give_the_same_neighbours() -> None:
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    queries, references = (random.standard_normal((n, 40)).astype(np.float32) for n in (60, 500))
+    coarse = products.bfloat16_product(torch.device("cpu"))
+    for given in ((queries, references), (1 + 0.001 * queries, 1 + 0.001 * references)):
+        rows, distances = nearest(*given, 5, product=coarse)
+        wanted, apart = nearest(*given, 5)
+        assert np.array_equal(rows, wanted)
+        assert np.array_equal(distances, apart)
+
+
+def test_a_table_fits_80_columns_whatever_is_in_it() -> None:
+    gone = {"value": None, "why": "not measurable with n = 3; more are needed"}
+    found = {
+        "set": {"name": "t", "tiles": 10**9, "lock_sha256": "0" * 64}, "internal": "Names. An audit that finds nothing proves nothing.",
+        "members": {"tiles": 10**8, "patients": 10**6, "of_the_set": {"patients": 10**6, "found": 10**6}},
+        "holdout": {"tiles": 10**8, "patients": 10**6},
+        "encoder": {"id": "e", "note": "n"}, "controls": {"planted copies": {"passed": None, "why": "w"}}, "copies": {"rate": gone},
+        "nearer_to_members": gone, "ratio_to_second": gone, "membership": gone, "epsilon": gone, "not_measured": ["x"],
+    }  # fmt: skip
+    lines = render(found)
+    assert any("not measurable with n = 3" in line for line in lines)
+    assert lines[-1] == "An audit that finds nothing proves nothing."
