@@ -73,9 +73,7 @@ class Mixer:
     k: int
     cap: float
     key: bytes
-    strides: bool = (
-        True  # False: each slot's patients begin one after the slot's before, as in sets of earlier versions
-    )
+    strides: bool = True  # False: slots begin one patient after the slot before, as in sets of earlier versions
 
     def __post_init__(self) -> None:
         if not self.clusters or min(cluster.patients for cluster in self.clusters) < self.k or self.cap * self.k < 1:
@@ -142,14 +140,11 @@ def most_tiles(clusters: Sequence[Cluster], k: int, count: int, *, strides: bool
     for cluster, places in zip(clusters, _places(clusters).tolist(), strict=True):
         slots = count // PATTERN * places + min(places, count % PATTERN)
         blocks, rest = divmod(slots, cluster.patients)
-        each = cluster.patients // math.gcd(
-            cluster.patients, k
-        )  # slots until the same k would come again: k * each / P of every patient
+        # In so many slots everybody is used equally often; then the same k would come again.
+        each = cluster.patients // math.gcd(cluster.patients, k)
         rounds, more = divmod(rest, each)
-        partial = (
-            rounds * (k * each // cluster.patients) + -(-more * k // cluster.patients) if strides else min(k, rest)
-        )
-        uses.update(dict.fromkeys(cluster.names, k * blocks + partial))
+        evenly = rounds * (k * each // cluster.patients) + -(-more * k // cluster.patients)
+        uses.update(dict.fromkeys(cluster.names, k * blocks + (evenly if strides else min(k, rest))))
     return max(uses.values())
 
 

@@ -17,6 +17,7 @@ from synthfactory.report.facts import (
     other_terms,
     overlapping,
     privacy,
+    rests_on_patients,
     terms,
     tiles_sha256,
 )
@@ -97,8 +98,7 @@ def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], commits: Mapping
     if of.get("tiles_sha256") != tiles_sha256(commits):  # and so does a revocation after another
         raise InputError("--audit: is of other tiles than the set has now; run `synthfactory audit` again")
     try:
-        rests = lock["recipe"]["privacy"]["mechanism"] != "dp" and not is_unconditional(lock)
-        yield _compared(audit["members"], audit["holdout"], rests=rests)
+        yield _compared(audit["members"], audit["holdout"], rests=rests_on_patients(lock))
         yield f"looked at with {audit['encoder']['id']}, {audit['encoder']['note']}"
         for name, control in audit["controls"].items():
             held = {True: "held", False: "FAILED", None: "could not be run"}[control["passed"]]

@@ -198,6 +198,11 @@ def overlapping(lock: Mapping[str, Any]) -> bool:
     )
 
 
+def rests_on_patients(lock: Mapping[str, Any]) -> bool:
+    """Whether tiles of such a set follow patients of their own."""
+    return lock["recipe"]["privacy"]["mechanism"] != "dp" and not is_unconditional(lock)
+
+
 def label_meaning(lock: Mapping[str, Any], inert: Callable[[str], str] = str) -> str:
     """What a label says, in one line."""
     if is_unconditional(lock):

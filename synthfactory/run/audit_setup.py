@@ -12,7 +12,7 @@ from synthfactory.embeddings.rows import spelled
 from synthfactory.model.encoder import EncoderFolder, encoder_of, open_encoder
 from synthfactory.model.folder import BUILT_IN, open_model
 from synthfactory.model.weights import load_encoder
-from synthfactory.report.facts import tiles_sha256
+from synthfactory.report.facts import rests_on_patients, tiles_sha256
 from synthfactory.run.audit_tiles import (
     Source,
     Tick,
@@ -25,7 +25,7 @@ from synthfactory.run.audit_tiles import (
 )
 from synthfactory.run.auditing import FORMAT, NO_PROOF, SEED, Audit, Mechanism, lock_sha256
 from synthfactory.run.driver import check_output
-from synthfactory.run.people import check_rests, resting, rests_on_patients
+from synthfactory.run.people import NOBODY, check_rests, resting
 from synthfactory.run.prepare import Standing, read_standing
 from synthfactory.run.progress import Progress
 from synthfactory.shards.manifest import LOCK
@@ -70,9 +70,9 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
             for option, given in (("--members", asked.members), ("--holdout", asked.holdout))
         ]
         check_apart(*sources)
-        whole, of_the_set = sources[0], None
+        of_the_set = None
         if asked.lineage is not None:
-            sources[0], of_the_set = _behind(standing, asked.lineage, whole)
+            sources[0], of_the_set = _behind(standing, asked.lineage, sources[0])
         count = sum(commit.tiles for commit in standing.commits.values())
         tick = steps.begin(f"{asked.out}: {count:,} tiles to embed with {folder.id}", count)
         drawn = open_drawn(asked.out, standing.store, folder, embed, tick)
@@ -102,7 +102,9 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
 def _behind(standing: Standing, lineage: str, members: Source) -> tuple[Source, dict[str, int]]:
     """(the members on whom published tiles rest, by class, how many patients those are and how many of them were found)."""
     check_rests(standing)
-    behind = {name: set(tiles) for name, tiles in resting(standing, open_store(lineage, reading=True)).items()}
+    behind = {
+        name: set(tiles) - {NOBODY} for name, tiles in resting(standing, open_store(lineage, reading=True)).items()
+    }
     names = [spelled(name) for name in members.real.patients.tolist()]
     there = [name in behind.get(label, ()) for name, label in zip(names, members.real.classes.tolist(), strict=True)]
     found = {name for name, is_there in zip(names, there, strict=True) if is_there}

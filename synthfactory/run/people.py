@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from synthfactory.embeddings.rows import spelled
-from synthfactory.report.facts import is_unconditional
+from synthfactory.report.facts import rests_on_patients
 from synthfactory.run.prepare import Standing
 from synthfactory.shards.store import Store
 from synthfactory.spec.errors import InputError
 
 NOBODY = ""  # no name that a patient has: a tile of which not all patients are known
-
-
-def rests_on_patients(lock: Mapping[str, Any]) -> bool:
-    """Whether tiles of such a set follow patients of their own."""
-    return lock["recipe"]["privacy"]["mechanism"] != "dp" and not is_unconditional(lock)
 
 
 def check_rests(standing: Standing) -> None:

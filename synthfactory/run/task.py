@@ -57,7 +57,7 @@ class UnitResult:
     """What became of a unit; `outcome` is commit.Outcome's, or OUT_OF_BUDGET where nothing was committed.
 
     `seconds` per stage: sample, decode, screen, encode, commit (encode runs beside the others).
-    `batch_size` is smaller than the lock's where memory was short.
+    `batch_size` is smaller than the lock's where memory was short. `classes`: name -> (its slots in this unit, those that stay empty).
     """
 
     shard: int
@@ -69,9 +69,7 @@ class UnitResult:
     batch_size: int
     rejects: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    classes: dict[str, tuple[int, int]] = field(
-        default_factory=dict
-    )  # name -> (its slots in this unit, those that stay empty)
+    classes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
