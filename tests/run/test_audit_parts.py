@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
+from synthfactory.evaluate.audit import Real
 from synthfactory.evaluate.neighbours import nearest
 from synthfactory.report.audit import render
-from synthfactory.run import products
+from synthfactory.run import audit_setup, products
 from synthfactory.run.audit_setup import Asked, mechanism_of
+from synthfactory.run.audit_tiles import Source
 from synthfactory.run.auditing import Mechanism
+from synthfactory.run.people import NOBODY
 from synthfactory.spec.errors import InputError
 
 
@@ -51,3 +56,14 @@ def test_a_table_fits_80_columns_whatever_is_in_it() -> None:
     lines = render(found)
     assert any("not measurable with n = 3" in line for line in lines)
     assert lines[-1] == "An audit that finds nothing proves nothing."
+
+
+def test_a_tile_of_which_nobody_is_known_is_no_patient_behind_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = {"a": Counter({NOBODY: 3, "p1": 2}), "b": Counter({"p2": 1})}
+    monkeypatch.setattr(audit_setup, "check_rests", lambda standing: None)
+    monkeypatch.setattr(audit_setup, "resting", lambda standing, lineage: tiles)
+    real = Real(np.eye(4, dtype=np.float32), np.array(["P1", "p2", "p2", "p3"]), np.array(["a", "a", "b", "a"]))
+    found, counts = audit_setup._behind(None, "lineage", Source("bank", real))  # type: ignore[arg-type]
+    assert counts == {"patients": 2, "found": 2}
+    assert (found.real.patients.tolist(), found.real.classes.tolist()) == (["P1", "p2"], ["a", "b"]), "class by class"
+    assert found.names(1) == "row 2"
