@@ -291,7 +291,7 @@ def _metadata(
 ) -> tuple[dict[str, str] | None, float | None, dict[str, Any]]:
     """(encoder, mpp, preprocessing) as the file's metadata say; of the encoder what there is, unless it is `needed` whole."""
     values = None
-    with contextlib.suppress(KeyError, ValueError, RecursionError):
+    with contextlib.suppress(KeyError, ValueError):
         values = read_json((schema.metadata or {})[METADATA_KEY])
     values = values if isinstance(values, dict) else {}
     encoder, prepared = (

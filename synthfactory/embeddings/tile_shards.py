@@ -198,7 +198,7 @@ def _record(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> dict[st
     handle = tar.extractfile(member) if member.size <= MAX_JSON_BYTES else None
     try:
         values = read_json(handle.read()) if handle is not None else None
-    except (ValueError, RecursionError):
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{path}: {shown(member.name)} is no JSON object; write the tar again")

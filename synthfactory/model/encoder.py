@@ -204,7 +204,7 @@ def _config(path: Path, name: str) -> dict[str, Any]:
             found = read_json(handle.read(MAX_CONFIG_BYTES))
     except FileNotFoundError:
         raise InputError(f"encoder: {name}: has no {CONFIG} beside {WEIGHTS}; copy the whole repository") from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         raise InputError(f"encoder: {path}: is no readable JSON; fetch it again") from None
     if not isinstance(found, dict):
         raise InputError(f"encoder: {path}: is no JSON object; fetch it again")

@@ -181,7 +181,7 @@ def open_model(name: str) -> ModelFolder:
         raise InputError(f"model: {name}: config.json cannot be read ({error.strerror or error})") from None
     try:
         config = read_json(raw)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise InputError(f"model: {url or path}/config.json: is no JSON; export the model again") from None
     problem = config_problem(config)
     if problem:
@@ -197,6 +197,6 @@ def _figures(place: str) -> dict[str, Any]:
     try:
         with open_source(f"{place}/{FIGURES}") as handle:
             found = read_json(handle.read(MAX_CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}  # a model without figures works as well as one with
     return found if isinstance(found, dict) else {}

@@ -172,7 +172,7 @@ def json_object(path: Path, repo: str) -> dict[str, Any]:
             found = read_json(handle.read(MAX_SOURCE_BYTES))
     except FileNotFoundError:
         raise InputError(f"{name}: is missing; name another revision") from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         raise InputError(f"{name}: is no JSON that can be read; name another revision") from None
     if not isinstance(found, dict):
         raise InputError(f"{name}: is no JSON object; name another revision")

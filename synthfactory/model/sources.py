@@ -126,7 +126,7 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         with open(folder / "config.json", "rb") as handle:
             found = read_json(handle.read(MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         raise InputError(f"{folder}/config.json: is missing or no JSON; fetch the folder again") from None
     if not isinstance(found, dict):
         raise InputError(f"{folder}/config.json: is no JSON object; fetch the folder again")

@@ -25,7 +25,7 @@ def read_taught(run: Path) -> Taught | None:
     """None where a run does not say, or not in a form that is known."""
     try:
         found: Any = read_json((run / TAUGHT).read_text())
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or found.get("format") != 1 or not isinstance(found.get("patients"), list):
         return None

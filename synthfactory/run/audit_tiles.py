@@ -283,7 +283,7 @@ def _has_form(path: Path, form: str) -> bool:
     try:
         with open(path, "rb") as handle:
             stated = read_json(handle.read(MAX_REPORT))["format"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return False
     return isinstance(stated, str) and stated.partition("/")[0] == form.partition("/")[0]
 

@@ -155,7 +155,7 @@ def _check_empty(folder: Path, target: str, bags: Mapping[str, Bag], about: Mapp
     try:
         with open(folder / ABOUT, "rb") as handle:
             known = read_json(handle.read(MAX_ABOUT))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         known = None
     if not isinstance(known, dict):
         raise InputError(f"{target}: holds files, but no readable {ABOUT} of an export; name an empty folder")

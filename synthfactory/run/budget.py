@@ -27,7 +27,7 @@ def spent_before(lineage: Store) -> tuple[int, float]:
             unit = read_json(note or b"")
             calls += int(unit["network_calls"])
             seconds += sum(map(float, unit["seconds"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue  # cut off while it was written
     return calls, seconds
 

@@ -312,7 +312,7 @@ def models_on(lock: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
         for config in sorted(folder.rglob("config.json")):
             try:
                 training = read_json(config.read_text()).get("training")
-            except (OSError, ValueError, AttributeError, RecursionError):
+            except (OSError, ValueError, AttributeError):
                 continue
             for how, sets in ancestry(training):
                 if any(_same_set(known, lock) for known in sets):

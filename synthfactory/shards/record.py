@@ -119,7 +119,7 @@ def parse_record(data: bytes, key: str) -> tuple[dict[str, Any], str | None]:
     """A KEY.json of unknown origin: (its fields, None), or ({}, what is wrong)."""
     try:
         values = read_json(data)
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}, "is no JSON"
     if not isinstance(values, dict) or values.get("synthetic") is not True:
         return {}, "does not say synthetic: true"
