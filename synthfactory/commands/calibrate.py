@@ -193,7 +193,7 @@ def _place(prepared: Prepared, target: str | None) -> Path:
 
 
 def _print(table: Table) -> None:
-    from synthfactory.plan.calibration import DISTANCE_FLOOR, DISTANCE_MARGIN, MARGIN, MIN_TILES, summary
+    from synthfactory.plan.calibration import DISTANCE_FLOOR, DISTANCE_MARGIN, MARGIN, MIN_TILES, UNSEEN, summary
 
     rows, guidance = summary(table), table.guidance
     click.echo(
@@ -212,7 +212,7 @@ def _print(table: Table) -> None:
             "class: share of tiles in whose embedding a probe finds the condition's class; no worse: class and cosine surely less than "
             f"{MARGIN} below the reference, kernel distance surely less than {DISTANCE_MARGIN:.0%} of the reference's, or "
             f"{DISTANCE_FLOOR} where that is more, above it "
-            f"(95 % intervals, paired; at least {MIN_TILES} tiles)"
+            f"(95 % intervals, paired; at least {MIN_TILES} tiles; {UNSEEN} tiles more than were seen are taken to lose their class)"
         )
     )
     if not any(map(table.no_worse, table.rows)):

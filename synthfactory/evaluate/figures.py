@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from synthfactory.evaluate.intervals import owners_worth
 from synthfactory.evaluate.membership import CONFIDENCE, Auc, Hits, Interval, auc, hits_at, proportion
 
 BOOTSTRAPS = 2000
@@ -52,7 +53,8 @@ def _draws(owners_N: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), BOOTSTRAPS), count
 
 
-def _around(value: float, boots: np.ndarray, owners: int, confidence: float) -> Interval:
+def _around(value: float, boots: np.ndarray, owners: float, confidence: float) -> Interval:
+    """Student's, with as many degrees of freedom as so many owners of equally many tiles have (`owners_worth`)."""
     spread = float(np.nanstd(boots)) * float(t.ppf((1 + confidence) / 2, max(owners - 1, 1)))
     return value - spread, value + spread
 
@@ -76,10 +78,10 @@ def share(
     hits, sizes = (np.bincount(owners_N, each, minlength=owners) for each in (values_N.astype(np.float64), None))
     value = float(hits.sum() / count)
     boots = (weights @ hits) / np.maximum(weights @ sizes, 1)
-    by_owner, spread = count**2 / float((sizes.astype(np.float64) ** 2).sum()), float(boots.var())
+    by_owner, spread = owners_worth(sizes), float(boots.var())
     independent = min(count, max(by_owner, value * (1 - value) / spread)) if spread > 0 else by_owner
     low, high = proportion(value * independent, independent, confidence)
-    one, other = _around(value, boots, owners, confidence)
+    one, other = _around(value, boots, by_owner, confidence)
     return Figure(value, (max(0.0, min(low, one)), min(1.0, max(high, other))), count)
 
 
@@ -96,7 +98,7 @@ def median(values_N: np.ndarray, owners_N: np.ndarray, seed: int = 0, confidence
         run = np.cumsum(row[owners_N[order]])
         boots[number] = values_N[order[min(np.searchsorted(run, run[-1] / 2), len(order) - 1)]]
     value = float(np.median(values_N))
-    low, high = _around(value, boots, owners, confidence)
+    low, high = _around(value, boots, owners_worth(np.bincount(owners_N)), confidence)
     return Figure(value, (max(0.0, low), high), len(values_N))
 
 

@@ -25,18 +25,27 @@ def student(value: float, draws: np.ndarray, patients: int, least: float, bounds
 
 def wilson(hits: Sequence[bool], patients: Sequence[int] | np.ndarray | None = None) -> Interval:
     """Of a share of tiles: independent ones, or several of each of `patients`. These count as fewer, by how much more the patients'
-    shares vary than those of independent tiles would (the design effect), but never as fewer than there are patients.
+    shares vary than those of independent tiles would (the design effect), but never as fewer than `owners_worth` of them.
     """
     n, z = float(len(hits)), 1.959964
     p = sum(hits) / n
     if patients is not None:
         _, of_tile, counts = np.unique(patients, return_inverse=True, return_counts=True)
         off = np.bincount(of_tile, np.asarray(hits, float) - p)
+        worth = owners_worth(counts)
         groups = len(counts)
-        effect = (off**2).sum() * groups / max(groups - 1, 1) / (n * p * (1 - p)) if 0 < p < 1 else n / groups
-        n = min(n, max(float(groups), n / max(effect, 1.0)))
+        effect = (off**2).sum() * groups / max(groups - 1, 1) / (n * p * (1 - p)) if 0 < p < 1 else n / worth
+        n = min(n, max(worth, n / max(effect, 1.0)))
     centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def owners_worth(counts: np.ndarray) -> float:
+    """How many patients with equally many tiles say as much as patients with `counts` of tiles do (Kish's effective number): all of
+    them where they have equally many, near to one where one has nearly all.
+    """
+    sizes = np.asarray(counts, np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def halves(patients_N: np.ndarray, classes_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,10 @@ DISTANCE_MARGIN = 0.1  # kernel distance above the reference's by less than this
 # samples of real tiles of other patients, 1,320 each, lie up to 0.003 apart by chance (95 %, the built-in model's card). Chosen after
 # revision 4's table had been seen, in which it lets ab2 at 10 steps through.
 DISTANCE_FLOOR = 0.005
-MIN_TILES = 96  # below, a bootstrap's intervals are too narrow to go by
+# Of events that were not seen once in n tiles as many as 3 in n may be there (95 %): a setting that kept every tile's class is below by up
+# to that, of which its bootstrap, of no width, knows nothing.
+UNSEEN = 3
+MIN_TILES = 160  # below, a bootstrap's intervals are too narrow to go by, and 3 in n is MARGIN
 
 Interval = tuple[float, float]
 
@@ -73,9 +76,10 @@ class Table(FrozenModel):
         upper end of the reference's own interval, how far this model's tiles are from real ones at best, or the floor.
         """
         distance = max(DISTANCE_FLOOR, DISTANCE_MARGIN * self.reference.kernel_distance_95[1])
+        agreement = min(row.class_agreement_off_95[0], row.class_agreement_off - UNSEEN / row.tiles)
         return (
             row.tiles >= MIN_TILES
-            and row.class_agreement_off_95[0] > -MARGIN
+            and agreement > -MARGIN
             and row.cosine_off_95[0] > -MARGIN
             and row.kernel_distance_off_95[1] < distance
         )

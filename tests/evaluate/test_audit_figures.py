@@ -154,6 +154,17 @@ def test_intervals_count_owners_where_their_tiles_say_the_same() -> None:
     assert median(np.ones(50), np.arange(50) // 25).why.startswith("not measurable with n = 2")
 
 
+def test_intervals_hold_where_one_patient_has_half_of_the_tiles() -> None:
+    """Nineteen patients with four tiles each and one with 76: what they say is that of some four patients."""
+    random, owners, held = np.random.default_rng(0), np.repeat(np.arange(20), [76, *[4] * 19]), 0
+    for _ in range(300):
+        hits = random.random(len(owners)) < random.beta(0.5, 0.5, 20)[owners]
+        found = share(hits.astype(float), owners, confidence=0.95)
+        assert found.interval is not None
+        held += found.interval[0] <= 0.5 <= found.interval[1]
+    assert held >= 285
+
+
 def test_attacks_that_know_nothing_find_the_members_share_in_the_top_tenth() -> None:
     assert Attack(np.zeros(50), np.zeros(50)).worst_decile().value == pytest.approx(0.5)
     assert Attack(np.zeros(60), np.zeros(30)).worst_decile().value == pytest.approx(2 / 3)
