@@ -6,10 +6,11 @@ N, M rows of sets; E width; P groups: patients of real tiles, what drawn tiles r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from synthfactory.evaluate.distance import PIECE, ROWS_PER_DIMENSION, cubic_kernel, frechet_distance, mean_of
 from synthfactory.evaluate.intervals import Interval, UnmeasurableError, halves
@@ -30,18 +31,23 @@ Search = Callable[..., tuple[np.ndarray, np.ndarray]]  # as `nearest`
 
 @dataclass(frozen=True)
 class Tiles:
-    """Embeddings (N, E) with classes (N,) and groups (N,): tiles of one group (a patient, or what drawn tiles rest on) hang together."""
+    """Embeddings (N, E) with classes (N,) and groups (N,): tiles of one group (a patient, or what drawn tiles rest on) hang together.
+
+    `behind` (N, K), where tiles rest on several patients: numbers of these, -1 where there are fewer than K.
+    """
 
     embeddings: np.ndarray
     classes: np.ndarray
     groups: np.ndarray
+    behind: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def of(self, rows: np.ndarray) -> Tiles:
         """Some of them."""
-        return Tiles(self.embeddings[rows], self.classes[rows], self.groups[rows])
+        behind = None if self.behind is None else self.behind[rows]
+        return Tiles(self.embeddings[rows], self.classes[rows], self.groups[rows], behind)
 
 
 def same_mix(sides: Sequence[Tiles], seed: int = 0, most_each: int | None = None) -> list[np.ndarray]:
@@ -89,7 +95,7 @@ def standard_space(sides: Sequence[Tiles]) -> Callable[[Tiles], Tiles]:
         found = whole.astype(np.float32)  # a copy, changed in place: sides may be of gigabytes
         found -= middle
         found /= scale
-        return Tiles(found, side.classes, side.groups)
+        return replace(side, embeddings=found)
 
     return into
 
@@ -100,9 +106,10 @@ def halved(side: Tiles, seed: int = 0) -> tuple[Tiles, Tiles]:
     return side.of(one), side.of(other)
 
 
-# Kernel distance: the unbiased squared MMD with the cubic kernel of KID. Pairs of one group are left out, since they resemble one another
-# whatever the distributions do; and pairs of classes count by the mix, in all three terms. (Left to the pairs themselves, a class of few
-# patients would lose more of its pairs within a side than across, and equal sides would differ.)
+# Kernel distance: the unbiased squared MMD with the cubic kernel of KID. Pairs of one group are left out, and pairs of tiles that rest on
+# one patient among others, since they resemble one another whatever the distributions do; and pairs of classes count by the mix, in all
+# three terms. (Left to the pairs themselves, a class of few patients would lose more of its pairs within a side than across, and equal
+# sides would differ.)
 
 
 class _Sums:
@@ -112,20 +119,20 @@ class _Sums:
         self.labels = np.unique(np.concatenate([one.classes, other.classes]))  # a block may lack one on either side
         self.mix = np.array([(one.classes == label).mean() for label in self.labels])
         self.cells = [_cells(side, self.labels, random) for side in (one, other)]
-        (a, of_a), (b, of_b) = (
-            (side.embeddings, cells.of_row) for side, cells in zip((one, other), self.cells, strict=True)
-        )
-        self.within = [_summed(x, x, of, of) for x, of in ((a, of_a), (b, of_b))]
-        self.cross = _summed(a, b, of_a, of_b)
+        self.within = [
+            _summed(side.embeddings, side.embeddings, cells, cells, _apart(side, cells))
+            for side, cells in zip((one, other), self.cells, strict=True)
+        ]
+        self.cross = _summed(one.embeddings, other.embeddings, self.cells[0], self.cells[1])
 
     def distance(self, weights: Sequence[np.ndarray]) -> np.ndarray:
         """(B,): of each draw of groups, (B, P) and (B, Q); nan where a draw leaves nothing to compare."""
         w = [draw[:, cells.group] for draw, cells in zip(weights, self.cells, strict=True)]
         one, other = self.cells
         count = len(self.labels)
-        terms = _means(w[0], w[0], self.within[0], one, one, count, apart=True)
-        terms += _means(w[1], w[1], self.within[1], other, other, count, apart=True)
-        terms -= 2 * _means(w[0], w[1], self.cross, one, other, count, apart=False)
+        terms = _means(w[0], w[0], self.within[0], one, one, count)
+        terms += _means(w[1], w[1], self.within[1], other, other, count)
+        terms -= 2 * _means(w[0], w[1], self.cross, one, other, count)
         there = np.isfinite(terms)
         # Pairs of different classes alone say nothing of how a class is drawn.
         alone = ~np.asarray(np.diagonal(there, axis1=1, axis2=2).any(axis=1))
@@ -152,30 +159,52 @@ def _cells(side: Tiles, labels: np.ndarray, random: np.random.Generator) -> _Cel
     return _Cells(of_row, cells % GROUPS, cells // GROUPS, np.bincount(of_row).astype(np.float64))
 
 
-def _means(
-    w: np.ndarray, v: np.ndarray, sums: np.ndarray, one: _Cells, other: _Cells, classes: int, *, apart: bool
-) -> np.ndarray:
-    """(B, C, C): mean of the kernel over pairs of a tile of class i and one of class j; `apart`: of different groups of one side."""
-    counts = np.outer(one.size, other.size)
-    if apart:
-        differ = one.group[:, None] != other.group[None]
-        sums, counts = sums * differ, counts * differ
+_Pairs = tuple[
+    np.ndarray, np.ndarray
+]  # of cells p and q, each (P, Q): sums of the kernel over pairs of their rows, and how many these are
+
+
+def _means(w: np.ndarray, v: np.ndarray, pairs: _Pairs, one: _Cells, other: _Cells, classes: int) -> np.ndarray:
+    """(B, C, C): mean of the kernel over pairs of a tile of class i and one of class j."""
     starts = np.flatnonzero(np.diff(other.label, prepend=-1))
     found = np.full((len(w), classes, classes), np.nan)
     for number in np.unique(one.label):
         mine = np.flatnonzero(one.label == number)
-        total, pairs = (np.add.reduceat((w[:, mine] @ part[mine]) * v, starts, axis=1) for part in (sums, counts))
-        found[:, number, other.label[starts]] = total / np.where(pairs > 0, pairs, np.nan)
+        total, count = (np.add.reduceat((w[:, mine] @ part[mine]) * v, starts, axis=1) for part in pairs)
+        found[:, number, other.label[starts]] = total / np.where(count > 0, count, np.nan)
     return found
 
 
-def _summed(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) -> np.ndarray:
-    """Sums (P, Q) of k(x, y) over rows x of cell p and y of cell q."""
-    order_a, order_b = np.argsort(of_a, kind="stable"), np.argsort(of_b, kind="stable")
-    starts_a, starts_b = (np.flatnonzero(np.diff(each, prepend=-1)) for each in (of_a[order_a], of_b[order_b]))
+def _apart(side: Tiles, cells: _Cells) -> np.ndarray:
+    """(N, N) bool: pairs of rows of different groups, that rest on no patient in common."""
+    group = cells.group[cells.of_row]
+    differ = np.asarray(group[:, None] != group[None])
+    if side.behind is None:
+        return differ
+    known = side.behind >= 0
+    names, who = np.unique(side.behind[known], return_inverse=True)
+    rests = csr_array((np.ones(len(who), np.float32), (np.nonzero(known)[0], who)), shape=(len(side), len(names)))
+    shared = np.asarray((rests @ rests.T).toarray())
+    differ &= shared == 0
+    return differ
+
+
+def _summed(a: np.ndarray, b: np.ndarray, of_a: _Cells, of_b: _Cells, kept: np.ndarray | None = None) -> _Pairs:
+    """Over rows x of `a` in cell p and y of `b` in cell q, k(x, y); with `kept` (N, M), over those pairs alone."""
+    order_a, order_b = np.argsort(of_a.of_row, kind="stable"), np.argsort(of_b.of_row, kind="stable")
+    starts_a, starts_b = (np.cumsum(cells.size).astype(int) - cells.size.astype(int) for cells in (of_a, of_b))
     kernel = cubic_kernel(a[order_a].astype(np.float32), b[order_b].astype(np.float32))
-    # In float32: a cell has few tiles, and a sum in float64 takes ten times as long.
-    rows = np.add.reduceat(kernel, starts_b, axis=1)
+    counts = np.outer(of_a.size, of_b.size)
+    if kept is not None:
+        one = kept[order_a][:, order_b].astype(np.float32)
+        kernel *= one
+        counts = _by_cell(one, starts_a, starts_b)
+    return _by_cell(kernel, starts_a, starts_b), counts
+
+
+def _by_cell(pairs: np.ndarray, starts_a: np.ndarray, starts_b: np.ndarray) -> np.ndarray:
+    # In float32 along rows: a cell has few tiles, and a sum in float64 takes ten times as long.
+    rows = np.add.reduceat(pairs, starts_b, axis=1)
     return np.asarray(np.add.reduceat(rows.astype(np.float64), starts_a, axis=0))
 
 
@@ -183,11 +212,12 @@ def kernel_distance(
     one: Tiles, other: Tiles, *, seed: int = 0, tick: Tick = lambda done: None
 ) -> tuple[float, Interval]:
     """(distance, 95 % interval by groups of both sides), in a `standard_space`, of sides of one mix. The estimate is unbiased,
-    so it may be below 0. Where a class has tiles of one group only, its pairs with itself are left out.
+    so it may be below 0. Where a class has no two tiles that may be compared, its pairs with itself are left out. The interval takes tiles
+    that share somebody but are of different groups for independent: it is too narrow where many do.
 
     Large sets are dealt, group by group, into blocks of 2,048 rows, and the estimates of the blocks averaged: as unbiased, with more noise
     than all pairs would have, at n times 2,048 pairs' cost. There, of a group of more than 1,024 rows so many count, drawn at random: a
-    block of one group alone would have no estimate. UnmeasurableError where no class has tiles of two groups on both sides.
+    block of one group alone would have no estimate. UnmeasurableError where no class has two tiles on both sides that share nobody.
     """
     random = np.random.default_rng(seed)
     count = blocks_of(one, other)
@@ -206,7 +236,7 @@ def kernel_distance(
         draws[block] = sums.distance(weights)
         tick(1)
     if not np.isfinite(values).any():
-        raise UnmeasurableError("a kernel distance needs tiles of two groups of some class on both sides")
+        raise UnmeasurableError("a kernel distance needs two tiles of some class on both sides that share no patient")
     means = _finite_mean(draws)
     low, high = np.quantile(means[np.isfinite(means)], [0.025, 0.975])
     return float(_finite_mean(values[:, None])[0]), (float(low), float(high))

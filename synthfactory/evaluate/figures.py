@@ -91,7 +91,7 @@ def median(values_N: np.ndarray, owners_N: np.ndarray, seed: int = 0, confidence
     values_N, (names, owners_N) = values_N[fine], np.unique(owners_N[fine], return_inverse=True)
     if len(names) < LEAST_PATIENTS:
         return unmeasured(len(names), f"nearest members of {LEAST_PATIENTS} patients are needed")
-    weights, owners = _draws(owners_N, seed)
+    weights, _ = _draws(owners_N, seed)
     order = np.argsort(values_N, kind="stable")
     boots = np.empty(BOOTSTRAPS)
     for number, row in enumerate(weights):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -89,7 +89,7 @@ def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> 
             sides = pool.sides[space.name]
             d, r = sides.drawn.of(of_drawn), _real(sides).of(of_real)
             d, r = (
-                into[space.name](Tiles(again.get(space.name, side.embeddings), side.classes, side.groups))
+                into[space.name](replace(side, embeddings=again.get(space.name, side.embeddings)))
                 for side, again in ((d, drawn), (r, real))
             )
             a = reference[space.name]
@@ -103,7 +103,7 @@ def _real(sides: Sides) -> Tiles:
 
 def _rows(sides: Sides) -> tuple[np.ndarray, np.ndarray, np.ndarray] | str:
     """(rows of the real side that stay as they are, of the drawn side, of its other patients), one mix, in order; or why not."""
-    numbered = [Tiles(np.arange(len(side))[:, None], side.classes, side.groups) for side in (_real(sides), sides.drawn)]
+    numbered = [replace(side, embeddings=np.arange(len(side))[:, None]) for side in (_real(sides), sides.drawn)]
     one, other = halved(numbered[0])
     drawn = numbered[1]
     if sides.unseen is None:

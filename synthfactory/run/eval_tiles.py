@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -137,7 +137,20 @@ class DrawnSide:
 
     def in_space(self, vectors_NE: np.ndarray) -> Tiles:
         """With these embeddings."""
-        return Tiles(vectors_NE, self.classes, self.groups)
+        return Tiles(vectors_NE, self.classes, self.groups, self._behind)
+
+    @cached_property
+    def _behind(self) -> np.ndarray | None:
+        """As `Tiles` has it; None where no tile rests on two patients."""
+        most = max((len(each) for each in self.sources or ()), default=0)
+        if most < 2:
+            return None
+        assert self.sources is not None
+        number = {name: at for at, name in enumerate(sorted(frozenset.union(*self.sources)))}
+        found = np.full((len(self.sources), most), -1, np.int64)
+        for row, each in enumerate(self.sources):
+            found[row, : len(each)] = sorted(number[name] for name in each)
+        return found
 
 
 def drawn_items(out: str, store: Store, size_px: int, seen: list[tuple[str, str]]) -> Iterator[Item]:

@@ -329,8 +329,8 @@ def _not_measured(found: Mapping[str, Any], asked: Asked, *, bank: bool, blends:
         )
     elif blends:
         lines.append(
-            "that tiles share patients besides the one with most weight: the kernel distance of drawn tiles is too high, and its interval "
-            "too narrow, where blends are of few patients"
+            "that tiles share patients besides the one with most weight, in intervals (too narrow where blends are of few patients), "
+            "precision and recall; kernel distances leave out pairs of tiles that share anybody"
         )
     if found["set"]["rest_on_others"]:
         lines.append(

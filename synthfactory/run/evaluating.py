@@ -85,10 +85,8 @@ def fidelity_figures(sides: Sides, kept: Kept, begin: Begin, seed: int = 0) -> J
     into = standard_space(chosen)
     a, d, other = (into(chosen.pop(0)) for _ in range(3))  # one after the other: sides may be of gigabytes
     found["classes"] = _mix(a)
-    key = (
-        digest_of(*(part for side in (a, d, other) for part in (side.embeddings, side.classes, side.groups))),
-        str(seed),
-    )
+    compared = [part for side in (a, d, other) for part in (side.embeddings, side.classes, side.groups)]
+    key = (digest_of(*compared, *([] if d.behind is None else [d.behind])), str(seed))
     for name, side in (("drawn", d), ("real", other)):
         for what, measure in (("kernel", _kernel), ("frechet", _frechet), ("manifold", _manifold)):
             found[f"{what}_{name}"] = kept.once(f"{what} {name}", key, partial(measure, side, a, begin, name))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from synthfactory.evaluate import fidelity
 from synthfactory.evaluate.fidelity import Tiles, frechet, halved, kernel_distance, manifolds, same_mix, standard_space
+from synthfactory.evaluate.intervals import UnmeasurableError
 
 WIDTH = 6
 
@@ -71,6 +74,28 @@ def test_tiles_of_one_patient_do_not_make_two_cohorts_differ() -> None:
 
     found = [kernel_distance(cohort(), cohort(), seed=seed)[0] for seed in range(12)]
     assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(12)
+
+
+def test_blends_of_few_patients_do_not_make_equal_sides_differ() -> None:
+    """Each drawn tile is half of one of a dozen patients and half of another: a third of the pairs that share none with most weight share
+    one all the same.
+    """
+    random = np.random.default_rng(4)
+
+    def sides() -> tuple[Tiles, Tiles]:
+        real = random.standard_normal((300, WIDTH)).astype(np.float32)
+        of = np.stack([random.permutation(12)[:2] for _ in range(300)])
+        rows = random.standard_normal((12, WIDTH))[of].sum(axis=1) / np.sqrt(2)
+        drawn = Tiles(
+            rows.astype(np.float32), np.full(300, "a"), of[:, 0], np.concatenate([of, np.full((300, 1), -1)], axis=1)
+        )
+        return drawn, Tiles(real, np.full(300, "a"), np.arange(300))
+
+    found = [kernel_distance(*standardise(*sides()), seed=seed)[0] for seed in range(40)]
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(40)
+    drawn, real = sides()
+    with pytest.raises(UnmeasurableError, match="share no patient"):
+        kernel_distance(replace(drawn, behind=np.zeros((300, 1), np.int64)), real)
 
 
 def test_classes_of_few_patients_do_not_make_equal_sides_differ() -> None:
@@ -252,10 +277,10 @@ def test_coordinates_that_do_not_vary_are_left_out_and_units_do_not_count() -> N
 
 def test_what_cannot_be_compared_says_why() -> None:
     one = Tiles(np.zeros((4, 2), np.float32), np.full(4, "a"), np.zeros(4))
-    with pytest.raises(ValueError, match="two groups of some class"):
+    with pytest.raises(ValueError, match="two tiles of some class on both sides that share no patient"):
         kernel_distance(one, one)
     of_classes = Tiles(np.eye(4, dtype=np.float32), np.array(list("aabb")), np.array([0, 0, 1, 1]))
-    with pytest.raises(ValueError, match="two groups of some class"):
+    with pytest.raises(ValueError, match="two tiles of some class on both sides that share no patient"):
         kernel_distance(of_classes, of_classes)  # pairs of different classes would be left
     with pytest.raises(ValueError, match="more than 5 tiles"):
         manifolds(np.zeros((5, 2), np.float32), np.zeros((9, 2), np.float32))

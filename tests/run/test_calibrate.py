@@ -106,7 +106,10 @@ def test_a_calibration_answers_auto_and_is_drawn_once(spec_file: MakeSpec, own: 
         ({"tiles": 160, "class_agreement_off": 0.0}, True),
         ({"tiles": 159, "class_agreement_off": 0.0}, False),
         ({"tiles": 300, "class_agreement_off": -0.009}, True),
-        ({"tiles": 300, "class_agreement_off": -0.011}, False),  # draws without spread: 3 in 300 more may be lost unseen
+        (
+            {"tiles": 300, "class_agreement_off": -0.011},
+            False,
+        ),  # draws without spread: 3 in 300 more may be lost unseen
         ({"class_agreement_off_95": [-0.02, 0.1]}, False),
         ({"cosine_off_95": [-0.021, 0.0]}, False),
         ({"kernel_distance_off_95": [-0.5, 0.019]}, True),
