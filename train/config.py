@@ -153,6 +153,8 @@ class Optimiser(FrozenModel):
     def _parts(self) -> Optimiser:
         if len(set(self.ema)) < len(self.ema):
             raise Problems([("ema", "holds a decay twice; write each once")])
+        if len({f"{decay:g}" for decay in self.ema}) < len(self.ema):  # files of averages are named so
+            raise Problems([("ema", "holds decays that differ behind six digits; choose others")])
         if self.batch % self.accumulate:
             raise Problems([("accumulate", f"must divide batch ({self.batch})")])
         return self

@@ -106,7 +106,9 @@ class EncoderStep:
         return total, figures
 
     def _photometric(self, pixels_B3HW: Tensor, batch: Batch) -> Tensor:
-        """Random blur, gain and offset: of a scanner, not of the tissue."""
+        """Random blur, gain and offset: of a scanner, not of the tissue. Tiles that are only looked at stay as they are."""
+        if not self.module.training:
+            return pixels_B3HW
         seed, spread, each, device = self.config.seed, self.weights.photometric, (3, 1, 1), self.place.device
         gain = 1 + spread * self.place.bring(normal(seed, "gain", batch.positions, each, device))
         offset = spread / 2 * self.place.bring(normal(seed, "offset", batch.positions, each, device))

@@ -142,10 +142,9 @@ class _Run:
             self.copies.refresh()
         kept = also.get("watch", {})
         self.watches = {phase.name: Watch(**kept.get(phase.name, {})) for phase in self.phases}
-        shown = self.divided.validation if len(self.divided.validation) else self.divided.train
         wanted = config.samples
         self.every = wanted.every if wanted else 1
-        self.sheets = Sheets(wanted, loader, shown) if wanted and team.leads else None
+        self.sheets = Sheets(wanted, loader, divided.validation, divided.train) if wanted and team.leads else None
         if team.leads:
             self._state()
             taught.note(run, config, divided, resumed=self.first > 0)
@@ -345,7 +344,7 @@ class _Run:
         rows = self.divided.validation
         order = Order(0, rows, self.divided.index.labels[rows], np.ones(len(rows)))
         each = min(self.config.optimiser.batch, look.tiles)
-        found, batches = list[dict[str, float]](), max(1, look.tiles // each)
+        found, counts = list[dict[str, float]](), [min(each, look.tiles - at) for at in range(0, look.tiles, each)]
         with (
             Loader(
                 self.divided.index,
@@ -353,19 +352,22 @@ class _Run:
                 seed=0,
                 batch=each,
                 symmetries=False,
-                end=batches,
+                end=len(counts),
                 decodes=self.loader.decodes,
                 also=self.loader.also,
             ) as loader,
             self.averages[0].applied(module),
         ):
             module.eval()
-            for number in range(batches):
+            for number, count in enumerate(counts):
+                batch = loader.batch(number)
                 with self._autocast():
-                    loss, figures = phase.loss(loader.batch(number))
+                    loss, figures = phase.loss(batch if count == each else batch.cut(np.arange(count)))
                 found.append({"loss": loss.item(), **read(figures)})
         module.train()
-        return {f"validation_{name}": sum(line[name] for line in found) / len(found) for name in found[0]}
+        return {
+            f"validation_{name}": float(np.average([line[name] for line in found], weights=counts)) for name in found[0]
+        }
 
     def _draw(self, step: int) -> None:
         model = self.work.drawing(self.averages[0].state)

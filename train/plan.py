@@ -26,9 +26,11 @@ from train.discriminator import PatchDiscriminator
 from train.guided import guide_folder
 from train.lean import why_no_copies
 from train.lora import adapt
+from train.muon import is_hidden
 from train.objectives import Adversarial
 from train.parts import chosen_weights, config_of
 from train.sampler import Order
+from train.samples import MAX_CLASSES
 from train.shardset import Reader
 from train.sizes import (
     check_compared,
@@ -46,6 +48,7 @@ from train.split import Split, split
 from train.taught import flattering
 
 MB = 1e6
+DRAWS = {"diffusion", "finetune", "repa-e"}  # modes whose networks draw tiles
 MOST_NAMED = 12  # patients that are held out
 
 
@@ -79,24 +82,25 @@ def _numbers(config: TrainConfig, divided: Split) -> Iterator[str]:
         yield f"optimiser.batch: {plan.batch:,} of {counted(len(divided.train), 'tile')}: a batch holds the same tile more than once"
     judged = np.bincount(index.labels[divided.validation], minlength=len(index.classes))
     unlooked = [name for name, count in zip(index.classes, judged, strict=True) if not count]
+    if config.samples and config.mode in DRAWS and len(index.classes) > MAX_CLASSES:
+        yield f"samples: sheets show the first {MAX_CLASSES} of {len(index.classes)} classes"
     if len(divided.validation) and unlooked:
         yield f"data.validation: no tile of {', '.join(map(shown, unlooked[:3]))}{' and others' if len(unlooked) > 3 else ''} is held out"
 
 
 def _unused(config: TrainConfig) -> Iterator[str]:
     """What is not as it is by default, and nothing reads."""
-    draws = {"diffusion", "finetune", "repa-e"}
     modes = {
-        "encoder": {"encoder"}, "vae": {"vae"}, "diffusion": draws, "repa_e": {"repa-e"}, "encoder_run": {"vae", *draws},
-        "samples": draws,
+        "encoder": {"encoder"}, "vae": {"vae"}, "diffusion": DRAWS, "repa_e": {"repa-e"}, "encoder_run": {"vae", *DRAWS},
+        "samples": DRAWS,
     }  # fmt: skip
     used = {name: config.mode in of for name, of in modes.items()}
-    used |= {"finetune": config.base is not None, "vae_run": config.base is None and config.mode in draws}
+    used |= {"finetune": config.base is not None, "vae_run": config.base is None and config.mode in DRAWS}
     for name, is_read in used.items():
         if is_read or getattr(config, name) in (TrainConfig.model_fields[name].default, None):
             continue
         how = " without a base" if name == "finetune" and config.mode in ("vae", "repa-e") else ""
-        how = " with a base" if name == "vae_run" and config.mode in draws else how
+        how = " with a base" if name == "vae_run" and config.mode in DRAWS else how
         yield f"{name}: mode {config.mode}{how} does not read it"
     compares = config.vae.perceptual and config.vae.features == "encoder"
     if config.mode == "vae" and config.encoder_run is not None and not compares:
@@ -146,11 +150,11 @@ def _networks(config: TrainConfig, size_px: int, cells: int) -> Iterator[str]:
     size = 8 if config.precision == "float64" else 4
     total = 0
     for name, (module, learns) in parts.items():
-        count, learnt = (
-            parameter_count(module),
-            sum(w.numel() for w in module.parameters() if w.requires_grad) if learns else 0,
-        )
-        total += size * (count + 3 * learnt + (len(config.optimiser.ema) * count if learns else 0))
+        learning = [(of, w) for of, w in module.named_parameters() if w.requires_grad and learns]
+        count, learnt = parameter_count(module), sum(w.numel() for _, w in learning)
+        spared = sum(w.numel() for of, w in learning if config.optimiser.kind == "muon" and is_hidden(of, w))
+        # A gradient and two moments of each weight; Muon has one.
+        total += size * (count + 3 * learnt - spared + (len(config.optimiser.ema) * count if learns else 0))
         yield f"{name:<11} {count / MB:.2f}M parameters, {learnt / MB:.2f}M of them learn"
     yield f"memory      {total / MB:,.0f} MB: weights, gradients, optimiser, averages; no activations"
 

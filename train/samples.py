@@ -15,20 +15,20 @@ from synthfactory.spec.sampler import Guidance, Sampler
 from train.config import Samples
 from train.loader import Loader
 
-MAX_CLASSES = 12
+MAX_CLASSES = 40  # TCGA's 32 studies are on one sheet
 
 
 class Sheets:
-    """The tiles of a run that its sheets show: the first few of each class, of those given."""
+    """The tiles of a run that its sheets show: of each class the first few of `validation`, or of `train` where none is held out."""
 
-    def __init__(self, wanted: Samples, loader: Loader, rows: np.ndarray) -> None:
+    def __init__(self, wanted: Samples, loader: Loader, validation: np.ndarray, train: np.ndarray) -> None:
         self._wanted, self._loader = wanted, loader
         index = loader.index
-        self._rows = {
-            name: rows[index.labels[rows] == number][: wanted.tiles]
-            for number, name in list(enumerate(index.classes))[:MAX_CLASSES]
-            if (index.labels[rows] == number).any()
-        }
+        self._rows: dict[str, np.ndarray] = {}
+        for number, name in list(enumerate(index.classes))[:MAX_CLASSES]:
+            held, taught = (rows[index.labels[rows] == number][: wanted.tiles] for rows in (validation, train))
+            if len(rows := held if len(held) else taught):
+                self._rows[name] = rows
 
     def write(self, model: LoadedModel, path: Path) -> None:
         """Draws the sheet with `model` (which is not kept) and writes a PNG: of each class, real tiles, and below what they condition."""

@@ -26,10 +26,13 @@ from synthfactory.model.weights import load_model
 from synthfactory.spec.errors import InputError
 from train import checkpoint
 from train.cli import cli
-from train.config import load_config
+from train.config import Samples, load_config
 from train.export import export
+from train.loader import Loader
 from train.loop import train
 from train.lora import LoRALinear, adapt, merged
+from train.sampler import Order
+from train.samples import Sheets
 from train.split import split
 
 
@@ -190,6 +193,19 @@ def test_sheets_are_drawn_on_the_way_and_change_nothing(tmp_path: Path, base: Pa
     assert not np.array_equal(one, other)
     assert not (tmp_path / "without" / "samples").exists()
     assert same_averages(tmp_path / "with", tmp_path / "without")
+
+
+def test_sheets_show_classes_of_which_nobody_is_held_out(tmp_path: Path, base: Path) -> None:
+    checked = load_config(config(tmp_path, base))
+    divided = split(checked.data, tmp_path / "cache")
+    index = divided.index
+    wanted = Samples(tiles=2)
+    with Loader(index, Order(0, divided.train, index.labels, np.ones(len(index))), seed=0, batch=2) as loader:
+        held = np.flatnonzero(index.labels == 1)
+        rows = Sheets(wanted, loader, held, np.flatnonzero(index.labels != 1))._rows
+    assert list(rows) == list(index.classes)
+    assert rows[index.classes[1]].tolist() == held[:2].tolist()
+    assert set(index.labels[rows[index.classes[0]]].tolist()) == {0}
 
 
 def test_patients_that_were_corrected_are_no_resume(tmp_path: Path, base: Path) -> None:

@@ -115,6 +115,24 @@ def test_validation_is_on_other_patients_and_comes_out_the_same(shards: Path, mo
     assert [(line["step"], line.get("validation_loss"), line.get("loss")) for line in lines(shards / "cut")] == wanted
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 6])
+def test_as_many_tiles_are_validated_as_were_asked_for_whatever_a_batch_is(shards: Path, batch: int) -> None:
+    """At step 0 all runs have one network, and look at the same tiles: 5 of them are 3 and 2."""
+    data = {"shards": str(shards / "shards"), "validation": {"share": 0.25, "tiles": 5}}
+    for number in (5, batch):
+        config = write_config(shards, data=data, optimiser={**STEPS, "steps": 1, "batch": number})
+        train(load_config(config), shards / f"of {number}", shards / "cache")
+    whole, parts = (lines(shards / f"of {number}")[0] for number in (5, batch))
+    assert parts["step"] == 0
+    for name in ("loss", "accuracy", "classes"):
+        assert parts[f"validation_{name}"] == pytest.approx(whole[f"validation_{name}"], rel=1e-4)
+
+
+def test_averages_whose_files_would_have_one_name_are_refused(shards: Path) -> None:
+    with pytest.raises(InputError, match="decays that differ behind six digits"):
+        load_config(write_config(shards, optimiser={**STEPS, "ema": [0.9999991, 0.9999992]}))
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(shards)
     train(load_config(config), shards / "whole", shards / "cache")

@@ -60,6 +60,19 @@ def test_tiles_passes_parameters_and_memory_are_printed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.yaml", "tars"]
 
 
+def test_muon_takes_less_memory_than_adamw(tmp_path: Path) -> None:
+    network = {**VIT, "width": 256, "mlp_hidden": 1024, "image_size": 32}
+    taken = {}
+    for kind in ("adamw", "muon"):
+        optimiser = {"kind": kind, "steps": 10, "batch": 9, "rate": 1e-3}
+        lines = plan(load_config(str(config(tmp_path, network=network, optimiser=optimiser))), tmp_path / "cache")
+        taken[kind] = int(next(line for line in lines if line.startswith("memory")).split()[1])
+    matrices = sum(
+        w.numel() for name, w in vit_from_dict(network).named_parameters() if "blocks." in name and w.ndim == 2
+    )
+    assert taken["adamw"] - taken["muon"] == pytest.approx(4 * matrices / 1e6, abs=1)
+
+
 def test_a_base_is_measured_by_what_learns_of_it(tmp_path: Path) -> None:
     base = make_tiny_model(tmp_path / "base")
     changes = {"mode": "finetune", "network": {}, "base": str(base)}
