@@ -17,7 +17,6 @@ from torch import Tensor
 from synthfactory.embeddings.bank import MPP
 from synthfactory.model.config_check import FORMAT
 from synthfactory.model.files import sha256_of
-from synthfactory.model.find import find_model
 from synthfactory.model.folder import FIGURES, ModelFolder
 from synthfactory.model.sit import SiTConfig
 from synthfactory.model.tensors import read_tensors, write_tensors
@@ -27,6 +26,7 @@ from synthfactory.run.around import check_outside
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import shown
 from train import checkpoint
+from train.base import open_base
 from train.card import SHEET, write_card
 from train.config import TrainConfig, load_config
 from train.lora import merged
@@ -81,7 +81,7 @@ def export(
         raise InputError("--id: is empty; name the model as published sets shall state it")
     check_outside(out)
     config = load_config(f"{run}/config.yaml")
-    based = None if config.base is None else find_model(config.base)
+    based = None if config.base is None else open_base(config.base)
     if isinstance(based, ModelFolder) and out.resolve() == based.path.resolve():
         raise InputError(f"{out}: is the model that the run went on from, and stays; name another folder")
     if config.mode not in ("diffusion", "finetune", "repa-e") and not (config.mode == "vae" and config.base):
@@ -178,7 +178,7 @@ def _made_whole(out: Path) -> Iterator[Path]:
 def _vae_sizes(config: TrainConfig) -> dict[str, Any]:
     if config.base is None:
         return load_config(f"{config.vae_run}/config.yaml").network
-    base = find_model(config.base)
+    base = open_base(config.base)
     return dict(base.config["vae"]) if isinstance(base, ModelFolder) else {}
 
 
@@ -262,7 +262,7 @@ def _of_base(
     half: bool,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     assert config.base is not None
-    base = find_model(config.base)
+    base = open_base(config.base)
     if not isinstance(base, ModelFolder) or base.sha256 != extra["base"]["sha256"]:
         raise InputError(
             f"{config.base.name}: is another model than the run went on from ({extra['base']['sha256'][:12]})"

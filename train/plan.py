@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from synthfactory.model.find import find_model
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.formats import slow_format
 from synthfactory.model.sit import sit_from_dict
@@ -20,6 +19,7 @@ from synthfactory.model.vit import ViT, ViTConfig, parameter_count, vit_from_dic
 from synthfactory.model.weights import default_device
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import counted, shown
+from train.base import open_base
 from train.config import TrainConfig
 from train.deeper import check_gates, deeper_config
 from train.discriminator import PatchDiscriminator
@@ -224,7 +224,7 @@ def _guide(config: TrainConfig) -> nn.Module:
     """The weaker SiT; InputError where it cannot guide the base."""
     assert config.base is not None
     assert config.finetune.guided is not None
-    base = find_model(config.base)
+    base = open_base(config.base)
     assert isinstance(base, ModelFolder)
     return sit_from_dict(guide_folder(config.finetune.guided, base)[1].model_dump())
 
@@ -246,7 +246,7 @@ def _redrawing(config: TrainConfig, size_px: int) -> Iterator[tuple[str, tuple[n
 
 def _of_base(config: TrainConfig) -> dict[str, dict[str, Any]]:
     assert config.base is not None
-    folder = find_model(config.base)
+    folder = open_base(config.base)
     if not isinstance(folder, ModelFolder):
         raise InputError(
             f"base: {config.base.name}: is run by its own pipeline; convert a copy with `synthfactory model import`"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from synthfactory.embeddings.places import expand, is_pattern
-from synthfactory.model.find import find_encoder, find_model
+from synthfactory.model.find import find_encoder
 from synthfactory.model.folder import ModelFolder
 from synthfactory.model.licence import NOT_STATED, known_licence
 from synthfactory.phantom import CLASSES
@@ -21,6 +21,7 @@ from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.json_text import read_json
+from train.base import open_base
 from train.config import Data, TrainConfig
 from train.split import Split
 
@@ -130,7 +131,7 @@ def export_terms(config: TrainConfig, licence: dict[str, Any] | None, behind: Ma
         raise InputError(f"{closed}, which binds what learns from it; leave the licence out")
     if config.base is None:
         return {"name": NOT_STATED, "sharing": "local"} if licence is None else licence
-    base = find_model(config.base)
+    base = open_base(config.base)
     stated = dict(base.licence)
     bound = base.gated
     if isinstance(base, ModelFolder) and conditioned(config) is None:

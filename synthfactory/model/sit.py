@@ -29,17 +29,17 @@ class SiTConfig(BaseModel):
     width: int = Field(default=1152, ge=8)
     depth: int = Field(default=28, ge=1)
     heads: int = Field(default=16, ge=1)
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = Field(default=4.0, gt=0)
     condition_width: int = Field(default=768, ge=1)
     condition_mean: float = Field(default=0.0, description="subtracted from the embedding before the linear layer")
     condition_std: float = Field(default=1.0, gt=0, description="the embedding is divided by it")
     qk_norm: bool = False
     null_form: Literal["learned", "zeros"] = "learned"
     projection_depth: int | None = Field(default=8, description="block after which alignment reads; null = none")
-    projection_hidden: int = 2048
-    projection_width: int = 768
-    norm_eps: float = 1e-6
-    latent_norm_eps: float = 1e-4
+    projection_hidden: int = Field(default=2048, ge=1)
+    projection_width: int = Field(default=768, ge=1)
+    norm_eps: float = Field(default=1e-6, gt=0)
+    latent_norm_eps: float = Field(default=1e-4, gt=0)
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:

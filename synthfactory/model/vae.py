@@ -6,7 +6,7 @@ SD-VAE form (83.7M parameters at its size). Pixels are float in [-1, 1], (B, 3, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,10 @@ class VAEConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     unshuffle: int = Field(default=1, ge=1, description="pixel-unshuffle in front, pixel-shuffle behind")
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 4
-    norm_groups: int = 32
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(128, 256, 512, 512), min_length=1)
+    layers_per_block: int = Field(default=2, ge=1)
+    latent_channels: int = Field(default=4, ge=1)
+    norm_groups: int = Field(default=32, ge=1)
     mid_attention: bool = True
 
     @property

@@ -23,15 +23,15 @@ class ViTConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = 224
-    patch_size: int = 14
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_hidden: int = Field(default=4096, description="rows of fc1: twice the width of the gated product")
-    registers: int = 4
+    image_size: int = Field(default=224, ge=1)
+    patch_size: int = Field(default=14, ge=1)
+    width: int = Field(default=768, ge=1)
+    depth: int = Field(default=12, ge=1)
+    heads: int = Field(default=12, ge=1)
+    mlp_hidden: int = Field(default=4096, ge=2, description="rows of fc1: twice the width of the gated product")
+    registers: int = Field(default=4, ge=0)
     layer_scale: float | None = 1e-5
-    norm_eps: float = 1e-6
+    norm_eps: float = Field(default=1e-6, gt=0)
     mean: tuple[float, float, float] = (0.707223, 0.578729, 0.703617)
     std: tuple[float, float, float] = (0.211883, 0.230117, 0.177517)
 

@@ -60,6 +60,20 @@ def test_tiles_passes_parameters_and_memory_are_printed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.yaml", "tars"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network": {**VIT, "width": 0}}, "network.width: 0 is too small; at least 1"),
+        ({"network": {**VIT, "width": "wide"}}, "network.width: 'wide' is no whole number"),
+        ({"mode": "finetune", "network": {}, "base": "nowhere"}, "base: 'nowhere': neither a built-in model"),
+    ],
+)
+def test_faults_of_networks_and_bases_name_the_field(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    ended = CliRunner().invoke(cli, ["plan", str(config(tmp_path, **changes)), "--cache", str(tmp_path / "cache")])
+    assert ended.exit_code == 2
+    assert said in " ".join(ended.output.split())
+
+
 def test_muon_takes_less_memory_than_adamw(tmp_path: Path) -> None:
     network = {**VIT, "width": 256, "mlp_hidden": 1024, "image_size": 32}
     taken = {}
