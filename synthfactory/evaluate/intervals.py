@@ -15,9 +15,9 @@ class UnmeasurableError(ValueError):
     """There are too few tiles or patients for a figure; the message says of what, and stands in the figure's place."""
 
 
-def student(value: float, draws: np.ndarray, patients: int, least: float, bounds: Interval) -> Interval:
-    """Around a value, by the spread of draws of so many patients (percentiles of the draws are too narrow where these are few), and at
-    least `least` to both sides: where all patients agree, draws have no spread.
+def student(value: float, draws: np.ndarray, patients: float, least: float, bounds: Interval) -> Interval:
+    """Around a value, by the spread of draws of so many patients (`owners_worth` of them; percentiles of the draws are too narrow where
+    these are few), and at least `least` to both sides: where all patients agree, draws have no spread.
     """
     half = max(float(t.ppf(0.975, max(patients - 1, 1))) * float(np.nanstd(draws)), least)
     return max(bounds[0], value - half), min(bounds[1], value + half)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from synthfactory.evaluate.fidelity import Tiles
-from synthfactory.evaluate.intervals import patient_weights, student
+from synthfactory.evaluate.intervals import owners_worth, patient_weights, student
 from synthfactory.evaluate.probes import Lesson, learn
 from synthfactory.spec.text import counted
 
@@ -84,10 +84,10 @@ def _area(real: tuple[np.ndarray, np.ndarray], drawn: tuple[np.ndarray, np.ndarr
     pairs = (weights @ sizes[0]) * (weights @ sizes[1])
     draws = ((weights @ table) * weights).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
     value = float(above.mean())
-    groups = min(int((size > 0).sum()) for size in sizes)
+    groups, worth = min(int((size > 0).sum()) for size in sizes), min(map(owners_worth, sizes))
     return {
         "value": value,
-        "interval_95": student(value, draws, groups, 1.0 / groups, (0.0, 1.0)),
+        "interval_95": student(value, draws, worth, 1.0 / worth, (0.0, 1.0)),
         "patients": groups,
     }
 

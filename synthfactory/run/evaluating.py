@@ -17,7 +17,7 @@ import numpy as np
 
 from synthfactory.evaluate import fidelity
 from synthfactory.evaluate.fidelity import Tiles, halved, kernel_distance, manifolds, same_mix, standard_space
-from synthfactory.evaluate.intervals import UnmeasurableError, patient_weights, student
+from synthfactory.evaluate.intervals import UnmeasurableError, owners_worth, patient_weights, student
 from synthfactory.evaluate.neighbours import nearest
 from synthfactory.evaluate.shortcut import association, told_apart
 from synthfactory.evaluate.utility import Augmented
@@ -166,7 +166,8 @@ def _mean(values: np.ndarray, groups: np.ndarray, most: float) -> Json:
         return {"value": None, "why": f"not measurable with n = {len(sums)} patients; {FEW} are needed"}
     weights = patient_weights(np.arange(len(sums)), np.random.default_rng(0), 300)
     value, draws = float(values.mean()), (weights @ sums) / (weights @ sizes)
-    return {"value": value, "interval_95": student(value, draws, len(sums), 3.0 / len(sums), (0.0, most))}
+    worth = owners_worth(sizes)
+    return {"value": value, "interval_95": student(value, draws, worth, 3.0 / worth, (0.0, most))}
 
 
 def _by_class(reference: Tiles, drawn: Tiles, other: Tiles) -> Json:
