@@ -17,11 +17,12 @@ from synthfactory.evaluate.figures import LEAST_PATIENTS, Attack, Figure, median
 from synthfactory.evaluate.intervals import halves
 from synthfactory.evaluate.membership import CONFIDENCE, epsilon_shown
 from synthfactory.evaluate.neighbours import nearest
+from synthfactory.evaluate.whitening import whitener
 
 QUANTILE = 0.995  # of real-to-real scores: what lies above is called a copy
 LEAST_TILES = math.ceil(1 / (1 - QUANTILE))  # of each half of the holdout, for such a quantile
 AROUND = 5  # neighbours that say how dense a place is
-ATTACKS = ("max cosine", "density ratio", "calibrated")
+ATTACKS = ("max cosine", "density ratio", "calibrated", "whitened")
 
 Search = Callable[..., tuple[np.ndarray, np.ndarray]]  # as `nearest`
 
@@ -133,7 +134,8 @@ def attacks(drawn: Drawn, members: Real, others: Real, search: Search = nearest)
     """class ('' = all) -> attack -> scores of patients. Both sides should be equal (`equal`).
 
     max cosine: the largest to any drawn tile. calibrated: by how much that exceeds the mean to the nearest real tiles of other patients.
-    density ratio: log of the mean distance to these over that to the nearest drawn ones, mean over the patient's tiles.
+    density ratio: log of the mean distance to these over that to the nearest drawn ones, mean over the patient's tiles. whitened: max
+    cosine of what is left without the class's mean and the covariance within classes, of both sides together.
     """
     both = Real(
         *(
@@ -144,11 +146,14 @@ def attacks(drawn: Drawn, members: Real, others: Real, search: Search = nearest)
     _, who = np.unique(both.patients, return_inverse=True)
     to_drawn = within((both.embeddings, both.classes), (drawn.embeddings, drawn.classes), AROUND, search)[1]
     to_real = within((both.embeddings, both.classes), (both.embeddings, both.classes), AROUND, search, (who, who))[1]
+    whiten = whitener(both.embeddings, both.classes)
+    bare = [(whiten(*each), each[1]) for each in ((both.embeddings, both.classes), (drawn.embeddings, drawn.classes))]
     near, around, usual = to_drawn[:, 0].astype(np.float64), _mean(to_drawn), _mean(to_real)
     per_tile = {
         "max cosine": -near,
         "density ratio": np.log(np.maximum(usual, 1e-9)) - np.log(np.maximum(around, 1e-9)),
         "calibrated": usual - near,
+        "whitened": -within(bare[0], bare[1], 1, search)[1][:, 0].astype(np.float64),
     }
     fine = np.isfinite(near) & np.isfinite(usual)
     is_member = np.arange(len(who)) < len(members)

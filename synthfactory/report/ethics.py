@@ -110,6 +110,8 @@ def _audited(audit: Mapping[str, Any], lock: Mapping[str, Any], commits: Mapping
         for name, attack in membership.items() if "why" not in membership else ():
             people = {"n": attack["members"] + attack["others"]} if "members" in attack else {}
             yield f"membership by {name}, area under the curve (0.5 is chance): {_figure({**attack['auc'], **people})} patients"
+        if "why" not in membership and "whitened" not in membership:
+            yield "not measured: membership by whitened, the strongest of today's attacks on blends; the audit is of an earlier version"
         epsilon = audit["epsilon"]
         if "at_least_999" in epsilon:
             against = ", which CONTRADICTS what is stated" if epsilon["contradicts_what_is_stated"] else ""

@@ -7,10 +7,9 @@ slot order.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +45,7 @@ class Unit:
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     rows: list[LineageRow] = field(default_factory=list)
     rejects: Counter[str] = field(default_factory=Counter)
+    tried: Counter[str] = field(default_factory=Counter)  # candidates of each class
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -73,7 +73,7 @@ class Drawing:
     def __init__(self, engine: AnyEngine, spec: Spec, keys: Keys, nearest: Nearest | None = None) -> None:
         self._engine, self._spec, self._keys, self._nearest = engine, spec, keys, nearest
         self._calls_end: int | None = None
-        self._hopeless = math.inf
+        self._may_be_empty: Callable[[], bool] = lambda: True
         self._embeds = spec.screen.embeds
 
     def unit(
@@ -84,20 +84,19 @@ class Drawing:
         tick: Tick,
         calls_end: int | None = None,
         *,
-        may_be_empty: bool = True,
+        may_be_empty: Callable[[], bool] = lambda: True,
     ) -> Unit:
         """Draws, screens and encodes the unit's tiles into a spool file in `scratch`.
 
         BudgetSpentError before the batch with which the engine's count of network calls would go over `calls_end`. InputError,
-        unless it `may_be_empty`, once so many candidates were dropped, and none kept, that hardly any tile can be hoped for.
+        unless it `may_be_empty` by then, once so many candidates were dropped, and none kept, that hardly any tile can be hoped for.
         """
         unit = Unit(task, scratch / "spool")
         spent = self._engine.spent.seconds
         before = dict(spent)
-        self._calls_end = calls_end
+        self._calls_end, self._may_be_empty = calls_end, may_be_empty
         with open(unit.spool, "wb") as spool, ThreadPoolExecutor(ENCODERS) as threads:
             limits = [self._spec.max_attempts_for(slot.class_name) for slot in task.slots]
-            self._hopeless = math.inf if may_be_empty else TRIED * max(limits, default=0)
             for attempt in range(max(limits, default=0)):
                 waiting = [
                     position
@@ -179,16 +178,27 @@ class Drawing:
             unit.sizes[position] = size
             spool.write(encoded)
             kept += 1
+        unit.tried.update(unit.task.slots[position].class_name for position in batch.positions)
         unit.seconds["screen"] += finished.screen_seconds
         unit.seconds["encode"] += finished.encode_seconds
         tick(len(batch.positions), len(batch.positions) - kept)
-        if not unit.attempts and len(unit.rows) >= self._hopeless:
+        if not unit.attempts and self._hopeless(unit) and not self._may_be_empty():
             why = ", ".join(f"{reason} {count:,}" for reason, count in unit.rejects.most_common())
             raise self._spec.error(
                 "screen",
                 f"none of the first {len(unit.rows):,} candidates passed ({why}), so nothing was committed; synthfactory pilot shows the "
                 "rates of each class. A set keeps the screens it was begun with: set others, with a new output.path and lineage",
             )
+
+    def _hopeless(self, unit: Unit) -> bool:
+        """Whether so many candidates were seen, of every class of the unit, that hardly any can be hoped for where none passed. A class
+        of few slots has had one of each: batches go by sampler, so one class's may come before another's.
+        """
+        slots = Counter(slot.class_name for slot in unit.task.slots)
+        limits = {name: TRIED * self._spec.max_attempts_for(name) for name in slots}
+        return len(unit.rows) >= max(limits.values(), default=0) and all(
+            unit.tried[name] >= min(count, limits[name]) for name, count in slots.items()
+        )
 
 
 def _row(task: Task, position: int, attempt: int, key: tuple[int, int], verdict: Verdict) -> LineageRow:

@@ -39,7 +39,7 @@ from synthfactory.shards.store import Store, open_store
 from synthfactory.shards.tarfmt import encode_image, write_shard
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.json_text import read_json
-from synthfactory.spec.names import class_name_problem, slug, slug_collisions
+from synthfactory.spec.names import new_name_problem, slug, slug_collisions
 from synthfactory.spec.text import counted, shown
 
 FORMAT = "synthfactory-pack/1"
@@ -137,7 +137,7 @@ class _Plan:
     def of(cls, tiles: TileFolder, shard_size: int) -> _Plan:
         classes = sorted(set(tiles.labels))
         for name in classes:
-            problem = class_name_problem(name)
+            problem = new_name_problem(name)
             if problem:
                 raise InputError(f"label '{shown(name)}': {problem}")
         for later, earlier in slug_collisions(classes):

@@ -20,7 +20,7 @@ from synthfactory.plan.bags import most_of_patient
 from synthfactory.plan.conditions import ClassIndex
 from synthfactory.plan.lock import read_lock
 from synthfactory.plan.plan import ClassSummary
-from synthfactory.plan.recipe import ModelFacts
+from synthfactory.plan.recipe import BEFORE_STRIDES, ModelFacts, version_of
 from synthfactory.privacy.mix import SPREAD, assigned, clusters_of, most_tiles
 from synthfactory.privacy.projection import Projection, load_projection
 from synthfactory.shards.manifest import LOCK
@@ -151,10 +151,17 @@ def _check_most(spec: Spec, name: str, count: int, most: int) -> None:
         )
 
 
+def _begun(spec: Spec) -> int:
+    """The version of conditions of the set that stands, or of one that would be begun now."""
+    store = open_store(spec.output.path, reading=True)
+    lock = read_lock(store.read(LOCK)) if store.size(LOCK) is not None else None
+    return version_of(lock, spec.privacy.mechanism)
+
+
 def _mix(
     spec: Spec, counts: Mapping[str, int], summaries: Mapping[str, ClassSummary], bank: Bank | None, width: int
 ) -> tuple[str, ...]:
-    k, stands = spec.privacy.value("k"), open_store(spec.output.path, reading=True).size(LOCK) is not None
+    k, begun = spec.privacy.value("k"), _begun(spec)
     for name, count in counts.items():
         patients = summaries[name].patients
         if patients < k:
@@ -170,10 +177,10 @@ def _mix(
             def take(rows: np.ndarray, low: int = low, of: Bank = bank) -> np.ndarray:
                 return of.take(low + rows)
 
-            spreads = (1, SPREAD) if stands else (SPREAD,)  # a set that stands may have been begun with the other
+            strides = begun > BEFORE_STRIDES
+            spreads = (SPREAD,) if strides else (1, SPREAD)  # an older set may have been begun with either
             kinds = [clusters_of(assigned(take, index, k, CLUSTER_KEY, each), index) for each in spreads]
-            orders = (False, True) if stands else (True,)  # likewise
-            most = max(most_tiles(each, k, count, strides=strides) for each in kinds for strides in orders)
+            most = max(most_tiles(each, k, count, strides=strides) for each in kinds)
         _check_most(spec, name, count, most)
     told = [f"mix: each condition blends tiles of {k} patients, within one kind of tissue; {MIX}"]
     few = [name for name in counts if summaries[name].rows < width]

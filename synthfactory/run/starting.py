@@ -24,7 +24,7 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import repo_of
 from synthfactory.spec.load import parse_spec
 from synthfactory.spec.model import model_named
-from synthfactory.spec.names import class_name_problem, slug
+from synthfactory.spec.names import new_name_problem, slug
 from synthfactory.spec.places import is_url
 from synthfactory.spec.source import Source
 from synthfactory.spec.text import counted, shown
@@ -81,11 +81,11 @@ def draft(source: str, target: str, asked: Asked) -> Draft:
     """
     kind, asked = _kind(source, asked)
     labels = _labels(kind, source, asked)
-    classes = {name: label for name, label in labels.items() if class_name_problem(name) is None}
+    classes = {name: label for name, label in labels.items() if new_name_problem(name) is None}
     keys = Counter(map(slug, classes))
     classes = {name: label for name, label in classes.items() if keys[slug(name)] == 1}
     if not classes:
-        raise InputError(f"{source}: holds no label that can be a class; {class_name_problem(next(iter(labels)))}")
+        raise InputError(f"{source}: holds no label that can be a class; {new_name_problem(next(iter(labels)))}")
     model = asked.model or _model(kind, source, classes, asked)
     text = _text(kind, source, target, model, classes, sorted(set(labels) - set(classes)), asked)
     spec = parse_spec(text, target).with_source(Source())  # a file that does not stand yet has no lines

@@ -119,7 +119,7 @@ class Worker:
         while True:
             try:
                 return self._drawing.unit(
-                    task, scratch, self._batch_size, tick, calls_end, may_be_empty=not self.setup.first
+                    task, scratch, self._batch_size, tick, calls_end, may_be_empty=self._may_be_empty
                 )
             except torch.OutOfMemoryError:
                 if self._batch_size == 1 or self.setup.lock["execution"]["strict"]:
@@ -127,6 +127,10 @@ class Worker:
             self._batch_size = (self._batch_size + 1) // 2
             self._engine.shrink(self._batch_size)
             self._check_fingerprint()
+
+    def _may_be_empty(self) -> bool:
+        """Whether the set holds a shard: others may have been committed since the build began."""
+        return not self.setup.first or any(True for _ in self._out.entries("commits"))
 
     def _record(self, unit: Unit, position: int) -> TileRecord:
         task, lock, spec = unit.task, self.setup.lock, self.setup.spec

@@ -27,10 +27,20 @@ def class_name_problem(name: str) -> str | None:
         return "the class name holds a control or invisible character; use printable ones only"
     if "/" in name or "\\" in name or ".." in name or name.startswith("."):
         return "the class name looks like a path; '/', '\\', '..' and a leading '.' are not allowed"
-    if name[0] in "=@" or (name[0] in "+-" and any(character in name for character in "(!|")):
-        return "the class name looks like a formula, which spreadsheets obey in tables of labels; begin it with a letter or digit"
     if not slug(name):
         return "the class name has no ASCII letter or digit to make a key from; add one"
+    return None
+
+
+_OBEYED = re.compile(r"[=@]|[+-].*(?:[!|]|\w\()")  # a call, another sheet or a program; '-ve (ER)' is a label
+
+
+def new_name_problem(name: str) -> str | None:
+    """As `class_name_problem`, of a name that nothing holds yet: no formula either. Sets that stand keep what they were begun with."""
+    if problem := class_name_problem(name):
+        return problem
+    if _OBEYED.match(name):
+        return "the class name looks like a formula, which spreadsheets obey in tables of labels; begin it with a letter or digit"
     return None
 
 

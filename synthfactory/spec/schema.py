@@ -19,7 +19,7 @@ from synthfactory.spec.embeddings import Embeddings
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import is_hub
 from synthfactory.spec.model import Model
-from synthfactory.spec.names import class_name_problem, slug, slug_collisions
+from synthfactory.spec.names import class_name_problem, new_name_problem, slug, slug_collisions
 from synthfactory.spec.nesting import Read, nesting_problems
 from synthfactory.spec.places import place_problem
 from synthfactory.spec.privacy import Privacy
@@ -170,7 +170,7 @@ class Spec(FrozenModel):
         return self
 
     def _class_problems(self) -> list[tuple[str, str]]:
-        found = [(f"classes.{name}", problem) for name in self.classes if (problem := class_name_problem(name))]
+        found = [(f"classes.{name}", problem) for name in self.classes if (problem := new_name_problem(name))]
         found += [
             (
                 f"classes.{later}",

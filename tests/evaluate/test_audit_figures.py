@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ from synthfactory.evaluate.audit import (
 )
 from synthfactory.evaluate.figures import Attack, median, share
 from synthfactory.evaluate.intervals import halves
+from synthfactory.evaluate.whitening import whitener
 
 WIDTH, PATIENTS, TILES = 24, 60, 8
 
@@ -78,6 +81,40 @@ def test_a_set_drawn_near_its_members_gives_them_away_without_a_copy() -> None:
     assert found.keys() == {"", "a", "b"}
     assert all(attack.area().interval[0] > 0.5 for attack in found[""].values())  # type: ignore[union-attr]
     assert len(found["a"]["calibrated"].members) == PATIENTS // 2
+
+
+def test_blends_are_told_once_what_all_tiles_share_is_taken_off() -> None:
+    """A tenth of the coordinates vary ten times as much as the rest, and hide from a plain cosine whose embeddings were blended."""
+    scale = np.where(np.arange(WIDTH) < WIDTH // 8, 10.0, 1.0)
+    sides = [replace(side, embeddings=(side.embeddings * scale).astype(np.float32)) for side in (MEMBERS, HOLDOUT)]
+    random = np.random.default_rng(8)
+
+    def blends(of: Real) -> Drawn:
+        rows = [random.choice(np.flatnonzero(of.classes == name), 4, replace=False) for name in "ab" * 60]
+        drawn = np.stack([of.embeddings[each].mean(axis=0) for each in rows])
+        return Drawn(drawn, np.array(["a", "b"] * 60))
+
+    found = {name: attack.area() for name, attack in attacks(blends(sides[0]), *sides)[""].items()}
+    assert found["whitened"].value > found["max cosine"].value + 0.1  # type: ignore[union-attr]
+    assert found["whitened"].interval[0] > 0.5  # type: ignore[union-attr]
+    third = real(5, "x")
+    other = replace(third, embeddings=(third.embeddings * scale).astype(np.float32))
+    area = attacks(blends(other), *sides)[""]["whitened"].area()
+    assert area is not None and area.interval[0] <= 0.5 <= area.interval[1]
+
+
+def test_whitening_of_few_or_equal_tiles_is_finite() -> None:
+    random = np.random.default_rng(1)
+    few = random.standard_normal((6, 40)).astype(np.float32)
+    names = np.array(list("aabbbb"))
+    assert np.isfinite(whitener(few, names)(few, names)).all()
+    assert np.isfinite(whitener(few, names)(few, np.array(list("abcabc")))).all(), "no tile of c is known"
+    assert not whitener(np.ones((6, 4), np.float32), names)(np.ones((6, 4), np.float32), names).any()
+    many = (
+        random.standard_normal((4000, 8)) * np.linspace(1, 3, 8) @ np.linalg.qr(random.standard_normal((8, 8)))[0] + 3
+    )
+    labels = np.full(4000, "a")
+    assert np.cov(whitener(many, labels)(many, labels).T) == pytest.approx(np.eye(8), abs=0.05)
 
 
 def test_a_set_that_knows_neither_tells_nothing() -> None:

@@ -64,11 +64,14 @@ def test_what_was_attacked_is_shown_and_what_could_not_be() -> None:
     assert "the very encoder that conditions" in text and "not measured: class b: no tile of it" in text.replace(
         "\\", ""
     )
+    assert "not measured: membership by whitened" in text
     audit = audit_of(lock)
+    audit["membership"]["whitened"] = audit["membership"]["max cosine"]
     audit["members"]["of_the_set"] = {"patients": 50, "found": 12}
     text = " ".join(ethics_page(lock, [], {}, audit).split())
     assert "of the 50 patients behind the set 12 were found, who are the members here" in text
     assert "An audit that finds nothing proves nothing" in text
+    assert "membership by whitened, area" in text and "not measured: membership" not in text
 
 
 def test_an_epsilon_that_so_few_patients_could_never_contradict_is_said() -> None:

@@ -224,7 +224,7 @@ def test_the_command_writes_a_report_for_its_owner_alone_and_prints_a_table(here
     assert {name: each["passed"] for name, each in found["controls"].items()} == {
         "innocent set": True, "planted copies": True,
     }  # fmt: skip
-    assert found["membership"].keys() == {"max cosine", "density ratio", "calibrated"}
+    assert found["membership"].keys() == {"max cosine", "density ratio", "calibrated", "whitened"}
     for attack in found["membership"].values():
         low, high = attack["auc"]["interval_999"]
         assert low < attack["auc"]["value"] < high

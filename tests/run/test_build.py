@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import io
 import json
-import re
 import tarfile
 import time
 from collections import Counter
@@ -191,31 +190,6 @@ def test_a_screen_that_drops_everything_ends_as_a_recorded_shortfall(spec_file: 
     rows = [row for path in (out.parent / "lineage/units").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert [(row["accepted"], row["reasons"]) for row in rows] == [(False, ["blurred"])] * 10
     assert len({row["noise_key"] for row in rows}) == 10
-
-
-def test_a_first_build_of_which_nothing_passes_ends_before_it_commits(spec_file: MakeSpec, out: Path) -> None:
-    unit = {"screen": {"blur": {"min_sharpness": 9.0}}, "budget": {"max_attempts": 1}}
-    output = {"path": str(out), "shard_size": 200}
-    spec = spec_file(**unit, classes={"alpha": 120, "beta": 80}, output=output)
-    ended = run("build", spec, "--local")
-    assert (ended.code, "Traceback" in ended.err) == (2, False)
-    assert "screen: none of the first 7" in ended.err  # 70, and what was left of its batch
-    assert "(blurred 7" in ended.err
-    assert not (out / "commits").exists() or not list((out / "commits").iterdir())
-    assert run("build", spec, "--local").code == 2  # and again
-
-
-def test_a_class_of_which_most_tiles_stay_empty_is_named_while_the_build_runs(spec_file: MakeSpec, out: Path) -> None:
-    first = spec_file(screen={"blur": {"min_sharpness": 9.0}}, budget={"max_attempts": 1}, classes={"alpha": 9})
-    assert run("build", first, "--local").code == 3
-    more = spec_file(
-        screen={"blur": {"min_sharpness": 9.0}}, budget={"max_attempts": 1}, classes={"alpha": 150, "beta": 30}
-    )
-    ended = run("build", more, "--local")
-    assert ended.code == 3, ended.err  # something is committed: what cannot be filled is a shortfall, as it always was
-    assert ended.err.count("tiles found no candidate that passes") == 1, ended.err  # beta has too few to tell
-    assert re.search(r"alpha: 1\d\d of its first 1\d\d tiles", ended.err)
-    assert "  alpha: 141 of 141 drawn now" in ended.out
 
 
 def test_a_class_may_have_more_attempts_than_the_others(spec_file: MakeSpec, out: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthfactory.spec.names import class_name_problem, slug, slug_collisions
+from synthfactory.spec.names import class_name_problem, new_name_problem, slug, slug_collisions
 from synthfactory.spec.places import is_url, lies_inside, nested, place_problem
 
 
@@ -65,13 +65,22 @@ def test_names_that_labels_have_are_accepted(name: str) -> None:
         "\ue000a",
         "---",
         "a" * 65,
-        "=1+1",
-        "@SUM(1)",
-        "+cmd|' /C calc'!A0",
     ],
 )
 def test_names_that_do_harm_are_not(name: str) -> None:
     assert class_name_problem(name)
+    assert new_name_problem(name)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "@SUM(1)", "+cmd|'calc'!A0", "-HYPERLINK(1)"])
+def test_new_names_that_spreadsheets_obey_are_refused_and_sets_that_have_them_stand(name: str) -> None:
+    assert "looks like a formula" in str(new_name_problem(name))
+    assert class_name_problem(name) is None
+
+
+@pytest.mark.parametrize("name", ["-ve (gland)", "+ve (ER)", "+", "HER2+ (IHC 3+)"])
+def test_labels_of_pathologists_are_no_formulas(name: str) -> None:
+    assert new_name_problem(name) is None or not slug(name)
 
 
 def test_each_name_of_a_colliding_slug_is_reported_beside_the_first() -> None:
