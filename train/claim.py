@@ -14,6 +14,7 @@ from synthfactory.spec.text import shown
 from train import checkpoint
 from train.config import TrainConfig, config_text, load_config
 
+CONFIG = "config.yaml"
 FREE = (
     "threads",
     "tensorboard",
@@ -27,13 +28,19 @@ FREE = (
 
 
 @contextlib.contextmanager
-def held(run: Path, *, leads: bool) -> Iterator[None]:
-    """Keeps other processes off a run folder while the block runs; the lock goes with the process, however it ends. InputError where
-    another has it: two would write one log, and take away each other's checkpoints. `leads`: of several workers, one asks.
+def held(run: Path) -> Iterator[None]:
+    """Keeps other processes off a run folder, made where there is none, while the block runs; the lock goes with the process, however it
+    ends. InputError where another has it: two would write one log, and take away each other's checkpoints; and where RUN is no run folder.
     """
-    if not leads:
-        yield
-        return
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run}: is a file; name a folder for the run")
+    if run.is_dir() and not (run / CONFIG).exists():
+        strange = sorted(each.name for each in run.iterdir() if not each.name.startswith("."))
+        if strange:
+            raise InputError(f"{run}: holds {shown(strange[0])} and is no run folder; name a new one")
+    check_outside(run, "--run")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    run.mkdir(mode=0o700, exist_ok=True)  # it says who was learnt from
     with open(run / ".lock", "ab") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,21 +51,21 @@ def held(run: Path, *, leads: bool) -> Iterator[None]:
         yield
 
 
+def check_new(config: TrainConfig) -> None:
+    """InputError for what no run is begun with any more; those that were go on, and are exported."""
+    if config.finetune.lora is not None and config.finetune.parts != ["*"]:
+        raise InputError(
+            "finetune.parts: would learn nothing beside lora, which fixes all weights and adds adapters; leave one of them out"
+        )
+
+
 def claim(config: TrainConfig, run: Path) -> None:
     """Writes RUN/config.yaml, or refuses a run that was begun with another config (resuming it would mix two recipes). A run without
-    a checkpoint has nothing to resume: a config that failed at once may be mended. InputError too where RUN is no run folder.
+    a checkpoint has nothing to resume: a config that failed at once may be mended. The run is `held`: another process's config stays.
     """
-    path = run / "config.yaml"
-    if run.exists() and not run.is_dir():
-        raise InputError(f"{run}: is a file; name a folder for the run")
-    if run.is_dir() and not path.exists():
-        strange = sorted(each.name for each in run.iterdir() if not each.name.startswith("."))
-        if strange:
-            raise InputError(f"{run}: holds {shown(strange[0])} and is no run folder; name a new one")
-    check_outside(run, "--run")
-    run.parent.mkdir(parents=True, exist_ok=True)
-    run.mkdir(mode=0o700, exist_ok=True)  # it says who was learnt from
+    path = run / CONFIG
     if not path.exists() or not checkpoint.steps(run):
+        check_new(config)
         path.write_text(config_text(config))
         return
     before, now = load_config(str(path)).model_dump(mode="json"), config.model_dump(mode="json")

@@ -331,9 +331,6 @@ class TrainConfig(FrozenModel):
         if self.finetune.guided is not None and self.finetune.statistics == "measure":
             what = "measure would change what the base and its guide were made for; write keep, or leave guided out"
             raise Problems([("finetune.statistics", what)])
-        if self.finetune.lora is not None and self.finetune.parts != ["*"]:
-            what = "would learn nothing beside lora, which fixes all weights and adds adapters; leave one of them out"
-            raise Problems([("finetune.parts", what)])
         if self.mode == "vae" and self.finetune.lora is not None:
             raise Problems([("finetune.lora", "is for networks that draw; mode vae takes finetune.parts")])
         if (

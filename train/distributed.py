@@ -23,7 +23,7 @@ from tqdm import tqdm
 from synthfactory.run.ray_pool import start_ray
 from synthfactory.spec.errors import InputError
 from train.checkpoint import steps
-from train.claim import claim, kept_says
+from train.claim import claim, held, kept_says
 from train.config import TrainConfig
 from train.loop import train
 from train.metrics import last_line
@@ -59,7 +59,8 @@ def train_with_ray(
     """
     check_workers(config.optimiser, workers)
     divided = split(config.data, cache)  # what is wrong with the data is said before any worker starts
-    claim(config, run)
+    with held(run):  # let go of for the workers, of whom the leading one takes it again
+        claim(config, run)
     before = _done(run)
     if before >= config.optimiser.steps:
         return 0

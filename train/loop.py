@@ -74,27 +74,28 @@ def train(
     check_workers(config.optimiser, team.world)
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.mkdir(mode=0o700, exist_ok=True)  # of real tiles: who they are of, their latents
-    with team.first():
-        divided = split(config.data, cache)
-        if team.leads:
-            claim(config, run)
-    for text in unwise(config, divided, team.device) if team.leads else ():
-        say(f"warning: {text}")
-    data, index = config.data, divided.index
-    order = Order(config.seed, divided.train, index.labels[divided.train], divided.weights(data), data.sampling)
-    with (
-        held(run, leads=team.leads),
-        Loader(
-            index,
-            order,
-            seed=config.seed,
-            batch=config.optimiser.batch,
-            share=team.share,
-            symmetries=data.symmetries,
-            stain_jitter=data.stain_jitter,
-            end=config.optimiser.steps,
-        ) as loader,
-    ):
+    with contextlib.ExitStack() as stack:
+        with team.first():
+            divided = split(config.data, cache)
+            if team.leads:
+                stack.enter_context(held(run))
+                claim(config, run)
+        for text in unwise(config, divided, team.device) if team.leads else ():
+            say(f"warning: {text}")
+        data, index = config.data, divided.index
+        order = Order(config.seed, divided.train, index.labels[divided.train], divided.weights(data), data.sampling)
+        loader = stack.enter_context(
+            Loader(
+                index,
+                order,
+                seed=config.seed,
+                batch=config.optimiser.batch,
+                share=team.share,
+                symmetries=data.symmetries,
+                stain_jitter=data.stain_jitter,
+                end=config.optimiser.steps,
+            )
+        )
         try:
             return _Run(config, run, cache, divided, loader, team).go()
         except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from synthfactory.model.weights import default_device
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import counted, shown
 from train.base import open_base
+from train.claim import check_new
 from train.config import TrainConfig
 from train.deeper import check_gates, deeper_config
 from train.discriminator import PatchDiscriminator
@@ -54,6 +55,7 @@ MOST_NAMED = 12  # patients that are held out
 
 def plan(config: TrainConfig, cache: Path) -> list[str]:
     """Lines of at most 80 columns, but for long names. InputError for whatever `run` would refuse of data, base and sizes."""
+    check_new(config)
     divided = split(config.data, cache)
     size_px = len(Reader(divided.index).image(int(divided.train[0])))
     return [

@@ -1,4 +1,6 @@
-"""What an image file holds beside its pixels: text, EXIF, private chunks, bytes behind its end. Any of it may name somebody."""
+"""What an image file holds beside its pixels: text, EXIF, private chunks, bytes behind its end. Any of it may name somebody. What hides
+among the compressed pixels themselves is not seen.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ PLAIN_PNG = {
 }  # fmt: skip
 PLAIN_WEBP = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"}
 JFIF_BYTES = 14  # of a JFIF segment without a thumbnail
+# Tables, frames and scans; all else that a segment may hold is nobody's to draw with.
+DRAWN_JPEG = {*range(0xC0, 0xC8), *range(0xC9, 0xD0), 0xDA, 0xDB, 0xDD}
 STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 
 
@@ -59,11 +63,11 @@ def _jpeg(data: bytes) -> Iterator[bool]:
 def _is_plain(marker: int, content: bytes) -> bool:
     if marker == 0xE0:
         return content.startswith(b"JFIF\0") and len(content) == JFIF_BYTES
-    if marker == 0xE2:
-        return content.startswith(b"ICC_PROFILE\0")
+    if marker == 0xE2:  # its first part has the signature of a profile
+        return content.startswith(b"ICC_PROFILE\0") and (content[12:13] != b"\1" or content[50:54] == b"acsp")
     if marker == 0xEE:
         return content.startswith(b"Adobe") and len(content) == 12
-    return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+    return marker in DRAWN_JPEG
 
 
 def _webp(data: bytes) -> Iterator[bool]:

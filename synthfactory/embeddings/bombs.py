@@ -33,10 +33,18 @@ def check_packing(found: pq.FileMetaData, width: int, path: str) -> None:
         )
 
 
+def used(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    """The same rows with the texts alone that they name: readers hand on all that a row group has named so far, with every piece of it."""
+    there = pc.unique(column.indices.drop_null())
+    if len(there) == len(column.dictionary):
+        return column
+    return pa.DictionaryArray.from_arrays(pc.index_in(column.indices, there), column.dictionary.take(there))
+
+
 def check_texts(batch: pa.RecordBatch, path: str) -> None:
     """InputError for a text that is longer than any label, id or name of a file: it may stand there once and be named by every row."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        texts = column.dictionary if pa.types.is_dictionary(column.type) else column
+        texts = used(column).dictionary if pa.types.is_dictionary(column.type) else column
         if is_text(texts.type) and not pa.types.is_null(texts.type):
             longest = pc.max(pc.binary_length(texts)).as_py() if len(texts) else 0
             if (longest or 0) > MAX_TEXT:

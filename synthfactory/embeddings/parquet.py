@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from synthfactory.embeddings.bank import MPP, MPP_TOLERANCE, Bank
-from synthfactory.embeddings.bombs import check_packing, check_texts, is_text
+from synthfactory.embeddings.bombs import check_packing, check_texts, is_text, used
 from synthfactory.embeddings.checks import (
     agreed_encoder,
     check_fraction,
@@ -232,8 +232,7 @@ def coded(batch: pa.RecordBatch, name: str) -> Coded:
     if name not in batch.schema.names:
         return Coded.all(None, batch.num_rows)
     column = batch.column(name)
-    if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string()).dictionary_encode()
+    column = used(column) if pa.types.is_dictionary(column.type) else column.cast(pa.string()).dictionary_encode()
     names = column.dictionary.cast(pa.string()).to_pylist()
     codes = column.indices.cast(pa.int64()).fill_null(len(names)).to_numpy(zero_copy_only=False)
     return Coded(codes, (*names, None))
@@ -245,7 +244,7 @@ def _slides(batch: pa.RecordBatch) -> Coded:
     if "tile" not in batch.schema.names:
         return slides
     files = batch.column("tile")
-    files = files if pa.types.is_dictionary(files.type) else files.cast(pa.string()).dictionary_encode()
+    files = used(files) if pa.types.is_dictionary(files.type) else files.cast(pa.string()).dictionary_encode()
     likely = pc.match_substring(files.dictionary.cast(pa.string()), "tcga-", ignore_case=True)
     hinted = pc.fill_null(likely.take(files.indices), False)
     patients = coded(batch, "patient_id")

@@ -79,7 +79,12 @@ def _matches(pattern: str) -> list[str]:
             for path in glob.glob(str(local(pattern)), recursive=True)  # noqa: PTH207 - patterns may be absolute
             if Path(path).is_file()
         )
-    system, path = open_url(pattern)
+    try:
+        system, path = open_url(pattern)
+    except ValueError:  # such as a password with a slash in it, of which the rest is taken for a port
+        raise InputError(
+            f"{pattern.partition('://')[0]}://...: is no URL; write / and @ of a password as %2F and %40"
+        ) from None
     return sorted(str(system.unstrip_protocol(entry)) for entry in system.glob(path) if system.isfile(entry))
 
 

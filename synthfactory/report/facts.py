@@ -49,8 +49,8 @@ LABELS = {
     "dp": "class of the release that the condition was drawn from",
 }
 BAGS = {  # mechanism -> what a bag's tiles share; `none`: by what the lock says of patients
-    "mix": "they share their class, and patients where a class has few: each condition blends several, and neighbours in a bag other ones "
-    "as far as there are enough",
+    "mix": "they share their class, and patients: each condition blends several, tiles of one kind of tissue that are neighbours in a bag "
+    "mostly other ones where there are enough, and tiles of different kinds may have any in common",
     "overlapping mix": "they share their class and may share most of their patients: conditions of tiles with near numbers often blend the "
     "same ones, so that a bag may rest on few patients, and one of them may be behind every tile of it",
     "dp": "they share nothing but their class: every condition is a draw of its own from what was released",
@@ -217,7 +217,9 @@ def privacy(lock: Mapping[str, Any], inert: Callable[[str], str] = str) -> str:
         return PRIVACY_UNCONDITIONAL
     values = {name: inert(value) if isinstance(value, str) else value for name, value in says.items()}
     values["overlap"] = (
-        "and tiles whose keys have near numbers may share most of theirs" if overlapping(lock) else "all used alike"
+        "and tiles whose keys have near numbers may share most of theirs"
+        if overlapping(lock)
+        else "those of one kind of tissue used alike"
     )
     return {"none": PRIVACY, "mix": PRIVACY_MIX, "dp": PRIVACY_DP}[says["mechanism"]].format_map(values)
 

@@ -32,7 +32,7 @@ from synthfactory.shards.manifest import LOCK
 from synthfactory.shards.store import open_store
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.hubname import repo_of
-from synthfactory.spec.text import without_secrets
+from synthfactory.spec.text import counted, shown, without_secrets
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         check_apart(*sources)
         of_the_set = None
         if asked.lineage is not None:
-            sources[0], of_the_set = _behind(standing, asked.lineage, sources[0])
+            sources[0], of_the_set = _behind(standing, asked.lineage, sources[0], sources[1])
         count = sum(commit.tiles for commit in standing.commits.values())
         tick = steps.begin(f"{asked.out}: {count:,} tiles to embed with {folder.id}", count)
         drawn = open_drawn(asked.out, standing.store, folder, embed, tick)
@@ -99,8 +99,10 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-def _behind(standing: Standing, lineage: str, members: Source) -> tuple[Source, dict[str, int]]:
-    """(the members on whom published tiles rest, by class, how many patients those are and how many of them were found)."""
+def _behind(standing: Standing, lineage: str, members: Source, holdout: Source) -> tuple[Source, dict[str, int]]:
+    """(the members on whom published tiles rest, by class, how many patients those are and how many of them were found). InputError where
+    there are none, and where tiles rest on patients of the holdout: members on both sides look like nobody's.
+    """
     check_rests(standing)
     behind = {
         name: set(tiles) - {NOBODY} for name, tiles in resting(standing, open_store(lineage, reading=True)).items()
@@ -113,6 +115,12 @@ def _behind(standing: Standing, lineage: str, members: Source) -> tuple[Source, 
         raise InputError(
             f"--members: {members.place}: has none of the {len(every):,} patients that the set rests on, by --lineage; name the tiles that "
             "it was made from"
+        )
+    both = sorted({name for name in holdout.real.patients.tolist() if spelled(name) in every})
+    if both:
+        raise InputError(
+            f"--holdout: {holdout.place}: tiles of the set rest on {len(both):,} of its patients, such as '{shown(both[0])}'; "
+            "name patients of whom nothing was drawn"
         )
     return members.of(np.flatnonzero(there)), {"patients": len(every), "found": len(found)}
 
@@ -257,6 +265,10 @@ def _not_measured(found: Mapping[str, Any], audit: Audit, lock: Mapping[str, Any
         lines.append(
             "members of whom no tile was drawn, apart: they count as members, so a set that uses few of them looks safer (--lineage)"
         )
+    of_the_set = found["members"]["of_the_set"]
+    if of_the_set is not None and of_the_set["found"] < of_the_set["patients"]:
+        missing = of_the_set["patients"] - of_the_set["found"]
+        lines.append(f"{counted(missing, 'patient')} behind the set of whom --members has no tile")
     for name, control in found["controls"].items():
         if control["passed"] is None:
             lines.append(f"control '{name}': {control['why']}")

@@ -64,12 +64,13 @@ def pack(
     """
     check_outside(out)
     store = open_store(out)
+    root = getattr(store, "root", None)
+    made = [folder for folder in (root, root / SIDES) if not folder.exists()] if isinstance(root, Path) else []
     plan = _Plan.of(tiles, shard_size)
     size_px = _size_of(tiles, plan.order[0])
     done = list_commits(store)
     guard(store)
     created = _claim(store, plan, tiles, mpp)
-    root = getattr(store, "root", None)
     if isinstance(root, Path):
         (root / SIDES).mkdir(mode=0o700, exist_ok=True)
     for commit in done.values():
@@ -85,7 +86,7 @@ def pack(
         except InputError as error:
             if created and not list_commits(store):
                 store.delete(PACK)  # nothing was packed: what is mended may be another listing
-                _remove_empty(root)
+                _remove_empty(made)
             say(f"{error}; looking through the other tiles for more")
             raise _all_bad(
                 error, tiles, [row for shard in waiting for row in plan.rows(shard)], size_px, pool
@@ -93,8 +94,9 @@ def pack(
     return report_of(store, plan.shards)
 
 
-def _remove_empty(root: object) -> None:
-    for folder in (root / SIDES, root) if isinstance(root, Path) else ():
+def _remove_empty(made: Sequence[Path]) -> None:
+    """Folders of this call that nothing stands in; one that was there before is whoever's made it."""
+    for folder in reversed(made):
         with contextlib.suppress(OSError):  # it holds something
             folder.rmdir()
 

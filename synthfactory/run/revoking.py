@@ -188,16 +188,17 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
         if not (known or changed):
             raise InputError(f"{spec.output.path}: the bank is the one it was begun with, so nobody was taken out")
         _check_rebuild(prepared, standing, found)
-        if found.shards:  # so that who holds a copy can see that it is of before
-            lock["withdrawals"] = lock.get("withdrawals", 0) + 1
         if found.shards or found.stale or not known:
             _note(mac, found, lineage)
+        _count(lock, lineage)
         # The lock comes first: a build that still has the old bank is refused from here on.
         standing.store.put(LOCK, lock_yaml(lock))
         # Builds without the lease look at the lock after each commit; what they committed before it changed is seen here.
         latest, late = _late(patient, spec.output.path, lineage, seen)
         if late.shards:
             _note(mac, late, lineage)
+            _count(lock, lineage)
+            standing.store.put(LOCK, lock_yaml(lock))
         standing = replace(standing, commits={**standing.commits, **latest.commits})
         found.add(late)
         if changed:
@@ -251,13 +252,24 @@ def _relocked(prepared: Prepared, standing: Standing) -> tuple[dict[str, Any], l
     return renewed, [name for name in before if banks[name] != before[name]]
 
 
-def _noted(lineage: Store) -> set[str]:
-    """HMACs of the patients who were taken out before."""
+def _noted(lineage: Store, *, with_shards: bool = False) -> set[str]:
+    """HMACs of the patients who were taken out before; `with_shards`: of those on whom shards rested."""
     found = set()
     for path, _ in lineage.entries("revocations"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            found.add(str(read_json(lineage.read(path))["patient_hmac_sha256"]))
+            note = read_json(lineage.read(path))
+            if note["shards"] or not with_shards:
+                found.add(str(note["patient_hmac_sha256"]))
     return found
+
+
+def _count(lock: dict[str, Any], lineage: Store) -> None:
+    """Counts the withdrawals in a lock, so that who holds a copy can see that it is of before: one a patient, however often the command
+    was cut off and run again.
+    """
+    count = max(lock.get("withdrawals", 0), len(_noted(lineage, with_shards=True)))
+    if count:
+        lock["withdrawals"] = count
 
 
 def _note(mac: str, found: Resting, lineage: Store) -> None:

@@ -14,7 +14,7 @@ def beside(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
     `shared`: other processes may write it at the same time; else what a killed one left is written over.
     """
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}" if shared else f".tmp-{path.name}")
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix[:16]}" if shared else f".tmp-{path.name}")
     temporary.unlink(missing_ok=True)
     try:
         yield temporary

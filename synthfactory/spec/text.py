@@ -20,13 +20,17 @@ def shown_path(path: str) -> str:
     return shown(path, MAX_PATH_SHOWN)
 
 
-_PASSWORD = re.compile(r"(://[^/@:\s]*):[^/@\s]*@")
-_SIGNED = re.compile(r"([?&][^=&\s]*(?:token|sig|secret|password|credential|key)[^=&\s]*=)[^&\s'\")]+", re.IGNORECASE)
+_PASSWORD = re.compile(r"(://[^/@:\s]*):[^/\s]*@")
+_USER = re.compile(r"(https?://)[^/@:\s]+@", re.IGNORECASE)  # a token in a user's place; elsewhere it names a container
+_SIGNED = re.compile(
+    r"([?&;#](?:[^=&;\s]*(?:token|secret|password|credential|key(?!word))[^=&;\s]*|[^=&;\s]*sig(?:nature)?)=)[^&;\s'\")]+",
+    re.IGNORECASE,
+)
 
 
 def without_secrets(text: str) -> str:
     """The text with passwords and signatures of URLs taken out, so that they do not end in logs and reports."""
-    return _SIGNED.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text)) if "://" in text else text
+    return _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", _PASSWORD.sub(r"\1:***@", text))) if "://" in text else text
 
 
 def printable(text: str) -> str:

@@ -62,6 +62,8 @@ def test_what_may_name_somebody_is_seen() -> None:
         "JPEG comment": ("JPEG", saved("JPEG", comment=NAME)),
         "JPEG EXIF": ("JPEG", saved("JPEG", exif=exif)),
         "JPEG private segment": ("JPEG", jpeg[:2] + jpeg_segment + jpeg[2:]),
+        "JPEG number of lines": ("JPEG", jpeg[:2] + b"\xff\xdc" + struct.pack(">H", 2 + len(NAME)) + NAME + jpeg[2:]),
+        "JPEG colours that are none": ("JPEG", saved("JPEG", icc_profile=NAME * 9)),
         "JPEG behind its end": ("JPEG", jpeg + NAME),
         "JPEG two in one": ("JPEG", jpeg + jpeg),
         "WEBP EXIF": ("WEBP", saved("WEBP", exif=exif)),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import source_making as making
@@ -263,6 +264,33 @@ def test_with_the_lineage_members_are_those_that_tiles_rest_on(here: Path, tmp_p
     )
     assert wrong.code == 2
     assert f"has none of the {len(patients)} patients that the set rests on" in wrong.err
+
+
+def test_patients_behind_the_set_are_no_holdout_and_those_left_out_are_counted(here: Path, tmp_path: Path) -> None:
+    """Members on both sides would look like nobody's."""
+    rows = [row for unit in (here / "lineage/units").glob("*.parquet") for row in pq.read_table(unit).to_pylist()]
+    behind = {part["patient_id"] for row in rows if row["accepted"] for part in row["sources"]}
+    table = pq.read_table(here / "members.parquet")
+    kept = set(sorted(behind)[:-3])
+    some = table.filter(pc.invert(pc.is_in(table["patient_id"], pa.array(sorted(behind - kept)))))
+    pq.write_table(some, tmp_path / "some.parquet")
+    others = pa.concat_tables(
+        [
+            pq.read_table(here / "holdout.parquet"),
+            table.filter(pc.is_in(table["patient_id"], pa.array(sorted(behind - kept)))),
+        ]
+    )
+    pq.write_table(others, tmp_path / "others.parquet")
+    refused = audit(
+        here, "--lineage", here / "lineage", members=tmp_path / "some.parquet", holdout=tmp_path / "others.parquet"
+    )
+    assert refused.code == 2
+    assert "tiles of the set rest on 3 of its patients" in " ".join(refused.err.split())
+    ended = audit(here, "--lineage", here / "lineage", members=tmp_path / "some.parquet")
+    assert ended.code == 0, ended.err
+    found = json.loads(Path("audit.json").read_text())
+    assert found["members"]["of_the_set"] == {"patients": len(behind), "found": len(behind) - 3}
+    assert "3 patients behind the set of whom --members has no tile" in found["not_measured"]
 
 
 def test_an_audit_of_a_set_with_bags_says_that_it_does_not_use_them(here: Path, tmp_path: Path) -> None:

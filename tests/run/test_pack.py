@@ -100,6 +100,16 @@ def test_a_tile_that_cannot_be_packed_leaves_nothing_and_the_others_are_named_wi
     assert again.code == 0, again.err
 
 
+def test_a_folder_that_was_prepared_stays_where_pack_refuses(source: Path, tmp_path: Path) -> None:
+    bad = source / "gland" / "MRN4711-0.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    out = tmp_path / "prepared"
+    out.mkdir()
+    out.chmod(0o2770)  # of a group
+    assert run("pack", source, out, "--metadata", source / "tiles.csv", "--label-level", "tile").code == 2
+    assert stat.S_IMODE(out.stat().st_mode) == 0o2770 and not list(out.iterdir())
+
+
 def test_a_row_without_its_tile_is_said(source: Path, tmp_path: Path) -> None:
     with open(source / "tiles.csv", "a") as handle:
         handle.write("gland/lost.png,PAT-1,S-1,site-a,0.5\n")

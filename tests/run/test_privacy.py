@@ -14,7 +14,7 @@ import pytest
 import source_making as making
 from privacy_making import CLASSES, Dp, MakeSpec, contents, entries, lineage_rows, recipe_of
 from running import run
-from tinymodel import EMBEDDING
+from tinymodel import EMBEDDING, make_bank_file
 
 from synthfactory.model.folder import open_model
 from synthfactory.privacy.projection import fit_projection, load_projection
@@ -27,6 +27,24 @@ def test_without_a_mechanism_the_plan_and_the_lock_say_unprotected(spec_file: Ma
     assert "none: conditions are real tiles' embeddings as they are, unprotected" in " ".join(planned.out.split())
     assert run("build", spec, "--local").code == 0
     assert recipe_of(tmp_path)["privacy"] == {"mechanism": "none"}
+
+
+def test_a_limit_of_tiles_a_patient_holds_for_a_set_that_is_begun_as_it_did_before(
+    spec_file: MakeSpec, tiny: Path, tmp_path: Path
+) -> None:
+    """Blends of few slots use all patients alike; those of earlier sets put some into k."""
+    bank = make_bank_file(tmp_path / "few.parquet", tiny / "model", {"alpha": 30, "beta": 30})
+    privacy = {"mechanism": "mix", "k": 4, "max_tiles_per_patient": 3}
+    spec = spec_file(
+        classes={"alpha": 5},
+        embeddings={"bank": str(bank)},
+        privacy=privacy,
+        output={"path": str(tmp_path / "out"), "shard_size": 3},
+    )
+    assert run("build", spec, "--local").code == 0
+    next((tmp_path / "out/commits").glob("000001*.json")).unlink()
+    ended = run("build", spec, "--local")
+    assert ended.code == 0, ended.err
 
 
 def test_blends_rest_on_k_patients_and_resume_to_the_same_bytes(

@@ -77,6 +77,7 @@ def test_what_was_cut_off_is_finished_by_the_same_command(
     assert run("revoke", spec, "--patient", WHO, "--yes", "--local").code == 0
     assert run("verify", tmp_path / "out").code == 0
     assert resting(tmp_path) == set() and mentions(tmp_path / "lineage") == []
+    assert json.loads((tmp_path / "out/croissant.json").read_text())["version"] == "1.0.1", "one withdrawal"
 
 
 def test_who_holds_a_copy_can_see_that_tiles_were_withdrawn(

@@ -41,3 +41,11 @@ def test_what_a_killed_writer_left_is_written_over_and_writers_of_a_shared_file_
         one.write_text("one")
         other.write_text("other")
     assert path.read_text() == "one"
+
+
+def test_a_name_may_be_as_long_as_the_disk_takes_it(tmp_path: Path) -> None:
+    place = tmp_path / f"{'n' * 240}.parquet"
+    with beside(place, shared=True) as new:
+        new.write_bytes(b"whole")
+        assert new.suffix == ".parquet", "some writers go by it"
+    assert place.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [place]

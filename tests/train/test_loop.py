@@ -67,7 +67,12 @@ def test_a_run_that_another_process_works_on_is_left_alone(shards: Path) -> None
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="run: another process works on this run"):
             train(checked, run, shards / "cache")
-    assert train(checked, run, shards / "cache") == 0
+        shutil.rmtree(run / "checkpoints")  # as of a run whose first is still to come
+        other_rate = load_config(write_config(shards, optimiser={**STEPS, "steps": 1, "rate": 0.5}))
+        with pytest.raises(InputError, match="run: another process works on this run"):
+            train(other_rate, run, shards / "cache")
+    assert load_config(str(run / "config.yaml")) == checked, "what the other one is begun with"
+    assert train(checked, run, shards / "cache") == 1
 
 
 def test_several_averages_are_kept_and_resumed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
