@@ -87,11 +87,17 @@ def pack(
             if created and not list_commits(store):
                 store.delete(PACK)  # nothing was packed: what is mended may be another listing
                 _remove_empty(made)
+            if not isinstance(error, _BadTileError):
+                raise
             say(f"{error}; looking through the other tiles for more")
             raise _all_bad(
                 error, tiles, [row for shard in waiting for row in plan.rows(shard)], size_px, pool
             ) from None
     return report_of(store, plan.shards)
+
+
+class _BadTileError(InputError):
+    """Of a tile, and not of the place that is packed into."""
 
 
 def _remove_empty(made: Sequence[Path]) -> None:
@@ -269,7 +275,9 @@ def _pack_shard(
             try:
                 yield read(row), where
             except OSError as error:
-                raise InputError(f"{where}: cannot be read ({error.strerror or error}); replace or remove it") from None
+                raise _BadTileError(
+                    f"{where}: cannot be read ({error.strerror or error}); replace or remove it"
+                ) from None
 
     def items() -> Iterator[tuple[RealRecord, bytes]]:
         window = 4 * (os.cpu_count() or 1)
@@ -281,7 +289,10 @@ def _pack_shard(
                 if following is None:
                     break
                 running.append(pool.submit(_read, following[0], following[1], size_px))
-            tile = running.pop(0).result()
+            try:
+                tile = running.pop(0).result()
+            except InputError as error:
+                raise _BadTileError(str(error)) from None
             label = tiles.labels[row]
             record = RealRecord(
                 key=plan.keys[row], label=label, label_level=tiles.label_levels[row], class_index=index[label], width_px=size_px,
