@@ -70,13 +70,13 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
             for option, given in (("--members", asked.members), ("--holdout", asked.holdout))
         ]
         check_apart(*sources)
-        of_the_set = None
+        of_the_set = rows = None
         if asked.lineage is not None:
-            sources[0], of_the_set = _behind(standing, asked.lineage, sources[0], sources[1])
+            rows, of_the_set = _behind(standing, asked.lineage, sources[0], sources[1])
         count = sum(commit.tiles for commit in standing.commits.values())
         tick = steps.begin(f"{asked.out}: {count:,} tiles to embed with {folder.id}", count)
         drawn = open_drawn(asked.out, standing.store, folder, embed, tick)
-        audit = Audit(drawn, sources[0], sources[1], embed, folder.image_size_px, mechanism, steps.begin)
+        audit = Audit(drawn, sources[0], sources[1], embed, folder.image_size_px, mechanism, steps.begin, rows)
         figures = audit.run()
     finally:
         steps.close()
@@ -88,7 +88,8 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
             "lock_sha256": lock_sha256(standing.store.read(LOCK, through_links=True)),
             "tiles": len(drawn.keys), "tiles_sha256": tiles_sha256(standing.commits), "classes": sorted(set(drawn.drawn.classes.tolist())),
         },
-        "members": {**_described(sources[0]), "of_the_set": of_the_set}, "holdout": _described(sources[1]),
+        "members": {**_described(sources[0] if rows is None else sources[0].of(rows)), "of_the_set": of_the_set},
+        "holdout": _described(sources[1]),
         "encoder": _independence(lock, folder),
         "mechanism": vars(mechanism),
         "seed": SEED,
@@ -99,14 +100,14 @@ def audited(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-def _behind(standing: Standing, lineage: str, members: Source, holdout: Source) -> tuple[Source, dict[str, int]]:
-    """(the members on whom published tiles rest, by class, how many patients those are and how many of them were found). InputError where
-    there are none, and where tiles rest on patients of the holdout: members on both sides look like nobody's.
+def _behind(standing: Standing, lineage: str, members: Source, holdout: Source) -> tuple[np.ndarray, dict[str, int]]:
+    """(rows of the members on whom published tiles rest, by class, how many patients those are and how many of them were found).
+    InputError where there are none, and where tiles rest on patients of the holdout: members on both sides look like nobody's.
     """
     check_rests(standing)
-    behind = {
-        name: set(tiles) - {NOBODY} for name, tiles in resting(standing, open_store(lineage, reading=True)).items()
-    }
+    tiles = resting(standing, open_store(lineage, reading=True))
+    nameless = sum(counts[NOBODY] for counts in tiles.values() if NOBODY in counts)
+    behind = {name: set(counts) - {NOBODY} for name, counts in tiles.items()}
     names = [spelled(name) for name in members.real.patients.tolist()]
     there = [name in behind.get(label, ()) for name, label in zip(names, members.real.classes.tolist(), strict=True)]
     found = {name for name, is_there in zip(names, there, strict=True) if is_there}
@@ -122,7 +123,8 @@ def _behind(standing: Standing, lineage: str, members: Source, holdout: Source) 
             f"--holdout: {holdout.place}: tiles of the set rest on {len(both):,} of its patients, such as '{shown(both[0])}'; "
             "name patients of whom nothing was drawn"
         )
-    return members.of(np.flatnonzero(there)), {"patients": len(every), "found": len(found)}
+    unknown = {"tiles_of_nobody": nameless} if nameless else {}
+    return np.flatnonzero(there), {"patients": len(every), "found": len(found), **unknown}
 
 
 class Steps:
@@ -269,6 +271,10 @@ def _not_measured(found: Mapping[str, Any], audit: Audit, lock: Mapping[str, Any
     if of_the_set is not None and of_the_set["found"] < of_the_set["patients"]:
         missing = of_the_set["patients"] - of_the_set["found"]
         lines.append(f"{counted(missing, 'patient')} behind the set of whom --members has no tile")
+    if of_the_set is not None and of_the_set.get("tiles_of_nobody"):
+        lines.append(
+            f"{counted(of_the_set['tiles_of_nobody'], 'tile')} of the set of which nobody knows on whom they rest"
+        )
     for name, control in found["controls"].items():
         if control["passed"] is None:
             lines.append(f"control '{name}': {control['why']}")

@@ -65,6 +65,9 @@ class Audit:
     size_px: int
     mechanism: Mechanism = field(default_factory=Mechanism)
     begin: Begin = lambda what, total: lambda count: None
+    resting: np.ndarray | None = (
+        None  # rows of members on whom tiles rest, who are attacked; None: all. Copies are looked for among all
+    )
 
     def __post_init__(self) -> None:
         check_apart(self.members, self.holdout)
@@ -105,8 +108,9 @@ class Audit:
     def _of_the_classes(self) -> tuple[Real, Real]:
         """Members and holdout of the set's classes, equal in patients and tiles for control and attacks alike."""
         classes = list(set(self.drawn.drawn.classes.tolist()) - set(self.left_out))
-        chosen = [source.real.of(np.isin(source.real.classes, classes)) for source in (self.members, self.holdout)]
-        return chosen[0], chosen[1]
+        members = self.members.real if self.resting is None else self.members.real.of(self.resting)
+        members, holdout = (real.of(np.isin(real.classes, classes)) for real in (members, self.holdout.real))
+        return members, holdout
 
     # Copies: a score of each tile against the members, by pixels on two shortlists, or by distance alone.
 

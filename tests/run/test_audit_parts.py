@@ -63,7 +63,7 @@ def test_a_tile_of_which_nobody_is_known_is_no_patient_behind_the_set(monkeypatc
     monkeypatch.setattr(audit_setup, "check_rests", lambda standing: None)
     monkeypatch.setattr(audit_setup, "resting", lambda standing, lineage: tiles)
     real = Real(np.eye(4, dtype=np.float32), np.array(["P1", "p2", "p2", "p3"]), np.array(["a", "a", "b", "a"]))
-    found, counts = audit_setup._behind(None, "lineage", Source("bank", real))  # type: ignore[arg-type]
-    assert counts == {"patients": 2, "found": 2}
-    assert (found.real.patients.tolist(), found.real.classes.tolist()) == (["P1", "p2"], ["a", "b"]), "class by class"
-    assert found.names(1) == "row 2"
+    others = Source("others", Real(real.embeddings[:1], np.array(["p4"]), np.array(["a"])))
+    rows, counts = audit_setup._behind(None, "lineage", Source("bank", real), others)  # type: ignore[arg-type]
+    assert counts == {"patients": 2, "found": 2, "tiles_of_nobody": 3}
+    assert rows.tolist() == [0, 2], "class by class"
