@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import yaml
 
-from synthfactory.commands.common import EXIT_FAULT, end_with, say
+from synthfactory.commands.common import EXIT_FAULT, PLACE, end_with, say
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.json_text import read_json
 from synthfactory.spec.places import cache_folder
@@ -50,8 +50,8 @@ def _config(file: str, settings: tuple[str, ...]) -> TrainConfig:
     return load_config(file, found, written)
 
 
-@cli.command()
-@click.argument("config")
+@cli.command(short_help="Train as CONFIG.yaml says, or go on.")
+@click.argument("config", type=PLACE)
 @click.option("--run", "run_folder", required=True, help="Run folder; the same command again resumes.")
 @click.option("--cache", default=None, help="Folder for decoded tiles and latents (default: RUN/../cache).")
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override one field of the config.")
@@ -71,10 +71,13 @@ def run(
 ) -> None:
     """Train as CONFIG.yaml says, or go on where an interrupted run stopped."""
     from train.loop import train
+    from train.metrics import check_board
 
     if address and not workers:
         raise click.UsageError("--address needs --workers: say how many share every batch")
     checked = _config(config, settings)
+    if checked.tensorboard and not address:  # on a cluster another machine writes it
+        check_board()
     folder = Path(run_folder)
     cache_folder = Path(cache) if cache else folder.parent / "cache"
 
@@ -87,8 +90,8 @@ def run(
     click.echo(f"{folder}: {checked.optimiser.steps} steps done ({done} of them now)")
 
 
-@cli.command()
-@click.argument("config")
+@cli.command(short_help="What a run would do; nothing is trained.")
+@click.argument("config", type=PLACE)
 @click.option("--cache", default=None, help="Folder for the listing of tiles (default: this machine's cache).")
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override one field of the config.")
 def plan(config: str, cache: str | None, settings: tuple[str, ...]) -> None:
@@ -100,7 +103,7 @@ def plan(config: str, cache: str | None, settings: tuple[str, ...]) -> None:
         click.echo(line)
 
 
-@cli.command()
+@cli.command(short_help="The JSON Schema of a config.")
 def schema() -> None:
     """Print the JSON Schema of a config, for editors that complete and check YAML."""
     from synthfactory.spec.jsonschema import json_schema
@@ -109,9 +112,9 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(TrainConfig), indent=1))
 
 
-@cli.command()
-@click.argument("run_folder", metavar="RUN")
-@click.argument("out")
+@cli.command(short_help="Write a run as a model folder.")
+@click.argument("run_folder", metavar="RUN", type=PLACE)
+@click.argument("out", type=PLACE)
 @click.option("--id", "model_id", required=True, help="Name of the model, as published sets will state it.")
 @click.option("--revision", default="1", show_default=True, help="Version of the weights.")
 @click.option(
@@ -191,7 +194,13 @@ def _measuring(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Tiles of each class.",
         ),
-        click.option("--solver", type=click.Choice(tuple(METHOD_OF)), default="heun", show_default=True),
+        click.option(
+            "--solver",
+            type=click.Choice(tuple(METHOD_OF)),
+            default="heun",
+            show_default=True,
+            help="Solver that draws.",
+        ),
         click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps of the solver."),
         click.option("--scale", type=click.FloatRange(1), default=1.5, show_default=True, help="Guidance scale."),
         click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
@@ -216,8 +225,8 @@ def _sampler(solver: Solver, steps: int, scale: float) -> Sampler:
         raise InputError(f"--{place.removeprefix('guidance.') or 'solver'}: {what}") from None
 
 
-@cli.command()
-@click.argument("folder")
+@cli.command(short_help="Measure a model against real tiles.")
+@click.argument("folder", type=PLACE)
 @_measuring
 def measure(folder: str, cache: str, per_class: int, threads: int, **sampler: Any) -> None:
     """Measure a model of phantom tissue against real tiles; write figures, contact sheet and card into FOLDER.
@@ -236,8 +245,8 @@ def measure(folder: str, cache: str, per_class: int, threads: int, **sampler: An
     click.echo(f"probe trained on drawn tiles over one trained on real tiles: {ratios}; see {folder}/README.md")
 
 
-@cli.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@cli.command(short_help="Measure models side by side.")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=PLACE)
 @_measuring
 def compare(models: tuple[str, ...], cache: str, per_class: int, threads: int, **sampler: Any) -> None:
     """Measure models of phantom tissue on the same conditions and noise, and print their figures side by side.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,23 @@ def _whole(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield line
 
 
+def check_board() -> None:
+    """InputError where TensorBoard is not installed, before anything begins."""
+    if find_spec("tensorboard") is None:
+        raise _no_board("it is not installed")
+
+
+def _no_board(why: object) -> InputError:
+    return InputError(
+        f"tensorboard: cannot be imported ({why}); pip install 'synthfactory[tensorboard]', or write tensorboard: false"
+    )
+
+
 def _writer(folder: Path, first: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError(
-            f"tensorboard: cannot be imported ({error}); pip install 'synthfactory[tensorboard]', or write tensorboard: false"
-        ) from None
+        raise _no_board(error) from None
     return SummaryWriter(str(folder), purge_step=first + 1 if first else 0)
 
 

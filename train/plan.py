@@ -27,6 +27,7 @@ from train.discriminator import PatchDiscriminator
 from train.guided import guide_folder
 from train.lean import why_no_copies
 from train.lora import adapt
+from train.metrics import check_board
 from train.muon import is_hidden
 from train.objectives import Adversarial
 from train.parts import chosen_weights, config_of
@@ -56,6 +57,8 @@ MOST_NAMED = 12  # patients that are held out
 def plan(config: TrainConfig, cache: Path) -> list[str]:
     """Lines of at most 80 columns, but for long names. InputError for whatever `run` would refuse of data, base and sizes."""
     check_new(config)
+    if config.tensorboard:
+        check_board()
     divided = split(config.data, cache)
     size_px = len(Reader(divided.index).image(int(divided.train[0])))
     return [

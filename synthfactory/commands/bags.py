@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from synthfactory.commands.common import fit, out_argument, say
+from synthfactory.commands.common import PLACE, fit, out_argument, say
 from synthfactory.spec.text import counted
 
 
 @click.command(short_help="A set's bags as HDF5 features (TRIDENT's layout).")
 @out_argument
-@click.argument("target", metavar="DIR")
+@click.argument("target", metavar="DIR", type=PLACE)
 @click.option("--encoder", help="Encoder to embed with, as in embed (default: that of the set's model).")
 @click.option("--encoder-id", help="Name under which the files state a folder or repository as their encoder.")
 @click.option("--model", "model_name", help="The set's model, where it is a folder: its encoder is used.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
 EXIT_FAULT, EXIT_INPUT, EXIT_INCOMPLETE, EXIT_TO_GO_ON, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
-spec_argument = click.argument("spec_file", metavar="SPEC.yaml")
-out_argument = click.argument("out", metavar="OUT")
+PLACE = click.Path(readable=False)  # shells complete it; nothing is checked: it may be a URL, or a folder to be made
+
+spec_argument = click.argument("spec_file", metavar="SPEC.yaml", type=PLACE)
+out_argument = click.argument("out", metavar="OUT", type=PLACE)
 
 
 def fit(text: str, width: int = 80) -> str:
@@ -41,6 +44,9 @@ def end_with(start: Callable[[], object]) -> NoReturn:
     """Runs a program and exits with its status. What the user can mend is one message and status 2, never a traceback."""
     # Batch systems send it: it ends as Ctrl-C does, and leases are released.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is written as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = start()
         sys.exit(code if isinstance(code, int) else 0)
@@ -56,6 +62,13 @@ def end_with(start: Callable[[], object]) -> NoReturn:
         sys.exit(EXIT_INPUT)
     except InputError as error:
         say(f"Error: {error}")
+        sys.exit(EXIT_INPUT)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in ("torch", "ray", "diffusers"):
+            raise
+        without = ", or use --local where the command has it" if package == "ray" else ""
+        say(f"Error: {package} is not installed ({error}); this command needs it: pip install {package}{without}")
         sys.exit(EXIT_INPUT)
     except FloatingPointError as error:  # weights that draw no numbers
         say(f"Error: model: {error}")

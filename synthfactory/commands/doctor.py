@@ -6,11 +6,11 @@ import sys
 
 import click
 
-from synthfactory.commands.common import EXIT_FAULT
+from synthfactory.commands.common import EXIT_FAULT, PLACE
 
 
 @click.command(short_help="Can a build work here?")
-@click.argument("spec_file", metavar="[SPEC.yaml]", required=False)
+@click.argument("spec_file", metavar="[SPEC.yaml]", required=False, type=PLACE)
 @click.option("--no-ray", is_flag=True, help="Leave Ray out, where builds run with --local or on another machine.")
 def doctor(spec_file: str | None, no_ray: bool) -> None:
     """Check device, memory, Ray, places, the Hub's token and gates, and accepted licences. One line each; status 1 where one fails."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from synthfactory.commands.common import fit, say
+from synthfactory.commands.common import PLACE, fit, say
 
 
 @click.command(short_help="Embed real tiles once, into a bank.")
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="OUT.parquet")
+@click.argument("source", metavar="SRC", type=PLACE)
+@click.argument("target", metavar="OUT.parquet", type=PLACE)
 @click.option(
     "--encoder", help="Encoder: h0-mini, hf://OWNER/REPO@REV, a folder, or a model that has one (default: phantom)."
 )

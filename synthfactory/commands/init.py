@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from synthfactory.commands.common import fit, say
+from synthfactory.commands.common import PLACE, fit, say
+from synthfactory.spec.errors import InputError
 
 
 @click.command(short_help="Draft a first spec from your tiles or embeddings.")
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="SPEC.yaml")
+@click.argument("source", metavar="SRC", type=PLACE)
+@click.argument("target", metavar="SPEC.yaml", type=PLACE)
 @click.option(
     "--model", help="Model that draws: phantom, cytosyn, or a folder (default: what SRC's encoder goes with)."
 )
@@ -54,7 +55,10 @@ def init(
     if not path.parent.is_dir():
         raise click.UsageError(f"{path.parent}: no such folder; make it first")
     made = draft(source, target, Asked(labels, metadata, model, encoder, label_level, token, mpp, tiles))
-    path.write_text(made.text, encoding="utf-8")
+    try:
+        path.write_text(made.text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
     click.echo(fit(f"{target}: {len(made.classes)} classes, {tiles * len(made.classes):,} tiles to draw"))
     if not made.checked:
         say("model and source were not opened: the model is of the Hub")

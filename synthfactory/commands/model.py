@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from synthfactory.commands.common import EXIT_FAULT, say
+from synthfactory.commands.common import EXIT_FAULT, PLACE, say
 
 if TYPE_CHECKING:
     from synthfactory.spec.model import Model
@@ -20,7 +20,7 @@ def model() -> None:
 
 
 @model.command(short_help="Parts, parameters, hash, licence.")
-@click.argument("name")
+@click.argument("name", type=PLACE)
 def show(name: str) -> None:
     """Print what a model (phantom, a folder, a URL, hf://OWNER/REPO, cytosyn) or an encoder (h0-mini) holds. Runs no code of it."""
     from synthfactory.model.describe import describe
@@ -38,8 +38,8 @@ def _renames(given: tuple[str, ...]) -> dict[str, str]:
 
 
 @model.command("import", short_help="Weights of others -> a model folder.")
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("source", metavar="SRC", type=PLACE)
+@click.argument("target", metavar="DST", type=PLACE)
 @click.option(
     "--weights", type=click.Choice(["ema", "model"]), default="ema", show_default=True, help="Which of a checkpoint's."
 )
@@ -115,8 +115,8 @@ def _number(context: click.Context, parameter: click.Parameter, value: float) ->
 
 
 @model.command(short_help="Do two ways of running a model agree?")
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", type=PLACE)
+@click.argument("second", metavar="B", type=PLACE)
 @click.option("--bank", help="Parquet bank: its first rows are the conditions (default: standard normal numbers).")
 @click.option("--tiles", "count", type=click.IntRange(1, 64), default=4, show_default=True, help="Tiles to compare.")
 @click.option("--steps", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Steps of each solver.")
@@ -134,8 +134,20 @@ def _number(context: click.Context, parameter: click.Parameter, value: float) ->
     show_default=True,
     help="Guidance of the pixels.",
 )
-@click.option("--dtype-a", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
-@click.option("--dtype-b", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option(
+    "--dtype-a",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Number format that A runs in.",
+)
+@click.option(
+    "--dtype-b",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="The same of B.",
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0.0),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from synthfactory.commands.common import fit, say
+from synthfactory.commands.common import PLACE, fit, say
 
 
 @click.command(short_help="Real tiles into shards to train from.")
-@click.argument("source", metavar="SRC")
-@click.argument("out", metavar="OUT")
+@click.argument("source", metavar="SRC", type=PLACE)
+@click.argument("out", metavar="OUT", type=PLACE)
 @click.option(
     "--metadata", help="With class folders: CSV of column tile (CLASS/FILE), patient_id, slide_id, site, mpp."
 )

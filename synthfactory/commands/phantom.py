@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from synthfactory.commands.common import say
+from synthfactory.commands.common import PLACE, say
 from synthfactory.spec.errors import InputError
 
 
@@ -61,8 +61,8 @@ def _refs(cohort: str, per_class: int | None, only: tuple[str, ...], first_patie
     return cohort_tiles(cohort, counts, first_patient=first_patient)
 
 
-@phantom.command()
-@click.argument("folder")
+@phantom.command(short_help="Write WebDataset shards to train from.")
+@click.argument("folder", type=PLACE)
 @_tiles_of
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="cores", help="Processes.")
 def shards(folder: str, refs: Any, workers: int) -> None:
@@ -72,8 +72,8 @@ def shards(folder: str, refs: Any, workers: int) -> None:
     _drawn(folder, refs, lambda out, refs: write_shards(out, refs, workers=workers))
 
 
-@phantom.command()
-@click.argument("folder")
+@phantom.command(short_help="Write class folders of tiles and tiles.csv.")
+@click.argument("folder", type=PLACE)
 @_tiles_of
 def tiles(folder: str, refs: Any) -> None:
     """Write CLASS/KEY.png and tiles.csv, as embeddings.tiles and embeddings.metadata take them."""
@@ -94,8 +94,8 @@ def _drawn(folder: str, refs: Any, write: Any) -> None:
     click.echo(f"{folder}: {len(refs):,} tiles")
 
 
-@phantom.command()
-@click.argument("file")
+@phantom.command(short_help="Write a parquet bank of embedded tiles.")
+@click.argument("file", type=PLACE)
 @_tiles_of
 @click.option(
     "--model", "model_name", default="phantom", show_default=True, help="Model whose encoder embeds the tiles."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from synthfactory.commands.common import PLACE
 from synthfactory.spec.errors import InputError
 
 
@@ -15,7 +16,7 @@ def privacy() -> None:
 
 
 @privacy.command(short_help="Make a projection from public embeddings.")
-@click.argument("bank")
+@click.argument("bank", type=PLACE)
 @click.option(
     "-o",
     "--output",
@@ -66,7 +67,7 @@ def fit(bank: str, target: Path, provenance: str, model_name: str, dimension: in
 
 
 @privacy.command(short_help="What each cohort has given away.")
-@click.argument("ledger")
+@click.argument("ledger", type=PLACE)
 @click.option("--cohort", help="Only this one.")
 @click.option("--delta", type=float, default=1e-6, show_default=True, help="At which releases are added up.")
 def ledger(ledger: str, cohort: str | None, delta: float) -> None:

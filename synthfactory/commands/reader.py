@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from synthfactory.commands.common import fit, say
+from synthfactory.commands.common import PLACE, fit, say
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.text import printable
 
 
 @click.command("reader-study", short_help="Blinded reading: real or synthetic? (internal)")
-@click.argument("out", metavar="[OUT]", required=False)
+@click.argument("out", metavar="[OUT]", required=False, type=PLACE)
 @click.option("--real", help="Real tiles: class folders with a tiles.csv, a CSV, tars, a packed set.")
 @click.option("-n", "count", type=click.IntRange(10, 1000), help="Tiles on the page, half of them real.  [default: 60]")
 @click.option("-o", "--output", "target", help="The page.  [default: reader-study.html]")

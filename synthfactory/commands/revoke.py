@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from synthfactory.commands.common import EXIT_INCOMPLETE, EXIT_TO_GO_ON, fit, open_set, open_spec, say, with_bank
+from synthfactory.commands.common import EXIT_INCOMPLETE, EXIT_TO_GO_ON, PLACE, fit, open_set, open_spec, say, with_bank
 from synthfactory.embeddings.places import local as local_path
 from synthfactory.spec.errors import InputError
 from synthfactory.spec.places import is_url
@@ -17,7 +17,7 @@ from synthfactory.spec.text import shown
 
 
 @click.command(short_help="Take a patient out of a set.")
-@click.argument("target", metavar="SPEC.yaml | OUT")
+@click.argument("target", metavar="SPEC.yaml | OUT", type=PLACE)
 @click.option("--patient", required=True, help="The patient's id, as the bank spells it.")
 @click.option("--lineage", help="With OUT: the lineage folder of its build.")
 @click.option(

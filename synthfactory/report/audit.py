@@ -90,9 +90,9 @@ def _by_class(found: Json) -> list[str]:
     """A line a class, the rarest first."""
     if "membership_by_class" not in found:
         return []
-    lines = ["", f"{'class, rarest first':<{NAME}} {'patients':>8} {'copies':>7} {'nearer':>7}  AUC, max cosine"]
+    lines = ["", f"{'class, rarest first':<{NAME}} {'patients':>8} {'copies':>7} {'nearer':>7}  AUC, whitened"]
     for label, attacks in found["membership_by_class"].items():
-        attack = attacks["max cosine"]
+        attack = attacks["whitened"]
         area = attack["auc"]
         copies = found["copies"].get("by_class", {}).get(label, {"value": None})["value"]
         near = found["nearer_to_members"]["by_class"][label]["value"]

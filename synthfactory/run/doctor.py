@@ -7,6 +7,7 @@ looked for and used by the Hub's client, and shown nowhere.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import tempfile
@@ -15,14 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-import torch
 
 from synthfactory.model.describe import weight_bytes
 from synthfactory.model.find import H0_MINI, Opened, find_model
 from synthfactory.model.folder import ModelFolder
-from synthfactory.model.formats import slow_format
 from synthfactory.model.hub import access, pin
-from synthfactory.model.weights import default_device
 from synthfactory.plan.plan import BYTES_PER_TILE
 from synthfactory.run.models import choose_model, needs_encoder
 from synthfactory.shards.base import temporary_name
@@ -54,9 +52,13 @@ class Check:
 
 def examine(spec: Spec | None, *, ray: bool = True) -> Iterator[Check]:
     """Every check that can be made without a spec, then those of the spec. InputError is turned into a failed check."""
-    yield device()
-    if ray:
-        yield ray_starts()
+    without = packages()
+    if without is not None:
+        yield without
+    else:
+        yield device()
+        if ray:
+            yield ray_starts()
     yield scratch()
     if spec is None:
         yield token(needed=False)
@@ -67,11 +69,24 @@ def examine(spec: Spec | None, *, ray: bool = True) -> Iterator[Check]:
         yield token(needed=any(_gated(name) for name in repositories))
         for name in repositories:
             yield gate(name)
-    yield from model(spec)
+    if without is None:
+        yield from model(spec)
+
+
+def packages() -> Check | None:
+    """A failed check where torch or diffusers is not installed: without them neither device nor model can be looked at."""
+    try:
+        importlib.import_module("synthfactory.model.weights")
+    except ImportError as error:
+        text = f"what draws tiles cannot be imported ({error}); install what is missing, or synthfactory anew"
+        return Check("fail", "packages", text)
+    return None
 
 
 def device() -> Check:
     """What tiles would be drawn on."""
+    import torch
+
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         return Check("ok", "device", f"{count} x {torch.cuda.get_device_name()}, torch {torch.__version__}")
@@ -81,6 +96,8 @@ def device() -> Check:
 
 def free_memory() -> int:
     """Bytes free on the GPU, or for new processes on this machine."""
+    import torch
+
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     with contextlib.suppress(OSError, ValueError, IndexError):  # what the page cache holds is free for processes, too
@@ -108,7 +125,9 @@ def ray_starts() -> Check:
         return Check("fail", "ray", f"cannot be imported ({error}); reinstall the package, or build with --local")
     try:
         return Check("ok", "ray", f"{try_ray()} starts")
-    except (OSError, RuntimeError, ValueError, InputError) as error:
+    except InputError as error:
+        return Check("fail", "ray", str(error))
+    except (OSError, RuntimeError, ValueError) as error:
         return Check(
             "fail", "ray", f"does not start ({str(error).splitlines()[0]}); build with --local, or name a cluster"
         )
@@ -216,6 +235,9 @@ def gate(name: HubName) -> Check:
 
 def model(spec: Spec) -> Iterator[Check]:
     """Whether model, encoder, sampler and terms go together, and fit into memory."""
+    from synthfactory.model.formats import slow_format
+    from synthfactory.model.weights import default_device
+
     try:
         chosen = choose_model(spec)
     except InputError as error:

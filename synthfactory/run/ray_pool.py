@@ -69,7 +69,7 @@ class _Actor:
 
 
 def start_ray(address: str | None, workers: int) -> None:
-    """Connects to a cluster, or starts Ray on this machine, on loopback alone. InputError where there is no cluster."""
+    """Connects to a cluster, or starts Ray on this machine, on loopback alone. InputError where none answers or starts."""
     heeded = signal.getsignal(signal.SIGTERM)
     try:
         _init(address, workers)
@@ -81,7 +81,13 @@ def start_ray(address: str | None, workers: int) -> None:
 def _init(address: str | None, workers: int) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "ignore_reinit_error": True}
     if address is None:
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        try:
+            ray.init(address="local", num_cpus=workers, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"Ray does not start on this machine ({(str(error) or type(error).__name__).splitlines()[0]}); it needs a writable home "
+                "directory: set HOME to one, or do without Ray (--local; synthfactory-train: no --workers)"
+            ) from None
         return
     try:
         ray.init(address=address, **quiet)

@@ -86,8 +86,9 @@ def open_url(url: str, **options: Any) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        package = "synthfactory[s3]" if url.startswith(("s3://", "s3a://")) else "the package that it names"
-        raise InputError(f"{url}: {error}; install it (pip install '{package}')") from None
+        s3 = url.startswith(("s3://", "s3a://"))
+        how = "install it (pip install 'synthfactory[s3]')" if s3 else "install the package named above"
+        raise InputError(f"{url}: {error}; {how}") from None
     except Exception as error:  # noqa: BLE001 - some forty plugins, which raise what they like of a URL that lacks something
         said = str(error).partition("\n")[0][:200] or type(error).__name__
         raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from cli_checks import check_refusal, snapshot
 from hubserver import GRANTED, STRANGER, Hub, environment, serve_hub
@@ -168,7 +169,7 @@ def test_a_store_that_cannot_be_opened_ends_no_other_check(examine: Examine) -> 
 
 
 def test_what_the_page_cache_holds_is_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         pytest.skip("this machine does not tell")

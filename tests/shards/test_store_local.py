@@ -100,6 +100,12 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store("s3://b/x")
 
 
+def test_of_other_stores_no_package_is_told_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=r"gs://b/x: .*gcsfs.*; install the package named above$"):
+        open_store("gs://b/x")
+
+
 def test_of_many_creators_one_wins(store: LocalStore) -> None:
     won: list[int] = []
     start = threading.Barrier(8)

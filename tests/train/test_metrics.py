@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import write_config, write_shard
 from training import cut_off
 
 from synthfactory.spec.errors import InputError
+from train.cli import cli
 from train.config import load_config
 from train.loop import train
 
@@ -59,3 +61,20 @@ def test_without_tensorboard_the_message_says_what_to_install(tmp_path: Path, mo
     config = load_config(write_config(tmp_path, optimiser=STEPS, tensorboard=True))
     with pytest.raises(InputError, match=r"tensorboard: cannot be imported .*synthfactory\[tensorboard\]"):
         train(config, tmp_path / "run", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_tensorboard_is_looked_for_before_anything_begins(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "shards")
+    config = write_config(tmp_path, optimiser=STEPS, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    words = [command, config, "--cache", str(tmp_path / "cache")] + (
+        ["--run", str(tmp_path / "run")] * (command == "run")
+    )
+    before = sorted(tmp_path.iterdir())
+    ended = CliRunner().invoke(cli, words)
+    assert isinstance(ended.exception, InputError)
+    assert "synthfactory[tensorboard]" in str(ended.exception)
+    assert sorted(tmp_path.iterdir()) == before
