@@ -56,7 +56,7 @@ class Worker:
         nearest = None if setup.nearest is None else Nearest.from_bytes(self._lineage.read(setup.nearest))
         self._drawing = Drawing(self._engine, spec, read_keys(spec, self._lineage), nearest)
         self._class_index = {entry["name"]: int(entry["class_index"]) for entry in lock["classes"]}
-        self._folder = folder
+        self._folder, self._begun = folder, not setup.first
         self._check_fingerprint()
 
     def _check_fingerprint(self) -> None:
@@ -130,7 +130,8 @@ class Worker:
 
     def _may_be_empty(self) -> bool:
         """Whether the set holds a shard: others may have been committed since the build began."""
-        return not self.setup.first or any(True for _ in self._out.entries("commits"))
+        self._begun = self._begun or any(True for _ in self._out.entries("commits"))
+        return self._begun
 
     def _record(self, unit: Unit, position: int) -> TileRecord:
         task, lock, spec = unit.task, self.setup.lock, self.setup.spec

@@ -36,21 +36,37 @@ def test_a_first_build_of_which_nothing_passes_ends_before_it_commits(spec_file:
     assert run("build", spec, "--local").code == 2  # and again
 
 
+def passing(monkeypatch: pytest.MonkeyPatch, kept: Callable[[int], bool]) -> None:
+    """Screens that drop a candidate by its number in the build, whatever it shows."""
+    seen, real = Counter[str](), drawing.screen_tiles
+
+    def screened(images: np.ndarray, *arguments: Any) -> list[Verdict]:
+        numbers = range(seen["all"], seen["all"] + len(images))
+        seen["all"] += len(images)
+        return [
+            verdict if kept(number) else replace(verdict, keep=False, reasons=("blurred",))
+            for number, verdict in zip(numbers, real(images, *arguments), strict=True)
+        ]
+
+    monkeypatch.setattr(drawing, "screen_tiles", screened)
+
+
+def test_a_shard_of_which_nothing_passes_is_a_shortfall_once_another_is_committed(
+    spec_file: MakeSpec, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing(monkeypatch, lambda candidate: candidate < 90)
+    output = {"path": str(out), "shard_size": 100}
+    ended = run("build", spec_file(budget={"max_attempts": 1}, classes={"alpha": 200}, output=output), "--local")
+    assert ended.code == 3, ended.err
+    assert "90 of 200 tiles" in ended.out
+    assert len(list((out / "commits").iterdir())) == 2
+
+
 def test_a_class_that_is_drawn_first_does_not_end_a_build_of_others(
     spec_file: MakeSpec, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches go by sampler: all of alpha's come before any of beta's."""
-    seen, real = Counter[str](), drawing.screen_tiles
-
-    def screened(images: np.ndarray, *arguments: Any) -> list[Verdict]:
-        verdicts = real(images, *arguments)
-        late = [seen["all"] + at >= 150 for at in range(len(images))]
-        seen["all"] += len(images)
-        return [
-            v if keep else replace(v, keep=False, reasons=("blurred",)) for v, keep in zip(verdicts, late, strict=True)
-        ]
-
-    monkeypatch.setattr(drawing, "screen_tiles", screened)
+    passing(monkeypatch, lambda candidate: candidate >= 150)
     classes = {"alpha": {"count": 150, "sampler": {"steps": 2}}, "beta": 40}
     output = {"path": str(out), "shard_size": 200}
     ended = run("build", spec_file(budget={"max_attempts": 1}, classes=classes, output=output), "--local")
