@@ -205,11 +205,19 @@ def run_trial(trial: Trial, seeds: int, tick: Tick = lambda done: None) -> dict[
     return found
 
 
-def rarest(trial: Trial, count: int = 3) -> tuple[int, ...]:
-    """Numbers of the classes with fewest real tiles, at most half of all."""
-    sizes = np.bincount(trial.real.classes, minlength=len(trial.names))
+def rarest(trial: Trial, count: int = 3, sizes: np.ndarray | None = None) -> tuple[int, ...]:
+    """Numbers of the classes with fewest real tiles, at most half of all; of classes of one size all or none. `sizes` (C,) are those of the
+    whole cohort, where the trial took some of it.
+    """
+    if sizes is None:
+        sizes = np.bincount(trial.real.classes, minlength=len(trial.names))
     few = min(count, len(trial.names) // 2)
-    return tuple(sorted(np.argsort(sizes, kind="stable")[:few].tolist()))
+    ordered = np.sort(sizes)
+    return (
+        tuple(np.flatnonzero(sizes < ordered[few]).tolist())
+        if ordered[few - 1] == ordered[few]
+        else tuple(np.flatnonzero(sizes <= ordered[few - 1]).tolist())
+    )
 
 
 class Scores:
@@ -374,10 +382,10 @@ class Scores:
         first, second = (self.balanced(hits_of(each, self._classes), every) for each in (one, other))
         return self.figure(lambda weights: first(weights) / np.maximum(second(weights), 1e-9), every, (0.0, math.inf))
 
-    def best_free(self, found: Mapping[str, Outcome], classes: Sequence[int]) -> str:
-        """The free arm that is best on the test itself: where there is doubt, it favours what costs nothing."""
+    def best_free(self, found: Mapping[str, Outcome], classes: Sequence[int]) -> str | None:
+        """The free arm that is best on the test itself: where there is doubt, it favours what costs nothing. None where no class counts."""
         if not self.counted(classes):
-            return FREE[0]
+            return None
         return max(
             (name for name in FREE if name in found),
             key=lambda name: float(self.balanced(hits_of(found[name], self._classes), classes)(self._once)[0]),

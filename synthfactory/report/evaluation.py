@@ -68,6 +68,7 @@ def _fidelity(found: Json) -> list[str]:
     mark = _mark(found)
     lines = [
         f"compared with {found['compared_with']}; {found['tiles_each']:,} tiles each, 95 % intervals",
+        *([f"  {found['scale']}"] if "scale" in found else []),
         f"{'figure' + mark:<{NAME}} {'drawn':<26} real",
     ]
     rows = [
@@ -100,14 +101,27 @@ def _utility(found: Json) -> list[str]:
         f"{_cell(of_rare['over_best_free']) if of_rare else ''}".rstrip()
     )
     lines.append(f"{'synthetic / real only' + mark:<{NAME}} {_cell(found['synthetic_over_real'])}")
-    lines.append(f"  best free: {gain['best_free']}" + (f"; of the rarest: {of_rare['best_free']}" if of_rare else ""))
+    if gain["best_free"] is not None:
+        lines.append(
+            f"  best free: {gain['best_free']}" + (f"; of the rarest: {of_rare['best_free']}" if of_rare else "")
+        )
     if rare:
         lines.append(f"  rarest: {', '.join(shown(name) for name in rare)}")
+    if out := found["too_few_in_the_test"]:
+        lines.append(
+            f"  means are over {len(found['counted'])} of {len(found['classes'])} classes; too few patients in the test: "
+            f"{', '.join(shown(name) for name in out)}"
+        )
     lines += _recalls(found, mark)
     outside = found.get("leave_site_out")
     if outside and "gain" in outside:
         gain = outside["gain"]
-        told = f"gains {_cell(gain['over_best_free'])} over {gain['best_free']}; {outside['note']}"
+        over = (
+            f"gains {_cell(gain['over_best_free'])} over {gain['best_free']}"
+            if gain["best_free"]
+            else "no class counts"
+        )
+        told = f"{over}; {outside['note']}"
         lines.append(f"leave-site-out{mark}, {outside['sites']} sites: {told}")
         if outside["sites_not_judged"]:
             lines.append(
@@ -129,7 +143,7 @@ def _recalls(found: Json, mark: str) -> list[str]:
     arms = [
         arm
         for arm in ("real only", found["gain"]["best_free"], "real + synthetic", "synthetic only")
-        if arm in found["arms"]
+        if arm is not None and arm in found["arms"]
     ]
     arms = list(dict.fromkeys(arms))
     heads = " ".join(f"{SHORT.get(arm, arm):>11}" for arm in arms)
@@ -139,6 +153,9 @@ def _recalls(found: Json, mark: str) -> list[str]:
         cells = " ".join(f"{'-' if value is None else f'{value:.3f}':>11}" for value in values)
         counts = found["classes"][name]
         lines.append(f"{shown(name, 18):<18} {counts['real']:>6,} {counts['drawn']:>6,} {cells}")
+    taken = [f"{name} {counts['real_taken']:,}" for name, counts in found["classes"].items() if "real_taken" in counts]
+    if taken:
+        lines.append(f"  real tiles that were learnt from, where not all: {', '.join(taken)}")
     lines += ["", f"{f'calibration error{mark} of':<{NAME}} {'':<26} a calibrated one by chance"]
     for arm in arms:
         error = found["arms"][arm]["calibration_error"]
@@ -148,12 +165,12 @@ def _recalls(found: Json, mark: str) -> list[str]:
 
 
 def _told_apart(found: Json) -> list[str]:
-    if "why" in found:
+    if isinstance(found.get("why"), str):  # a class may be called so
         return ["", f"synthetic told from real: {found['why']}"]
     mark = _mark(*found.values())
     lines = ["", f"{'synthetic told from real' + mark:<{NAME}} area under the curve (0.5: not at all)"]
     for name, figure in found.items():
-        text = _cell(figure) if figure["value"] is not None else f"- {figure['why'].partition(';')[0]}"
+        text = _cell(figure) if figure["value"] is not None else f"- {figure['why']}"
         lines.append(f"{shown(name, NAME):<{NAME}} {text}")
     return lines
 

@@ -23,9 +23,10 @@ from synthfactory.evaluate.fidelity import (
 from synthfactory.evaluate.intervals import UnmeasurableError
 from synthfactory.evaluate.planted import saved_anew
 from synthfactory.run.audit_tiles import Begin
-from synthfactory.run.evaluating import Sides
+from synthfactory.run.evaluating import FEW, Sides
 from synthfactory.run.spaces import Item, Kept, Space, embedded_in
 from synthfactory.spec.errors import InputError
+from synthfactory.spec.text import counted
 
 LOSSLESS = "png"  # of which nothing need be saved anew
 MOST = 2000  # tiles of each side
@@ -76,7 +77,7 @@ def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> 
     for space in pool.spaces:
         sides = pool.sides[space.name]
         a = _real(sides).of(as_is)
-        into[space.name] = standard_space([a, sides.drawn.of(of_drawn), _real(sides).of(of_real)])
+        into[space.name] = standard_space([a, _real(sides).of(of_real)])
         reference[space.name] = into[space.name](a)
     for codec in dict.fromkeys([LOSSLESS, *codecs]):
         drawn: dict[str, np.ndarray] = {}
@@ -127,6 +128,10 @@ def _some(items: Iterator[Item], rows: np.ndarray) -> Iterator[Item]:
 
 
 def _apart(side: Tiles, reference: Tiles) -> dict[str, Any]:
+    groups = len(np.unique(side.groups))
+    if groups < FEW:
+        why = f"not measurable with n = {counted(groups, 'patient')}; {FEW} are needed"
+        return {"kernel": None, "kernel_95": None, "frechet": None, "why": why}
     try:
         value, interval = kernel_distance(side, reference)
     except UnmeasurableError as error:

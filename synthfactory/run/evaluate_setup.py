@@ -324,8 +324,8 @@ def _not_measured(found: Mapping[str, Any], asked: Asked, *, bank: bool, blends:
     if asked.lineage is None:
         lines.append(
             "whom drawn tiles rest on: without --lineage each counts by itself, so where several rest on one patient the kernel distance "
-            "of drawn tiles is too high (real tiles of one patient are not compared with each other) and intervals are too narrow; nobody "
-            "knows whether unseen patients are unseen"
+            "of drawn tiles is too high (real tiles of one patient are not compared with each other), and intervals are too narrow; their "
+            "recall is not given; nobody knows whether unseen patients are unseen"
         )
     elif blends:
         lines.append(
@@ -354,14 +354,20 @@ def public_part(found: Mapping[str, Any]) -> dict[str, Any]:
         fidelity = {
             key: value
             for key, value in space["fidelity"].items()
-            if key.startswith(("kernel_d", "kernel_r", "frechet", "manifold"))
+            if key.startswith(("kernel_d", "kernel_r", "frechet", "manifold", "scale"))
         }
         utility = space["utility"]
         if "arms" in utility:
             arms = {
                 arm: {"balanced_accuracy": figures["balanced_accuracy"]} for arm, figures in utility["arms"].items()
             }
-            utility = {"arms": arms, "synthetic_over_real": utility["synthetic_over_real"], "gain": utility["gain"]}
+            utility = {
+                "arms": arms,
+                "means_over": utility["counted"],
+                "left_out_of_means": utility["too_few_in_the_test"],
+                "synthetic_over_real": utility["synthetic_over_real"],
+                "gain": utility["gain"],
+            }
         else:
             utility = {"why": utility["why"]}
         for given, section in ((space["fidelity"], fidelity), (space["utility"], utility)):

@@ -27,6 +27,11 @@ from synthfactory.run.spaces import Kept, digest_of
 from synthfactory.spec.text import counted
 
 MANIFOLD = 20_000  # tiles of each side for precision and recall, whose cost grows with the square; the rest of the figures take all
+SCALE = (
+    "coordinates standardised by the real tiles, balls reach to tiles of others: not comparable with published FID, KID or "
+    "density, nor with other real tiles"
+)
+NO_RECALL = "recall needs --lineage: balls of drawn tiles that rest on one patient are too small, which nobody can tell without it"
 LEAST = 10  # tiles of a class on each side for figures of fidelity
 FEW = 5  # patients: draws of fewer do not show a spread
 Json = dict[str, Any]
@@ -72,17 +77,25 @@ def fidelity_figures(sides: Sides, kept: Kept, begin: Begin, seed: int = 0) -> J
         }
     reference, drawn, beside, note = _compared(sides, seed)
     rows = same_mix([reference, drawn, beside], seed)
-    found: Json = {"compared_with": note, "tiles_each": len(rows[0]), "left_out": _one_sided(reference, drawn, beside)}
-    few = min(len(np.unique(side.groups[at])) for side, at in zip((reference, beside), (rows[0], rows[2]), strict=True))
-    if len(rows[0]) < LEAST or few < fidelity.LEAST_GROUPS:
+    found: Json = {
+        "compared_with": note,
+        "scale": SCALE,
+        "tiles_each": len(rows[0]),
+        "left_out": _one_sided(reference, drawn, beside),
+    }
+    people = [len(np.unique(side.groups[at])) for side, at in zip((reference, beside), (rows[0], rows[2]), strict=True)]
+    if len(rows[0]) < LEAST or min(people) < fidelity.LEAST_GROUPS:
         need = f"{LEAST} tiles of {fidelity.LEAST_GROUPS} patients are needed"
+        named = ("--unseen", "--real") if sides.unseen is not None else ("one half of --real", "the other")
+        of = " and ".join(f"{counted(count, 'patient')} of {name}" for count, name in zip(people, named, strict=True))
         return {
             **found,
-            "why": f"not measurable with n = {counted(len(rows[0]), 'tile')} of {counted(few, 'patient')} on each side, all at one mix "
-            f"of classes; {need}",
+            "why": f"not measurable with n = {counted(len(rows[0]), 'tile')} on each side, all at one mix of classes, of {of}; {need}",
         }
     chosen = [side.of(at) for side, at in zip((reference, drawn, beside), rows, strict=True)]
-    into = standard_space(chosen)
+    into = standard_space(
+        [chosen[0], chosen[2]]
+    )  # of real tiles: drawn ones far off must not stretch what they are measured by
     a, d, other = (into(chosen.pop(0)) for _ in range(3))  # one after the other: sides may be of gigabytes
     found["classes"] = _mix(a)
     compared = [part for side in (a, d, other) for part in (side.embeddings, side.classes, side.groups)]
@@ -90,6 +103,8 @@ def fidelity_figures(sides: Sides, kept: Kept, begin: Begin, seed: int = 0) -> J
     for name, side in (("drawn", d), ("real", other)):
         for what, measure in (("kernel", _kernel), ("frechet", _frechet), ("manifold", _manifold)):
             found[f"{what}_{name}"] = kept.once(f"{what} {name}", key, partial(measure, side, a, begin, name))
+    if sides.sources is None and "recall" in found["manifold_drawn"]:
+        found["manifold_drawn"] = {**found["manifold_drawn"], "recall": {"value": None, "why": NO_RECALL}}
     found["kernel_by_class"] = kept.once("kernel by class", key, lambda: _by_class(a, d, other))
     return found
 
@@ -123,6 +138,10 @@ def _mix(side: Tiles) -> dict[str, int]:
 
 
 def _kernel(side: Tiles, reference: Tiles, begin: Begin, name: str) -> Json:
+    groups = len(np.unique(side.groups))
+    if groups < FEW:
+        why = f"not measurable with n = {counted(groups, 'patient')} behind {name} tiles; {FEW} are needed"
+        return {"value": None, "why": why, "n": len(side)}
     tick = begin(f"kernel distance, {name} tiles", fidelity.blocks_of(side, reference))
     try:
         value, interval = kernel_distance(side, reference, tick=tick)

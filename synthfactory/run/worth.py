@@ -13,6 +13,7 @@ from synthfactory.evaluate.intervals import UnmeasurableError
 from synthfactory.evaluate.probes import learn
 from synthfactory.evaluate.utility import (
     BOTH,
+    FREE,
     MOST,
     SYNTHETIC,
     Augmented,
@@ -40,6 +41,7 @@ class Worth:
 
     trial: Trial
     rows: tuple[np.ndarray, np.ndarray, np.ndarray]
+    sizes: np.ndarray  # (3, C): tiles of each class on each side, whatever was taken of them
 
 
 def why_not(sides: Sides) -> str:
@@ -79,7 +81,10 @@ def worth_of(sides: Sides, most: int = MOST, most_tested: int | None = None) -> 
         mine = place[sides.augmented.of_row] >= 0
         augmented = Augmented(sides.augmented.embeddings[mine], place[sides.augmented.of_row[mine]])
     sources = None if sides.sources is None else tuple(sides.sources[row] for row in rows[1])
-    return Worth(Trial(tuple(names), real, drawn, unseen, augmented, sources), rows)
+    sizes = np.array(
+        [[(side.classes == name).sum() for name in names] for side in (sides.real, sides.drawn, sides.unseen)]
+    )
+    return Worth(Trial(tuple(names), real, drawn, unseen, augmented, sources), rows, sizes)
 
 
 def _cut(side: Tiles, names: Sequence[str], most: int | None) -> np.ndarray:
@@ -115,7 +120,7 @@ def _probed(sides: Sides, begin: Begin, seeds: int) -> Json:
     worth = worth_of(sides)
     tick = begin("probes: tuned on the cohort, tested on unseen patients", len(lessons(worth.trial)) * seeds)
     found = run_trial(worth.trial, seeds, tick)
-    result = figures_of(worth.trial, found, seeds)
+    result = figures_of(worth, found, seeds)
     if sides.sites is not None and not len(sides.sites[1]):
         result["leave_site_out"] = {"why": "no tile of --unseen states its site"}
     elif sides.sites is not None:
@@ -143,7 +148,7 @@ def cnn_figures(
             return kept.once("cnn fit", (sides.digest, str(CNN_STEPS), *fit), made)
 
         found = cnn_arms(worth.trial, images, seeds, CNN_STEPS, tick, once)
-        return {**figures_of(worth.trial, found, seeds), "tuned": CNN_TUNED}
+        return {**figures_of(worth, found, seeds), "tuned": CNN_TUNED}
 
     try:
         return kept.once("cnn", (sides.digest, str(seeds), str(CNN_STEPS), CNN_TUNED), make)
@@ -151,12 +156,15 @@ def cnn_figures(
         return {"why": str(error)}
 
 
-def figures_of(trial: Trial, found: Mapping[str, Outcome], seeds: int) -> Json:
-    """Of the arms, ratios and gains."""
-    scores, rare, every = Scores(trial), rarest(trial), range(len(trial.names))
+def figures_of(worth: Worth, found: Mapping[str, Outcome], seeds: int) -> Json:
+    """Of the arms, ratios and gains. The rarest are those of the cohort, of which the trial may have taken some, that count in means."""
+    trial = worth.trial
+    scores, every = Scores(trial), range(len(trial.names))
+    rare = scores.counted(rarest(trial, sizes=worth.sizes[0]))
     result: Json = {
-        "classes": {name: _counts(at, trial) for at, name in enumerate(trial.names)},
+        "classes": {name: _counts(at, worth) for at, name in enumerate(trial.names)},
         "rarest": [trial.names[at] for at in rare],
+        "counted": [trial.names[at] for at in scores.counted(every)],
         "too_few_in_the_test": list(scores.left_out),
         "seeds": seeds,
         "tuned": "drawn tiles that rest on the patients validation judges by are left out"
@@ -169,9 +177,15 @@ def figures_of(trial: Trial, found: Mapping[str, Outcome], seeds: int) -> Json:
     return {**result, "gain_rarest": _gains(scores, found, rare)} if rare else result
 
 
-def _counts(number: int, trial: Trial) -> dict[str, int]:
-    sides = (("real", trial.real), ("drawn", trial.drawn), ("test", trial.test))
-    return {name: int((side.classes == number).sum()) for name, side in sides}
+def _counts(number: int, worth: Worth) -> dict[str, int]:
+    """Tiles of a class on each side, and how many of them were taken where that is fewer."""
+    found, trial = dict[str, int](), worth.trial
+    for name, side, sizes in zip(
+        ("real", "drawn", "test"), (trial.real, trial.drawn, trial.test), worth.sizes, strict=True
+    ):
+        whole, taken = int(sizes[number]), int((side.classes == number).sum())
+        found |= {name: whole} if taken == whole else {name: whole, f"{name}_taken": taken}
+    return found
 
 
 def _gains(scores: Scores, found: Mapping[str, Outcome], classes: Sequence[int]) -> Json:
@@ -179,7 +193,7 @@ def _gains(scores: Scores, found: Mapping[str, Outcome], classes: Sequence[int])
     return {
         "over_real_only": scores.gain(found[BOTH], found["real only"], classes),
         "best_free": best,
-        "over_best_free": scores.gain(found[BOTH], found[best], classes),
+        "over_best_free": scores.gain(found[BOTH], found[best or FREE[0]], classes),
     }
 
 

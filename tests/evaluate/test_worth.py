@@ -374,10 +374,18 @@ def test_classes_of_few_test_patients_count_in_no_mean() -> None:
     told = nobody.of(right, [0])
     assert told["balanced_accuracy"]["value"] is None and told["by_seed"] == []
     assert nobody.gain(right, right, range(3))["value"] is None
-    assert nobody.best_free({"real only": right}, range(3)) == "real only"
+    assert nobody.best_free({"real only": right}, range(3)) is None, "nothing was measured"
     assert scores.of(perfect, [2])["recall"]["c"]["why"] == "4 patients in the test; 5 are needed"
     low, high = scores.gain(perfect, perfect, range(3))["interval_95"]
     assert low < 0 < high
+
+
+def test_the_rarest_are_those_of_the_whole_cohort_and_none_by_the_alphabet() -> None:
+    sides = [np.repeat(np.arange(4), 5)] * 3
+    made = Trial(tuple("abcd"), *(Tiles(np.zeros((20, 1)), classes, np.arange(20)) for classes in sides))
+    assert rarest(made) == (), "all are of one size"
+    assert rarest(made, sizes=np.array([3000, 50, 800, 100])) == (1, 3)
+    assert rarest(made, sizes=np.array([10, 50, 50, 100])) == (0,), "of two of one size neither is the second rarest"
 
 
 def test_the_best_free_arm_is_the_best_on_the_test(ideal: tuple[Trial, dict[str, Outcome]]) -> None:

@@ -68,5 +68,5 @@ def test_drawn_tiles_of_one_patient_give_a_reason_and_real_ones_their_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = study(tmp_path, monkeypatch, drawn_too=False, drawn_of=1)["png"]
-    assert found["drawn"]["kernel"] is None and "share no patient" in found["drawn"]["why"]
+    assert found["drawn"]["kernel"] is None and "1 patient; 5 are needed" in found["drawn"]["why"]
     assert found["real"]["kernel"] is not None

@@ -222,10 +222,7 @@ def test_few_patients_give_reasons_in_place_of_figures(here: Path, tmp_path: Pat
     assert ended.code == 0, ended.err
     found = json.loads(Path("evaluation.json").read_text())
     for space in found["spaces"].values():
-        assert (
-            "of 2 patients on each side, all at one mix of classes; 10 tiles of 10 patients are needed"
-            in space["fidelity"]["why"]
-        )
+        assert "of 2 patients of --unseen and 22 patients of --real; 10 tiles of 10" in space["fidelity"]["why"]
         assert space["utility"]["why"] == "not measurable with n = 2 patients on one side; 5 are needed"
     assert "patients in a half" in found["codecs"]["why"]
     one_each = shutil.copytree(here / "real", tmp_path / "one-each")
