@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,3 +72,36 @@ def test_drawn_tiles_of_nobody_known_stand_each_by_itself() -> None:
     assert unknown.groups_are == "each tile by itself: no tile names a patient"
     one = drawn_side(seen, {"k0": [("P", 1.0)], "k1": [("P", 1.0)], "k2": [("", 1.0)]})
     assert one.groups_are == "the patient, as far as tiles name one"
+
+
+def fidelity_of(drawn: Tiles, folder: Path, *, known: bool = True) -> dict[str, Any]:
+    sources = tuple(frozenset({str(group)}) for group in drawn.groups) if known else None
+    sides = Sides(drawn, side(20, 2), side(20, 3), sources=sources)
+    return dict(evaluating.fidelity_figures(sides, Kept(folder), lambda what, total: lambda count: None))
+
+
+def test_a_set_far_off_changes_nothing_of_what_it_is_measured_beside(tmp_path: Path) -> None:
+    """Scaled by drawn tiles as well, the worst set would have the smallest distance of real ones."""
+    near = side(20, 1)
+    found = [
+        fidelity_of(replace(near, embeddings=near.embeddings + off), tmp_path)
+        for off in np.array([0, 3, 30], np.float32)
+    ]
+    assert (
+        len({each["kernel_real"]["value"] for each in found})
+        == len({each["frechet_real"]["value"] for each in found})
+        == 1
+    )
+    first, second, third = (each["kernel_drawn"]["value"] for each in found)
+    assert abs(first) < 0.3 and second > 3 and third > 100 * second
+    assert "not comparable with published FID" in found[0]["scale"]
+
+
+def test_what_rests_on_few_patients_has_no_kernel_distance_and_without_lineage_no_recall(tmp_path: Path) -> None:
+    few = fidelity_of(side(4, 1, each=30), tmp_path)
+    assert few["kernel_drawn"]["why"] == "not measurable with n = 4 patients behind drawn tiles; 5 are needed"
+    whole = fidelity_of(side(20, 1), tmp_path)
+    assert whole["kernel_drawn"]["value"] is not None and whole["manifold_drawn"]["recall"]["value"] > 0.5
+    nobody = fidelity_of(side(20, 1), tmp_path, known=False)["manifold_drawn"]
+    assert nobody["recall"]["value"] is None and "needs --lineage" in nobody["recall"]["why"]
+    assert nobody["precision"] == whole["manifold_drawn"]["precision"]
