@@ -124,7 +124,7 @@ def measure(tiles: Tiles, answers: Answers) -> Found:
 
     right, answered = called == np.where(real, REAL, SYNTHETIC), called != NONE
     label_real, label_synthetic = (of(yes, said, side & ~tiles.wrong) for side in (real, ~real))
-    seconds = answers.seconds[np.isfinite(answers.seconds)]
+    seconds = answers.seconds[np.isfinite(answers.seconds) & answered]
     return Found(
         right=of(right, answered),
         synthetic_called_real=of(called == REAL, answered, ~real),

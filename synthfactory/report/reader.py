@@ -95,12 +95,14 @@ def render(found: Json) -> list[str]:
     for reader in found["readers"]:
         lines += _block(f"reader {shown(reader['reader'], 40)}", reader)
     if found["together"] is not None:
-        lines += _block(f"all {counted(len(found['readers']), 'reader')}", found["together"])
-        name = "Cohen's kappa" if len(found["readers"]) == 2 else "Fleiss' kappa"
+        lines += _block(f"all {counted(found['together']['readers'], 'reader')} who answered", found["together"])
+        name = "Cohen's kappa" if found["together"]["readers"] == 2 else "Fleiss' kappa"
         title = f"agreement of readers{_mark(found['agreement'])}, {name}"
         lines += ["", f"{title:<{NAME + 5}}  value  95 % interval      of"]
         lines += _line("real or synthetic", found["agreement"]["called"], "{:.2f}", NAME + 5)
         lines += _line("labels", found["agreement"]["label"], "{:.2f}", NAME + 5)
+    if found["answered_nothing"]:
+        lines += ["", f"answered nothing: {', '.join(shown(name, 40) for name in found['answered_nothing'])}"]
     return [*lines, "", "50 % is guessing. " + found["internal"]]
 
 

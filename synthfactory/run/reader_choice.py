@@ -48,6 +48,9 @@ def choose_real(
         for position in range(len(all_rows)):
             row = all_rows[entry(secret, f"real/{label}", len(all_rows), position)]
             rows_of[label].setdefault(owners[row], []).append(row)
+        people = list(rows_of[label])  # as their tiles came: those of many tiles first
+        order = [people[entry(secret, f"owner/{label}", len(people), position)] for position in range(len(people))]
+        rows_of[label] = {owner: rows_of[label][owner] for owner in order}
     class_of = match(quotas, {label: list(found) for label, found in rows_of.items()})
     rows, seen = list[int](), set[bytes]()
     for label, found in rows_of.items():

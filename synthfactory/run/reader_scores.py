@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from synthfactory.embeddings.rows import spelled
 from synthfactory.evaluate.readers import (
     CANNOT_SAY,
     NO,
@@ -66,11 +68,17 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
     files: dict[str, str] = {}
     for path in answers:
         sheet = _read_answers(path, key)
-        other = files.setdefault(sheet.reader.casefold(), path)
+        other = files.setdefault(spelled(sheet.reader), path)
         if other is not path:
             raise InputError(
                 f"--score {path}: is of reader '{shown(sheet.reader)}', and so is {other}; give the answers of each reader once, or let "
                 "each have a name of their own in column 'reader'"
+            )
+        same = next((at for at, each in enumerate(sheets) if _same(each, sheet)), None)
+        if same is not None:
+            raise InputError(
+                f"--score {path}: holds the very answers of {answers[same]}, and the same time for each: it is a copy under another name; "
+                "give the answers of each reader once"
             )
         sheets.append(sheet)
     listed = key["tiles"]
@@ -82,6 +90,8 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
     )
     whole = Answers(*(np.stack([getattr(each, name) for each in sheets]) for name in ("called", "labels", "seconds")))
     marked = {"contaminated": key["contaminated"] is not None}
+    there = np.array([bool((sheet.called != NONE).any() or (sheet.labels != NONE).any()) for sheet in sheets])
+    those = Answers(*(each[there] for each in (whole.called, whole.labels, whole.seconds)))
     found = {
         "format": FORMAT,
         "internal": INTERNAL,
@@ -98,16 +108,28 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
             {"reader": sheet.reader, "file": path, **marked, **measure(tiles, whole.of(at)).to_json()}
             for at, (sheet, path) in enumerate(zip(sheets, answers, strict=True))
         ],
-        "together": {**marked, **measure(tiles, whole).to_json()} if len(sheets) > 1 else None,
+        "together": {**marked, "readers": int(there.sum()), **measure(tiles, those).to_json()}
+        if there.sum() > 1
+        else None,
+        "answered_nothing": [sheet.reader for sheet, some in zip(sheets, there.tolist(), strict=True) if not some],
         "agreement": {
             **marked,
-            "called": figure_json(kappa(whole.called, tiles.owners, (SYNTHETIC, REAL))),
-            "label": figure_json(kappa(whole.labels, tiles.owners, (NO, YES, CANNOT_SAY))),
+            "called": figure_json(kappa(those.called, tiles.owners, (SYNTHETIC, REAL))),
+            "label": figure_json(kappa(those.labels, tiles.owners, (NO, YES, CANNOT_SAY))),
         },
     }
     if place is not None:
         write_report(place, found)
     return found
+
+
+def _same(one: _Sheet, other: _Sheet) -> bool:
+    """Whether two files are of one person's answers: nobody takes the same tenth of a second for every tile."""
+    timed = len(np.unique(other.seconds[np.isfinite(other.seconds)])) > 1
+    return timed and all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=name == "seconds")
+        for name in ("called", "labels", "seconds")
+    )
 
 
 def _bytes(path: str, option: str, what: str) -> bytes:
@@ -150,7 +172,11 @@ def _read_key(path: str) -> dict[str, Any]:
         given = key.setdefault("contaminated", None)  # keys of earlier versions do not say it
         if given is not None:
             whole &= all(type(given[name]) is int and 0 < given[name] < 1 << 31 for name in ("tiles", "patients"))
-        if not whole:
+        sides = [
+            Counter((each["class"], each["shown"]) for each in key["tiles"] if each["real"] is side)
+            for side in (True, False)
+        ]
+        if not whole or sides[0] != sides[1]:  # each side shows the same labels, right and wrong, of the same classes
             raise ValueError("another form")
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"--key {path}: is no key of a reader study, or damaged; name {what}") from None
@@ -188,23 +214,21 @@ def _read_answers(path: str, key: dict[str, Any]) -> _Sheet:
     count = len(key["tiles"])
     sheet = _Sheet("", np.full(count, NONE, np.int8), np.full(count, NONE, np.int8), np.full(count, np.nan))
     reader, seen = "", dict[int, int]()
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    semicolons = ";" in text.partition("\n")[0]  # as spreadsheets save where a comma is the decimal point
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=";" if semicolons else ",")
     try:
-        header = next(rows, [])
-        if tuple(each.strip() for each in header) != COLUMNS:
-            hint = (
-                "; its columns are separated by ';', so save it with commas"
-                if len(header) == 1 and ";" in header[0]
-                else ""
-            )
-            raise InputError(f"{path}:1: the header is not {','.join(COLUMNS)}{hint}; name {what}")
+        header = [each.strip() for each in next(rows, [])]
+        if sorted(header) != sorted(COLUMNS):
+            raise InputError(f"{path}:1: the header is not {','.join(COLUMNS)}; name {what}")
         for row in rows:
-            if not row:
+            if not any(each.strip() for each in row):
                 continue
             where = f"{path}:{rows.line_num}"
             if len(row) != len(COLUMNS):
                 raise InputError(f"{where}: has {len(row)} values, but the header has {len(COLUMNS)}; name {what}")
-            number, called, label, seconds, name, page = (each.strip() for each in row)
+            values = dict(zip(header, (each.strip() for each in row), strict=True))
+            number, called, label, seconds, name, page = (values[column] for column in COLUMNS)
+            seconds = seconds.replace(",", ".") if semicolons else seconds
             if page != key["page"]["id"]:
                 raise InputError(
                     f"{where}: is of page '{shown(page)}', but the key is of page '{shown(key['page']['id'])}'; take the key that was "
@@ -229,6 +253,7 @@ def _read_answers(path: str, key: dict[str, Any]) -> _Sheet:
 
 
 def _number_of(text: str, count: int, where: str) -> int:
+    text = text.removesuffix(".0")
     if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= count):
         raise InputError(f"{where}: there is no tile '{shown(text)}'; the page has tiles 1 to {count}")
     return int(text)

@@ -51,6 +51,14 @@ def score(*files: str, more: Sequence[object] = ()) -> Ended:
     return run("reader-study", *options, "--key", "reader-study.key.json", *more)
 
 
+def report_of(*files: str) -> str:
+    """The report of these answers, which are scored."""
+    Path("of.json").unlink(missing_ok=True)
+    ended = score(*files, more=["--report", "of.json"])
+    assert ended.code == 0, ended.err
+    return Path("of.json").read_text()
+
+
 def test_a_reader_who_sees_everything_and_one_who_guesses(sheet: dict[str, Any], here: Path) -> None:
     sees = write_answers("sees.csv", answered(sheet, "Ann"))
     ended = score(sees, more=["--report", "r.json"])
@@ -99,7 +107,7 @@ def test_scores_on_patients_of_the_models_training_set_are_marked(here: Path, tm
     assert found["contaminated"] == key["contaminated"]
     assert all(each["contaminated"] is True for each in (*found["readers"], found["together"], found["agreement"]))
     assert "\n* contaminated: CytoSyn was trained on TCGA (20 real tiles, 1 patient)\n" in ended.out
-    for words in ("reader Ann* ", "all 2 readers* ", "agreement of readers*, "):
+    for words in ("reader Ann* ", "all 2 readers who answered* ", "agreement of readers*, "):
         assert f"\n{words}" in ended.out
     assert max(map(len, ended.out.splitlines())) <= 80
     for wrong in ({"tiles": "many", "patients": 1}, {"tiles": 1}, [], "yes"):
@@ -138,7 +146,7 @@ def test_what_no_page_wrote_is_named_by_file_and_line(sheet: dict[str, Any], her
         (bad("more", 6, 5, f"{sheet['page']['id']},x"), "more.csv:6: has 7 values, but the header has 6"),
         (write_answers("other.csv", other), "other.csv:2: is of page '0123456789abcdef', but the key is of page"),
         (write_answers("head.csv", good, "tile,answer"), "head.csv:1: the header is not tile,real_or_synthetic"),
-        (write_answers("semi.csv", good, HEADER.replace(",", ";")), "separated by ';'"),
+        (write_answers("semi.csv", good, HEADER.replace(",", ";")), "semi.csv:2: has 1 values"),
         (write_answers("none.csv", []), "none.csv:1: holds no answer"),
         ("huge.csv", "huge.csv: has over 4 MB"), ("bytes.csv", "bytes.csv: is no CSV in UTF-8"),
         ("quote.csv", "quote.csv:2: is no CSV"), ("empty.csv", "empty.csv:1: the header is not"),
@@ -152,11 +160,56 @@ def test_what_no_page_wrote_is_named_by_file_and_line(sheet: dict[str, Any], her
     assert not Path("r.json").exists() and before.keys() <= snapshot(tmp_path).keys()
 
 
+def test_what_a_spreadsheet_made_of_answers_is_read_as_they_were(sheet: dict[str, Any], tmp_path: Path) -> None:
+    """By columns' names; separated by semicolons, with decimal commas, numbers of tiles as 1.0 and empty rows behind the last."""
+    good = [[*line[:3], "4.5", *line[4:]] for line in answered(sheet, "Ann")]
+    write_answers("Ann.csv", good)
+    plain = json.loads(report_of("Ann.csv"))
+    order = [5, 0, 3, 1, 4, 2]
+    header = HEADER.split(",")
+    rows = [[line[at] for at in order] for line in good]
+    (tmp_path / "moved.csv").write_text(
+        "\n".join([",".join(header[at] for at in order), *(",".join(map(str, row)) for row in rows)])
+    )
+    semi = [[f"{line[0]}.0", *line[1:3], "4,5", *line[4:]] for line in good]
+    (tmp_path / "semi.csv").write_text(
+        "\ufeff" + "\r\n".join([";".join(header), *(";".join(map(str, row)) for row in semi), ";;;;;", ""])
+    )
+    for name in ("moved.csv", "semi.csv"):
+        found = json.loads(report_of(name))
+        assert {**found["readers"][0], "file": ""} == {**plain["readers"][0], "file": ""}, name
+
+
+def test_who_answered_nothing_and_copies_are_no_readers(sheet: dict[str, Any], tmp_path: Path) -> None:
+    lines = answered(sheet, "Ann")
+    timed = [[*line[:3], str(number % 7), *line[4:]] for number, line in enumerate(lines)]
+    write_answers("Ann.csv", timed)
+    write_answers("Zed.csv", [[line[0], "", "", "", "Zed", line[5]] for line in lines])
+    ended = score("Ann.csv", "Zed.csv")
+    assert ended.code == 0, ended.err
+    assert "all 2 readers" not in ended.out and "answered nothing: Zed" in ended.out
+    half = [
+        [*line[:1], "", "", "0.0" if number % 2 else "", *line[4:]] if number >= 20 else line
+        for number, line in enumerate(timed)
+    ]
+    write_answers("half.csv", half)
+    assert json.loads(report_of("half.csv"))["readers"][0]["median_seconds"] > 0, (
+        "tiles that were not answered took no time"
+    )
+    write_answers("copy.csv", [[*line[:4], "Bob", line[5]] for line in timed])
+    check_refusal(score("Ann.csv", "copy.csv"), "copy.csv: holds the very answers of Ann.csv")
+    write_answers("Zoe1.csv", [[*line[:4], "Zo\u00eb", line[5]] for line in lines])
+    write_answers("Zoe2.csv", [[*line[:4], "zoe\u0308", line[5]] for line in lines])
+    check_refusal(score("Zoe1.csv", "Zoe2.csv"), "and so is Zoe1.csv")
+
+
 def test_a_key_goes_with_its_page_only(sheet: dict[str, Any], tmp_path: Path) -> None:
     write_answers("fine.csv", answered(sheet, "Ann"))
     place, page = Path("reader-study.key.json"), Path("reader-study.html")
     whole = place.read_text()
+    turned = [{**each, "real": not each["real"]} if each["tile"] == 1 else each for each in sheet["tiles"]]
     changes: list[dict[str, Any]] = [
+        {"tiles": turned}, {"tiles": [{**each, "real": False} for each in sheet["tiles"]]},
         {"format": "x"}, {"tiles": []}, {"tiles": None}, {"page": {}}, {"tiles": sheet["tiles"][1:]},
         {"tiles": [{**each, "real": 1} for each in sheet["tiles"]]}, {"set": {"name": 3, "place": ""}},
         {"set": {**sheet["set"], "place": "out\0"}},
@@ -208,7 +261,7 @@ def test_answers_by_keyboard_are_kept_saved_and_scored(sheet: dict[str, Any]) ->
     page = sheet["page"]["id"]
     lines = saved["text"].split("\r\n")
     assert lines[:4] == [
-        HEADER, f'1,real,yes,4.3,"Ann,  A",{page}', f'2,synthetic,,2.0,"Ann,  A",{page}', f'3,,,0.0,"Ann,  A",{page}',
+        HEADER, f'1,real,yes,4.3,"Ann,  A",{page}', f'2,synthetic,,2.0,"Ann,  A",{page}', f'3,,,,"Ann,  A",{page}',
     ]  # fmt: skip
     assert len(lines) == 42 and "39 of 40 tiles are not answered yet" in again["status"]
     Path("answers.csv").write_text(saved["text"], newline="")

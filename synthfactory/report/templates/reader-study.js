@@ -122,7 +122,7 @@
       return;
     }
     const lines = answers.map((each, number) =>
-      [number + 1, each.called, each.label, each.seconds.toFixed(1), `"${name}"`, page].join(","));
+      [number + 1, each.called, each.label, each.seconds > 0 ? each.seconds.toFixed(1) : "", `"${name}"`, page].join(","));
     const text = ["tile,real_or_synthetic,label_right,seconds,reader,page", ...lines, ""].join("\r\n");
     find("text").value = text;
     find("copy").hidden = false;
