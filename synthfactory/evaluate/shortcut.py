@@ -40,8 +40,11 @@ def told_apart(
         behind = [[frozenset({name}) for name in side.groups.astype(str).tolist()] for side in sides]
         if sources is not None:
             behind[1] = [sources[row] for row in rows[1].tolist()]
-        everyone = sorted(frozenset[str]().union(*behind[0], *behind[1]))
-        half = {name: at % 2 for at, name in enumerate(random.permutation(everyone).tolist())}
+        of_drawn = frozenset[str]().union(*behind[1])
+        others = frozenset[str]().union(*behind[0]) - of_drawn
+        # Those behind drawn tiles apart, so that few drawn tiles are shared out evenly too.
+        dealt = [name for people in (of_drawn, others) for name in random.permutation(sorted(people)).tolist()]
+        half = {name: at % 2 for at, name in enumerate(dealt)}
         halves = [[{half[name] for name in names} for names in each] for each in behind]
         clear = [np.array([len(found) == 1 for found in each], bool) for each in halves]
         sides = [side.of(np.flatnonzero(whole)) for side, whole in zip(sides, clear, strict=True)]

@@ -148,3 +148,19 @@ def test_descriptors_do_not_depend_on_how_a_tile_is_turned_and_tell_stain_and_pa
     stripes[::4] //= 2
     assert np.abs(texture(stripes) - found).max() > 0.05
     assert np.isfinite(texture(np.full((64, 64, 3), 255, np.uint8))).all(), "glass alone"
+
+
+def test_few_drawn_tiles_are_shared_out_evenly_whatever_the_split() -> None:
+    """Twenty drawn tiles of ten patients, and forty patients of whom nothing was drawn: ten of them on either side, by any seed."""
+    random = np.random.default_rng(0)
+    real = Tiles(
+        random.standard_normal((200, 4)).astype(np.float32),
+        np.full(200, "a"),
+        np.array([f"p{n // 4}" for n in range(200)]),
+    )
+    drawn = Tiles(
+        random.standard_normal((20, 4)).astype(np.float32),
+        np.full(20, "a"),
+        np.array([f"p{n // 2}" for n in range(20)]),
+    )
+    assert all(told_apart(real, drawn, seed=seed)["a"]["value"] is not None for seed in range(10))
