@@ -16,11 +16,11 @@ from synthfactory.evaluate.fidelity import (
     Tiles,
     frechet,
     halved,
-    kernel_distance,
     same_mix,
     standard_space,
 )
 from synthfactory.evaluate.intervals import UnmeasurableError
+from synthfactory.evaluate.kernel import kernel_distance
 from synthfactory.evaluate.planted import saved_anew
 from synthfactory.run.audit_tiles import Begin
 from synthfactory.run.evaluating import FEW, Sides
@@ -77,7 +77,7 @@ def codec_study(pool: Pool, codecs: Sequence[str], kept: Kept, begin: Begin) -> 
     for space in pool.spaces:
         sides = pool.sides[space.name]
         a = _real(sides).of(as_is)
-        into[space.name] = standard_space([a, _real(sides).of(of_real)])
+        into[space.name] = standard_space([a, _real(sides).of(of_real)], sides.drawn.of(of_drawn))
         reference[space.name] = into[space.name](a)
     for codec in dict.fromkeys([LOSSLESS, *codecs]):
         drawn: dict[str, np.ndarray] = {}

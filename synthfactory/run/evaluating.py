@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from synthfactory.evaluate import fidelity
-from synthfactory.evaluate.fidelity import Tiles, halved, kernel_distance, manifolds, same_mix, standard_space
+from synthfactory.evaluate.fidelity import Tiles, halved, manifolds, same_mix, standard_space
 from synthfactory.evaluate.intervals import UnmeasurableError, owners_worth, patient_weights, student
+from synthfactory.evaluate.kernel import blocks_of, kernel_distance
 from synthfactory.evaluate.neighbours import nearest
 from synthfactory.evaluate.shortcut import association, told_apart
 from synthfactory.evaluate.utility import Augmented
@@ -28,8 +29,8 @@ from synthfactory.spec.text import counted
 
 MANIFOLD = 20_000  # tiles of each side for precision and recall, whose cost grows with the square; the rest of the figures take all
 SCALE = (
-    "coordinates standardised by the real tiles, balls reach to tiles of others: not comparable with published FID, KID or "
-    "density, nor with other real tiles"
+    "coordinates standardised (by drawn tiles as far as they are near real ones), balls reach to tiles of others: not comparable with "
+    "published FID, KID or density, nor with other real tiles, and between sets only beside their real column"
 )
 NO_RECALL = "recall needs --lineage: balls of drawn tiles that rest on one patient are too small, which nobody can tell without it"
 LEAST = 10  # tiles of a class on each side for figures of fidelity
@@ -93,9 +94,7 @@ def fidelity_figures(sides: Sides, kept: Kept, begin: Begin, seed: int = 0) -> J
             "why": f"not measurable with n = {counted(len(rows[0]), 'tile')} on each side, all at one mix of classes, of {of}; {need}",
         }
     chosen = [side.of(at) for side, at in zip((reference, drawn, beside), rows, strict=True)]
-    into = standard_space(
-        [chosen[0], chosen[2]]
-    )  # of real tiles: drawn ones far off must not stretch what they are measured by
+    into = standard_space([chosen[0], chosen[2]], chosen[1])
     a, d, other = (into(chosen.pop(0)) for _ in range(3))  # one after the other: sides may be of gigabytes
     found["classes"] = _mix(a)
     compared = [part for side in (a, d, other) for part in (side.embeddings, side.classes, side.groups)]
@@ -142,7 +141,7 @@ def _kernel(side: Tiles, reference: Tiles, begin: Begin, name: str) -> Json:
     if groups < FEW:
         why = f"not measurable with n = {counted(groups, 'patient')} behind {name} tiles; {FEW} are needed"
         return {"value": None, "why": why, "n": len(side)}
-    tick = begin(f"kernel distance, {name} tiles", fidelity.blocks_of(side, reference))
+    tick = begin(f"kernel distance, {name} tiles", blocks_of(side, reference))
     try:
         value, interval = kernel_distance(side, reference, tick=tick)
     except UnmeasurableError as error:

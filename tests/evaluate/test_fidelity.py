@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from synthfactory.evaluate import fidelity
-from synthfactory.evaluate.fidelity import Tiles, frechet, halved, kernel_distance, manifolds, same_mix, standard_space
+from synthfactory.evaluate import fidelity, kernel
+from synthfactory.evaluate.fidelity import Tiles, frechet, halved, manifolds, same_mix, standard_space
 from synthfactory.evaluate.intervals import UnmeasurableError
+from synthfactory.evaluate.kernel import kernel_distance
 
 WIDTH = 6
 
@@ -43,7 +44,7 @@ def pair(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("block", [2048, 350], ids=["one block", "several blocks"])
 def test_the_kernel_distance_of_gaussians_agrees_with_closed_form(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fidelity, "BLOCK", block)
+    monkeypatch.setattr(kernel, "BLOCK", block)
     m, F, n, G = pair(1)
     S, T = F @ F.T, G @ G.T
     truth = third_moment(m, S, m, S) + third_moment(n, T, n, T) - 2 * third_moment(m, S, n, T)
@@ -114,7 +115,7 @@ def test_classes_of_few_patients_do_not_make_equal_sides_differ() -> None:
 @pytest.mark.parametrize("rare", ["a", "z"])
 def test_a_class_that_some_block_lacks_is_not_taken_for_another(rare: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two patients of the rare class on one side and many on the other: dealt to four blocks, two of them lack it on one side."""
-    monkeypatch.setattr(fidelity, "BLOCK", 400)
+    monkeypatch.setattr(kernel, "BLOCK", 400)
     random = np.random.default_rng(0)
 
     def side(patients: int) -> Tiles:
@@ -124,7 +125,7 @@ def test_a_class_that_some_block_lacks_is_not_taken_for_another(rare: str, monke
         return Tiles(rows.astype(np.float32), classes, groups)
 
     one, other = standardise(side(2), side(60))
-    assert fidelity.blocks_of(one, other) == 4
+    assert kernel.blocks_of(one, other) == 4
     for pair in ((one, other), (other, one)):
         found, (low, high) = kernel_distance(*pair)
         assert low <= 0 <= high
@@ -144,8 +145,8 @@ def test_a_patient_with_most_tiles_is_not_left_out_of_a_large_side() -> None:
     found, (low, high) = kernel_distance(one, other)
     assert high - low > 0
     assert abs(found) > 0.1
-    used = fidelity._capped(one, random)
-    assert np.bincount(used.groups).max() == fidelity.BLOCK // 2
+    used = kernel._capped(one, random)
+    assert np.bincount(used.groups).max() == kernel.BLOCK // 2
     assert np.isin(np.arange(1, 501), used.groups).all()
 
 
