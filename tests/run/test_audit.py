@@ -21,12 +21,8 @@ from tinymodel import make_bank_file, make_tiny_model
 
 from synthfactory.evaluate.audit import Drawn, Real
 from synthfactory.evaluate.planted import TUNING, plant
-from synthfactory.model.encoder import open_encoder
-from synthfactory.model.weights import load_encoder
-from synthfactory.phantom import CLASSES, cohort_tiles
-from synthfactory.phantom.cohort import write_folder
 from synthfactory.run import auditing
-from synthfactory.run.audit_tiles import DrawnTiles, Source, embedded, open_source
+from synthfactory.run.audit_tiles import DrawnTiles, Source, embedded
 from synthfactory.run.auditing import Audit, UnfitError
 from synthfactory.spec.errors import InputError
 
@@ -370,39 +366,3 @@ def test_what_cannot_be_audited_is_refused(here: Path, tmp_path: Path) -> None:
     for ended, words in refusals:
         check_refusal(ended, words)
     assert not Path("audit.json").exists()
-
-
-def test_folders_tars_and_packed_sets_are_one_source(tmp_path: Path) -> None:
-    """Phantom tiles of 224 px, by the built-in encoder: the same tiles, patients and pixels however they come."""
-    list(write_folder(tmp_path / "folder", cohort_tiles("heldout", dict.fromkeys(CLASSES[:2], 3))))
-    ended = run(
-        "pack",
-        tmp_path / "folder",
-        tmp_path / "packed",
-        "--metadata",
-        tmp_path / "folder/tiles.csv",
-        "--label-level",
-        "tile",
-    )
-    assert ended.code == 0, ended.err
-    encoder = open_encoder("phantom")
-    vit = load_encoder(encoder)
-    found = [
-        open_source(str(tmp_path / name), "--members", encoder, vit.embed, lambda what, total: lambda count: None)
-        for name in ("folder", "packed")
-    ]
-    one, other = (
-        sorted(zip(each.real.patients, each.real.classes, each.real.embeddings.round(3).tolist(), strict=True))
-        for each in found
-    )
-    assert one == other
-    assert all(each.pixels is not None and each.pixels(0).shape == (224, 224, 3) for each in found)
-    tiny = open_encoder(str(make_tiny_model(tmp_path / "model")))
-    with pytest.raises(InputError, match=r"--members: .* is 224 x 224 px; tiles are 32 x 32 px"):
-        open_source(
-            str(tmp_path / "folder"),
-            "--members",
-            tiny,
-            load_encoder(tiny).embed,
-            lambda what, total: lambda count: None,
-        )

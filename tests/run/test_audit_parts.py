@@ -1,18 +1,25 @@
-"""Parts of an audit on their own: its mechanism, its products, its table."""
+"""Parts of an audit on their own: its mechanism, its products, its table, its sources."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from running import run
+from tinymodel import make_tiny_model
 
 from synthfactory.evaluate.audit import Real
 from synthfactory.evaluate.neighbours import nearest
+from synthfactory.model.encoder import open_encoder
+from synthfactory.model.weights import load_encoder
+from synthfactory.phantom import CLASSES, cohort_tiles
+from synthfactory.phantom.cohort import write_folder
 from synthfactory.report.audit import render
 from synthfactory.run import audit_setup, products
 from synthfactory.run.audit_setup import Asked, mechanism_of
-from synthfactory.run.audit_tiles import Source
+from synthfactory.run.audit_tiles import Source, open_source
 from synthfactory.run.auditing import Mechanism
 from synthfactory.run.people import NOBODY
 from synthfactory.spec.errors import InputError
@@ -67,3 +74,39 @@ def test_a_tile_of_which_nobody_is_known_is_no_patient_behind_the_set(monkeypatc
     rows, counts = audit_setup._behind(None, "lineage", Source("bank", real), others)  # type: ignore[arg-type]
     assert counts == {"patients": 2, "found": 2, "tiles_of_nobody": 3}
     assert rows.tolist() == [0, 2], "class by class"
+
+
+def test_folders_tars_and_packed_sets_are_one_source(tmp_path: Path) -> None:
+    """Phantom tiles of 224 px, by the built-in encoder: the same tiles, patients and pixels however they come."""
+    list(write_folder(tmp_path / "folder", cohort_tiles("heldout", dict.fromkeys(CLASSES[:2], 3))))
+    ended = run(
+        "pack",
+        tmp_path / "folder",
+        tmp_path / "packed",
+        "--metadata",
+        tmp_path / "folder/tiles.csv",
+        "--label-level",
+        "tile",
+    )
+    assert ended.code == 0, ended.err
+    encoder = open_encoder("phantom")
+    vit = load_encoder(encoder)
+    found = [
+        open_source(str(tmp_path / name), "--members", encoder, vit.embed, lambda what, total: lambda count: None)
+        for name in ("folder", "packed")
+    ]
+    one, other = (
+        sorted(zip(each.real.patients, each.real.classes, each.real.embeddings.round(3).tolist(), strict=True))
+        for each in found
+    )
+    assert one == other
+    assert all(each.pixels is not None and each.pixels(0).shape == (224, 224, 3) for each in found)
+    tiny = open_encoder(str(make_tiny_model(tmp_path / "model")))
+    with pytest.raises(InputError, match=r"--members: .* is 224 x 224 px; tiles are 32 x 32 px"):
+        open_source(
+            str(tmp_path / "folder"),
+            "--members",
+            tiny,
+            load_encoder(tiny).embed,
+            lambda what, total: lambda count: None,
+        )

@@ -38,6 +38,10 @@ PLAN = {"steps": 2, "batch": 4, "rate": 1e-3}
         ({"mode": "diffusion", "network": SIT, **RUNS, "base": "phantom"}, r"base: goes with modes finetune, repa-e and vae"),
         ({"mode": "encoder", "network": {"width": 24, "heads": 2}, "base": "phantom"}, r"base: goes with modes finetune, repa-e"),
         ({"mode": "finetune", "base": "phantom", "optimiser": {**PLAN, "betas": [1.0, 0.9]}}, r"optimiser\.betas\.0: 1\.0 is too large"),
+        (
+            {"mode": "finetune", "base": "phantom", "optimiser": {**PLAN, "ema": [0.9999991, 0.9999992]}},
+            r"optimiser\.ema: holds decays that differ behind six digits",  # files of averages would have one name
+        ),
         ({"mode": "finetune", "base": "phantom", "optimiser": {**PLAN, "betas": [0.9, -1]}}, r"optimiser\.betas\.1: -1 is too small"),
     ],
 )  # fmt: skip

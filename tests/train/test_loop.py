@@ -133,11 +133,6 @@ def test_as_many_tiles_are_validated_as_were_asked_for_whatever_a_batch_is(shard
         assert parts[f"validation_{name}"] == pytest.approx(whole[f"validation_{name}"], rel=1e-4)
 
 
-def test_averages_whose_files_would_have_one_name_are_refused(shards: Path) -> None:
-    with pytest.raises(InputError, match="decays that differ behind six digits"):
-        load_config(write_config(shards, optimiser={**STEPS, "ema": [0.9999991, 0.9999992]}))
-
-
 def test_a_full_disk_leaves_the_checkpoint_before(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(shards)
     train(load_config(config), shards / "whole", shards / "cache")
