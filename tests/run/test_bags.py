@@ -179,7 +179,7 @@ def test_under_mix_bags_change_no_tile_and_what_they_share_is_said(
     assert run("build", spec_file(bags={"size": 4}, **place, **given), "--local").code == 0
     assert [(row["key"], row["sources"]) for row in lineage_rows(tmp_path / "second")] == plain
     assert all(record["bag_id"] == bag_of(record) for _, _, record in iter_tiles(f"{tmp_path}/o2"))
-    assert "share their class, and patients where a class has few" in (tmp_path / "o2/README.md").read_text()
+    assert "share their class, and patients: each condition blends several" in (tmp_path / "o2/README.md").read_text()
     assert run("verify", tmp_path / "o2").code == 0
 
 
