@@ -261,7 +261,12 @@ def test_workers_under_ray_draw_the_same_bytes(cytosyn: Repo, build: Build, tmp_
     model = official(cytosyn)
     assert build(model, output={"path": str(tmp_path / "set/out"), "shard_size": 3}).code == 0
     shards = {name: data for name, data in contents(tmp_path / "set/out").items() if name.startswith("shards/")}
-    build(model, command="plan", output={"path": str(tmp_path / "set/ray"), "shard_size": 3})
+    build(
+        model,
+        command="plan",
+        output={"path": str(tmp_path / "set/ray"), "shard_size": 3},
+        lineage=str(tmp_path / "set/ray-lineage"),
+    )
     ended = run("build", tmp_path / "set/spec.yaml", "--workers", 2)
     assert ended.code == 0, ended.err
     found = {name: data for name, data in contents(tmp_path / "set/ray").items() if name.startswith("shards/")}
