@@ -19,6 +19,7 @@ from synthfactory.evaluate.neighbours import nearest
 FRECHET_COST = 2e11  # multiplications that its interval may take
 NEAREST = 5
 SHIFT, STRETCH = 1.0, 2.0  # of the real sides' spread and variance: what equal sides of ten tiles hardly come to
+LEAST_PART = 0.1  # so that no drawn tile lies further off than some ten of its spreads
 STILL = 1e-9  # spread of a coordinate that does not vary
 LEAST_GROUPS = 10  # patients of each side, for figures of fidelity
 SIDE_BY_SIDE = 1024
@@ -79,15 +80,15 @@ def standard_space(real: Sequence[Tiles], drawn: Tiles | None = None) -> Callabl
     that do not vary there are left out.
 
     Of some sides alone it would not do: their own rows would lie nearer to 0 than another's of the same distribution. But a `drawn` side
-    far off must not stretch the scale that it is measured by: mean and variance go no further than by SHIFT and STRETCH of the real ones'.
+    far off must not stretch the scale that it is measured by: mean and variance go no further than by SHIFT and STRETCH of the real ones',
+    but where that is less than LEAST_PART of all sides': a coordinate in which real tiles hardly vary must not outweigh all others.
     """
     mean, variance = _pooled(real)
     if drawn is not None:
-        spread = np.sqrt(variance)
         whole_mean, whole = _pooled([*real, drawn])
-        mean = np.clip(whole_mean, mean - SHIFT * spread, mean + SHIFT * spread)
-        # Coordinates in which real tiles do not vary are left to the drawn ones.
-        variance = np.where(spread > STILL, np.minimum(whole, STRETCH * variance), whole)
+        reach = SHIFT * np.sqrt(variance)
+        mean = np.clip(whole_mean, mean - reach, mean + reach)
+        variance = np.maximum(np.minimum(whole, STRETCH * variance), LEAST_PART * whole)
     spread = np.sqrt(variance)
     varies = spread > STILL
     middle, scale = mean[varies].astype(np.float32), spread[varies].astype(np.float32)

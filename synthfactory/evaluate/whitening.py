@@ -28,7 +28,9 @@ def whitener(embeddings_NE: np.ndarray, classes_N: np.ndarray) -> Whiten:
             outer += off.T @ off
     free = max(len(embeddings_NE) - len(names), 1)
     values, vectors = np.linalg.eigh(shrunk(outer / free, free))
-    matrix = vectors / np.sqrt(np.maximum(values, 1e-12 * max(float(values[-1]), 1e-300)))
+    if values[-1] <= 0:  # all tiles of a class are alike: nothing tells them apart
+        values = np.full(width, np.inf)
+    matrix = vectors / np.sqrt(np.maximum(values, 1e-12 * values[-1]))
 
     def whiten(given_ME: np.ndarray, labels_M: np.ndarray) -> np.ndarray:
         found = np.empty(given_ME.shape, np.float32)

@@ -228,7 +228,8 @@ def _read_answers(path: str, key: dict[str, Any]) -> _Sheet:
                 raise InputError(f"{where}: has {len(row)} values, but the header has {len(COLUMNS)}; name {what}")
             values = dict(zip(header, (each.strip() for each in row), strict=True))
             number, called, label, seconds, name, page = (values[column] for column in COLUMNS)
-            seconds = seconds.replace(",", ".") if semicolons else seconds
+            if semicolons:
+                number, seconds = number.replace(",", "."), seconds.replace(",", ".")
             if page != key["page"]["id"]:
                 raise InputError(
                     f"{where}: is of page '{shown(page)}', but the key is of page '{shown(key['page']['id'])}'; take the key that was "

@@ -188,16 +188,17 @@ def withdraw(patient: str, prepared: Prepared, lease: Lease | None = None, *, no
         if not (known or changed):
             raise InputError(f"{spec.output.path}: the bank is the one it was begun with, so nobody was taken out")
         _check_rebuild(prepared, standing, found)
+        counted_before = not _noted(lineage, with_shards=True).isdisjoint({mac, exact})
         if found.shards or found.stale or not known:
             _note(mac, found, lineage)
-        _count(lock, lineage)
+        _count(lock, lineage, new=bool(found.shards) and not counted_before)
         # The lock comes first: a build that still has the old bank is refused from here on.
         standing.store.put(LOCK, lock_yaml(lock))
         # Builds without the lease look at the lock after each commit; what they committed before it changed is seen here.
         latest, late = _late(patient, spec.output.path, lineage, seen)
         if late.shards:
             _note(mac, late, lineage)
-            _count(lock, lineage)
+            _count(lock, lineage, new=not (found.shards or counted_before))
             standing.store.put(LOCK, lock_yaml(lock))
         standing = replace(standing, commits={**standing.commits, **latest.commits})
         found.add(late)
@@ -263,11 +264,11 @@ def _noted(lineage: Store, *, with_shards: bool = False) -> set[str]:
     return found
 
 
-def _count(lock: dict[str, Any], lineage: Store) -> None:
+def _count(lock: dict[str, Any], lineage: Store, *, new: bool) -> None:
     """Counts the withdrawals in a lock, so that who holds a copy can see that it is of before: one a patient, however often the command
-    was cut off and run again.
+    was cut off and run again. `new`: this one is not noted yet, so the number rises (earlier versions counted some twice).
     """
-    count = max(lock.get("withdrawals", 0), len(_noted(lineage, with_shards=True)))
+    count = max(lock.get("withdrawals", 0) + new, len(_noted(lineage, with_shards=True)))
     if count:
         lock["withdrawals"] = count
 

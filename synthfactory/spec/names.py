@@ -40,7 +40,10 @@ def new_name_problem(name: str) -> str | None:
     if problem := class_name_problem(name):
         return problem
     if _OBEYED.match(name):
-        return "the class name looks like a formula, which spreadsheets obey in tables of labels; begin it with a letter or digit"
+        return (
+            "the class name looks like a formula, which spreadsheets obey in tables of labels; begin it with a letter or digit "
+            "('-ve (ER)', with a space before the bracket, is none)"
+        )
     return None
 
 

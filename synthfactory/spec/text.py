@@ -20,8 +20,10 @@ def shown_path(path: str) -> str:
     return shown(path, MAX_PATH_SHOWN)
 
 
-_PASSWORD = re.compile(r"(://[^/@:\s]*):[^/\s]*@")
-_USER = re.compile(r"(https?://)[^/@:\s]+@", re.IGNORECASE)  # a token in a user's place; elsewhere it names a container
+_PASSWORD = re.compile(r"(://[^/?#@:\s]*):[^/?#\s]*@")
+_USER = re.compile(
+    r"(https?://)[^/?#@:\s]+@", re.IGNORECASE
+)  # a token in a user's place; elsewhere it names a container
 _SIGNED = re.compile(
     r"([?&;#](?:[^=&;\s]*(?:token|secret|password|credential|key(?!word))[^=&;\s]*|[^=&;\s]*sig(?:nature)?)=)[^&;\s'\")]+",
     re.IGNORECASE,
