@@ -79,8 +79,10 @@ def _fidelity(found: Json) -> list[str]:
         rows.append((what, *(side.get(what, side) for side in sides)))
     for name, drawn, real in rows:
         lines.append(f"{name + mark:<{NAME}} {_cell(drawn):<26} {_cell(real)}".rstrip())
-    lines.append("  intervals: precision and density over the patients of the drawn side alone, recall")
-    lines.append("  and coverage over the other's; kernel distances: 0 within them shows nothing")
+    lines.append(
+        "  intervals: precision and density over the patients of the drawn side alone, recall and coverage over the other's; kernel "
+        "distances: 0 within them shows nothing"
+    )
     reasons = {row["why"] for _, *both in rows for row in both if row.get("value") is None and "why" in row}
     return [*lines, *(f"  -: {reason}" for reason in sorted(reasons))]
 
