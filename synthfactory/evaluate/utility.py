@@ -27,6 +27,7 @@ LEAST_DRAWS = 100  # with a value, for an interval
 FEW = 50  # patients of a class in the test: below, its part of an interval is found by itself
 LARGEST = 20_000_000  # numbers in all draws of the test's patients
 LEAST_PATIENTS = 5  # of a class in the test, for it to count
+NO_CLASS = f"no class has {LEAST_PATIENTS} patients in the test"
 AS_THEY_ARE, EVEN, AUGMENTED = "as they are", "even", "even, real ones oversampled and stained anew"
 SYNTHETIC, BOTH = "synthetic only", "real + synthetic"
 FREE = ("real only", "class weights", "oversampled, stained anew", "mixup", "SMOTE")
@@ -301,7 +302,7 @@ class Scores:
         """{value, interval_95}, or why there is none."""
         chosen = self.counted(classes)
         if not chosen:
-            return {"value": None, "why": f"no class has {LEAST_PATIENTS} patients in the test"}
+            return {"value": None, "why": NO_CLASS}
         draws = statistic(self._weights)
         if np.isfinite(draws).sum() < LEAST_DRAWS:
             return {"value": None, "why": "too few draws of the test's patients have tiles of every class"}

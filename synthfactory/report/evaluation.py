@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthfactory.spec.text import shown
@@ -107,24 +107,23 @@ def _utility(found: Json) -> list[str]:
         lines.append(
             f"  best free: {gain['best_free']}" + (f"; of the rarest: {of_rare['best_free']}" if of_rare else "")
         )
-    if rare:
-        lines.append(f"  rarest: {', '.join(shown(name) for name in rare)}")
-    if out := found["too_few_in_the_test"]:
-        lines.append(
-            f"  means are over {len(found['counted'])} of {len(found['classes'])} classes; too few patients in the test: "
-            f"{', '.join(shown(name) for name in out)}"
-        )
+    lines.append(
+        f"  rarest: {', '.join(shown(name) for name in rare)}" if rare else f"  rarest: none, {found['no_rarest']}"
+    )
+    lines += _means_over(found["too_few_in_the_test"], len(found["classes"]))
+    figures = [gain["over_best_free"], found["synthetic_over_real"], *([of_rare["over_best_free"]] if of_rare else ())]
+    figures += [arm[what] for arm in found["arms"].values() for what in ("balanced_accuracy", "rarest") if what in arm]
+    lines += [f"  -: {reason}" for reason in sorted({each["why"] for each in figures if each["value"] is None})]
     lines += _recalls(found, mark)
     outside = found.get("leave_site_out")
     if outside and "gain" in outside:
         gain = outside["gain"]
-        over = (
-            f"gains {_cell(gain['over_best_free'])} over {gain['best_free']}"
-            if gain["best_free"]
-            else "no class counts"
+        over = gain["over_best_free"]
+        told = (
+            f"gains {_cell(over)} over {gain['best_free']}" if over["value"] is not None else f"no gain, {over['why']}"
         )
-        told = f"{over}; {outside['note']}"
-        lines.append(f"leave-site-out{mark}, {outside['sites']} sites: {told}")
+        lines.append(f"leave-site-out{mark}, {outside['sites']} sites: {told}; {outside['note']}")
+        lines += _means_over(outside["too_few_in_the_test"], len(found["classes"]))
         if outside["sites_not_judged"]:
             lines.append(
                 f"  not judged: {outside['sites_not_judged']} more, of which every patient of --real has tiles"
@@ -137,6 +136,14 @@ def _utility(found: Json) -> list[str]:
     elif outside:
         lines.append(f"leave-site-out: {outside['why']}")
     return lines
+
+
+def _means_over(left_out: Sequence[str], classes: int) -> list[str]:
+    """Which classes stand in no mean; nothing where all count."""
+    if not left_out:
+        return []
+    names = ", ".join(shown(name) for name in left_out)
+    return [f"  means are over {classes - len(left_out)} of {classes} classes; too few patients in the test: {names}"]
 
 
 def _recalls(found: Json, mark: str) -> list[str]:
@@ -207,4 +214,6 @@ def _codecs(found: Json) -> list[str]:
                 for side in ("drawn", "real")
             ]
             lines.append(f"{codec:<10} {cells[0]:<28} {cells[1]}")
+        reasons = {each[side]["why"] for each in codecs.values() for side in ("drawn", "real") if "why" in each[side]}
+        lines += [f"  -: {reason}" for reason in sorted(reasons)]
     return lines

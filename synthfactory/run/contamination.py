@@ -50,5 +50,5 @@ def _put(section: Json, is_so: bool) -> None:
 
 def _put_each(section: Json, is_so: bool) -> None:
     """Into the figures of a section whose names are those of classes or codecs; into itself where it has none but a reason."""
-    for figure in [section] if "why" in section else section.values():
+    for figure in [section] if isinstance(section.get("why"), str) else section.values():  # a class may be called so
         _put(figure, is_so)

@@ -24,7 +24,7 @@ from synthfactory.spec.errors import InputError
 from synthfactory.spec.json_text import read_json
 
 PIECE = 128
-MEASURES = 9  # raised whenever figures are computed otherwise: what was kept before is then not taken
+MEASURES = 10  # raised whenever figures are computed otherwise: what was kept before is then not taken
 Item = tuple[bytes, Callable[[], np.ndarray]]  # digest of a tile's content, and what reads its pixels uint8 (H, H, 3)
 
 

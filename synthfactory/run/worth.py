@@ -15,6 +15,7 @@ from synthfactory.evaluate.utility import (
     BOTH,
     FREE,
     MOST,
+    NO_CLASS,
     SYNTHETIC,
     Augmented,
     Outcome,
@@ -160,7 +161,8 @@ def figures_of(worth: Worth, found: Mapping[str, Outcome], seeds: int) -> Json:
     """Of the arms, ratios and gains. The rarest are those of the cohort, of which the trial may have taken some, that count in means."""
     trial = worth.trial
     scores, every = Scores(trial), range(len(trial.names))
-    rare = scores.counted(rarest(trial, sizes=worth.sizes[0]))
+    smallest = rarest(trial, sizes=worth.sizes[0])
+    rare = scores.counted(smallest)
     result: Json = {
         "classes": {name: _counts(at, worth) for at, name in enumerate(trial.names)},
         "rarest": [trial.names[at] for at in rare],
@@ -174,7 +176,10 @@ def figures_of(worth: Worth, found: Mapping[str, Outcome], seeds: int) -> Json:
         "synthetic_over_real": scores.ratio(found[SYNTHETIC], found["real only"]),
         "gain": _gains(scores, found, every),
     }
-    return {**result, "gain_rarest": _gains(scores, found, rare)} if rare else result
+    if rare:
+        return {**result, "gain_rarest": _gains(scores, found, rare)}
+    why = "they have too few test patients" if smallest else "the classes with fewest real tiles are of one size"
+    return {**result, "no_rarest": why}
 
 
 def _counts(number: int, worth: Worth) -> dict[str, int]:
@@ -235,6 +240,8 @@ def leave_site_out(
     if min(left) == 0:  # all tiles of a blend may rest on every site
         note = f"for {left.count(0)} of {len(every)} sites no drawn tile is left that does not rest on it"
         return {"why": note, "drawn_left": left}
+    if not scores.counted(whole):
+        return {"why": f"{NO_CLASS} at the sites that are judged", "drawn_left": left}
     note = "drawn tiles that rest on the site, or on patients of no known site, are left out" if trial.sources is not None else (
         "drawn tiles may rest on patients of the site: it is not known whom they rest on (--lineage)"
     )  # fmt: skip
@@ -244,6 +251,7 @@ def leave_site_out(
         "tiles_without_site": {"real": int((~known).sum()), "test": int((of_test == "").sum())},
         "note": note,
         "drawn_left": left,
+        "too_few_in_the_test": list(scores.left_out),
         "arms": {name: scores.share(hits_of(each, part.test.classes), whole) for name, each in outcomes.items()},
         "gain": _gains(scores, outcomes, whole),
     }
