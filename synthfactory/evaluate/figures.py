@@ -19,12 +19,15 @@ TOP = 0.1
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its interval; None where it cannot be measured, and `why`. `n` counts what it rests on."""
+    """A value with its interval; None where it cannot be measured, and `why`. `n` counts what it rests on, `readers` whose answers those
+    are (0: it is no figure of readers).
+    """
 
     value: float | None
     interval: Interval | None
     n: int
     why: str = ""
+    readers: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the report."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,10 +84,10 @@ class Found:
 
 
 def figure_json(figure: Figure) -> dict[str, Any]:
-    """A value with its interval, or null and why."""
+    """A value with its interval, or null and why; and how many readers' answers it rests on."""
     if figure.value is None:
-        return {"value": None, "why": figure.why, "n": figure.n}
-    return {"value": figure.value, "interval_95": figure.interval, "n": figure.n}
+        return {"value": None, "why": figure.why, "n": figure.n, "readers": figure.readers}
+    return {"value": figure.value, "interval_95": figure.interval, "n": figure.n, "readers": figure.readers}
 
 
 def verdicts(found: Found) -> list[str]:
@@ -146,15 +146,15 @@ def measure(tiles: Tiles, answers: Answers) -> Found:
 
 def share(hits_RT: np.ndarray, asked_RT: np.ndarray, owners_T: np.ndarray) -> Figure:
     """Share of hits (bool) among what is asked (bool), with its interval; `n` counts answers. Not measured below 10 tiles."""
-    count = int(asked_RT.any(0).sum())
+    count, readers = int(asked_RT.any(0).sum()), int(asked_RT.any(1).sum())
     if count < LEAST_TILES:
-        return unmeasured(count, f"{LEAST_TILES} answered tiles are needed")
+        return replace(unmeasured(count, f"{LEAST_TILES} answered tiles are needed"), readers=readers)
     asked_RT, hits_RT = (each[asked_RT.any(1)] for each in (asked_RT, hits_RT & asked_RT))
-    if len(asked_RT) == 1:
-        return _single(hits_RT[0][asked_RT[0]].astype(np.float64), owners_T[asked_RT[0]])
+    if readers == 1:
+        return replace(_single(hits_RT[0][asked_RT[0]].astype(np.float64), owners_T[asked_RT[0]]), readers=1)
     number = int(asked_RT.sum())
     value = float(hits_RT.sum() / number)
-    return Figure(value, _crossed(hits_RT, asked_RT, owners_T, value), number)
+    return Figure(value, _crossed(hits_RT, asked_RT, owners_T, value), number, readers=readers)
 
 
 def _single(values_T: np.ndarray, owners_T: np.ndarray) -> Figure:
@@ -198,27 +198,30 @@ def difference(one: Figure, other: Figure) -> Figure:
     value = one.value - other.value
     down = math.hypot(one.value - one.interval[0], other.interval[1] - other.value)
     up = math.hypot(one.interval[1] - one.value, other.value - other.interval[0])
-    return Figure(value, (max(-1.0, value - down), min(1.0, value + up)), one.n + other.n)
+    interval = max(-1.0, value - down), min(1.0, value + up)
+    return Figure(value, interval, one.n + other.n, readers=min(one.readers, other.readers))
 
 
 def kappa(codes_RT: np.ndarray, owners_T: np.ndarray, categories: Sequence[int]) -> Figure:
-    """Agreement beyond chance: Cohen's kappa of two readers, Fleiss' of more, on the tiles that all have answered; 1 = always alike.
+    """Agreement beyond chance: Cohen's kappa of two readers, Fleiss' of more, on the tiles that all have answered; 1 = always alike. Who
+    answered none is not among them.
 
     The interval is that of the observed agreement, chance agreement taken as it was seen.
     """
+    codes_RT = codes_RT[(codes_RT != NONE).any(1)]
     all_T = (codes_RT != NONE).all(0)
     count, readers = int(all_T.sum()), len(codes_RT)
     if readers < 2:
-        return Figure(None, None, readers, "not measurable with one reader")
+        return Figure(None, None, readers, f"not measurable with {'one' if readers else 'no'} reader", readers)
     if count < LEAST_TILES:
-        return unmeasured(count, f"{LEAST_TILES} tiles answered by all are needed")
+        return replace(unmeasured(count, f"{LEAST_TILES} tiles answered by all are needed"), readers=readers)
     counts_RK = np.stack([(codes_RT[:, all_T] == code).sum(1) for code in categories], 1) / count
     votes_TK = np.stack([(codes_RT[:, all_T] == code).sum(0) for code in categories], 1)
     alike_T = (votes_TK * (votes_TK - 1)).sum(1) / (readers * (readers - 1))
     chance = float((counts_RK[0] * counts_RK[1]).sum() if readers == 2 else (counts_RK.mean(0) ** 2).sum())
     if chance >= 1:
-        return Figure(None, None, count, f"not measurable with n = {count:,}; all answers are the same")
+        return Figure(None, None, count, f"not measurable with n = {count:,}; all answers are the same", readers)
     seen = _single(alike_T, owners_T[all_T])
     assert seen.value is not None and seen.interval
     low, value, high = ((each - chance) / (1 - chance) for each in (seen.interval[0], seen.value, seen.interval[1]))
-    return Figure(value, (max(-1.0, low), high), count)
+    return Figure(value, (max(-1.0, low), high), count, readers=readers)

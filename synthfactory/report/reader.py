@@ -96,11 +96,13 @@ def render(found: Json) -> list[str]:
         lines += _block(f"reader {shown(reader['reader'], 40)}", reader)
     if found["together"] is not None:
         lines += _block(f"all {counted(found['together']['readers'], 'reader')} who answered", found["together"])
-        name = "Cohen's kappa" if found["together"]["readers"] == 2 else "Fleiss' kappa"
-        title = f"agreement of readers{_mark(found['agreement'])}, {name}"
+        both, readers = [found["agreement"][name] for name in ("called", "label")], found["together"]["readers"]
+        name = "/".join(sorted({"Cohen's" if each["readers"] == 2 else "Fleiss'" for each in both}))
+        title = f"agreement of readers{_mark(found['agreement'])}, {name} kappa"
         lines += ["", f"{title:<{NAME + 5}}  value  95 % interval      of"]
-        lines += _line("real or synthetic", found["agreement"]["called"], "{:.2f}", NAME + 5)
-        lines += _line("labels", found["agreement"]["label"], "{:.2f}", NAME + 5)
+        for words, figure in zip(("real or synthetic", "labels"), both, strict=True):
+            lines += _line(words, figure, "{:.2f}", NAME + 5, readers)
+        lines += _needs(both)
     if found["answered_nothing"]:
         lines += ["", f"answered nothing: {', '.join(shown(name, 40) for name in found['answered_nothing'])}"]
     return [*lines, "", "50 % is guessing. " + found["internal"]]
@@ -112,13 +114,15 @@ def _mark(section: Json) -> str:
 
 
 def _block(title: str, found: Json) -> list[str]:
-    """A reader's, or everybody's."""
+    """A reader's, or everybody's: then a figure that not all have answers to says how many have."""
+    readers = found.get("readers", 1)
     lines = ["", f"{title + _mark(found):<{NAME + 5}}  value  95 % interval      of"]
     for name, words in FIGURES.items():
         number = "{:+.1%}" if name in DIFFERENCES else "{:.1%}"
-        lines += _line(words, found[name], number, NAME + 5)
+        lines += _line(words, found[name], number, NAME + 5, readers)
     for name, figure in found["by_class"].items():
-        lines += _line(f"right, {shown(name, NAME - 7)}", figure, "{:.1%}", NAME + 5)
+        lines += _line(f"right, {shown(name, NAME - 7)}", figure, "{:.1%}", NAME + 5, readers)
+    lines += _needs([*(found[name] for name in FIGURES), *found["by_class"].values()])
     seconds = "" if found["median_seconds"] is None else f"; {found['median_seconds']:.1f} s a tile (median)"
     return [
         *lines,
@@ -128,8 +132,17 @@ def _block(title: str, found: Json) -> list[str]:
     ]
 
 
-def _line(words: str, figure: Json, number: str, width: int) -> list[str]:
+def _needs(figures: Sequence[Json]) -> list[str]:
+    """What those lack that are not measurable."""
+    needs = {str(each["why"]).partition("; ")[2] for each in figures if each["value"] is None}
+    return [f"  -: {need}" for need in sorted(needs - {""})]
+
+
+def _line(words: str, figure: Json, number: str, width: int, readers: int) -> list[str]:
     if figure["value"] is None:
         return [f"{words:<{width - 5}} {'-':>11}  {str(figure['why']).partition('; ')[0]}"]
     low, high = (number.format(end) for end in figure["interval_95"])
-    return [f"{words:<{width - 5}} {number.format(figure['value']):>11}  {f'{low} to {high}':<18} {figure['n']:,}"]
+    fewer = f", {counted(figure['readers'], 'reader')}" if figure["readers"] < readers else ""
+    return [
+        f"{words:<{width - 5}} {number.format(figure['value']):>11}  {f'{low} to {high}':<18} {figure['n']:,}{fewer}"
+    ]

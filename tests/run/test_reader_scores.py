@@ -203,6 +203,30 @@ def test_who_answered_nothing_and_copies_are_no_readers(sheet: dict[str, Any], t
     check_refusal(score("Zoe1.csv", "Zoe2.csv"), "and so is Zoe1.csv")
 
 
+def test_a_figure_says_how_many_readers_it_rests_on_and_what_is_needed(sheet: dict[str, Any]) -> None:
+    """Of three readers Cid called no tile; so two are behind what is called, and their agreement does not end with him."""
+    lines = {name: answered(sheet, name, 0.8, seed) for seed, name in enumerate(("Ann", "Bob", "Cid"))}
+    for line in lines["Cid"]:
+        line[1] = ""
+    files = [write_answers(f"{name}.csv", each) for name, each in lines.items()]
+    found = json.loads(report_of(*files))
+    assert (found["together"]["right"]["readers"], found["together"]["caught"]["readers"]) == (2, 3)
+    assert [found["agreement"][name]["readers"] for name in ("called", "label")] == [2, 3]
+    assert found["agreement"]["called"]["value"] is not None
+    shown = score(*files).out
+    together = shown.partition("all 3 readers who answered")[2].splitlines()
+    (right,) = [line for line in together if line.startswith("right (50 %")]
+    (caught,) = [line for line in together if line.startswith("wrong labels caught")]
+    assert right.endswith(" 80, 2 readers") and caught.endswith(" 30")
+    assert "agreement of readers, Cohen's/Fleiss' kappa" in shown
+    assert "\n  -: 10 answered tiles are needed\n" in shown, "of five wrong labels of real tiles"
+    assert max(map(len, shown.splitlines())) <= 80
+    alone = score(files[0], files[2]).out
+    assert "not measurable with one reader" in alone
+    (right,) = [line for line in alone.partition("all 2 readers")[2].splitlines() if line.startswith("right (50 %")]
+    assert right.endswith(" 40, 1 reader")
+
+
 def test_a_key_goes_with_its_page_only(sheet: dict[str, Any], tmp_path: Path) -> None:
     write_answers("fine.csv", answered(sheet, "Ann"))
     place, page = Path("reader-study.key.json"), Path("reader-study.html")
