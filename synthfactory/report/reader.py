@@ -103,6 +103,12 @@ def render(found: Json) -> list[str]:
         for words, figure in zip(("real or synthetic", "labels"), both, strict=True):
             lines += _line(words, figure, "{:.2f}", NAME + 5, readers)
         lines += _needs(both)
+    for one, other in found["alike"]:
+        lines += [
+            "",
+            f"note: {shown(one, 40)} and {shown(other, 40)} gave the very same answers, and no times tell whether they are one person; "
+            "if they are, leave one out",
+        ]
     if found["answered_nothing"]:
         lines += ["", f"answered nothing: {', '.join(shown(name, 40) for name in found['answered_nothing'])}"]
     return [*lines, "", "50 % is guessing. " + found["internal"]]

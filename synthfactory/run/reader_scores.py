@@ -65,6 +65,7 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
     if len(answers) > MAX_READERS:
         raise InputError(f"--score: {len(answers):,} files; at most {MAX_READERS:,} are read at once")
     sheets: list[_Sheet] = []
+    alike: list[tuple[str, str]] = []
     files: dict[str, str] = {}
     for path in answers:
         sheet = _read_answers(path, key)
@@ -75,7 +76,9 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
                 "each have a name of their own in column 'reader'"
             )
         same = next((at for at, each in enumerate(sheets) if _same(each, sheet)), None)
-        if same is not None:
+        if same is not None and not _timed(sheet):
+            alike.append((sheets[same].reader, sheet.reader))
+        elif same is not None:
             raise InputError(
                 f"--score {path}: holds the very answers of {answers[same]}, and the same time for each: it is a copy under another name; "
                 "give the answers of each reader once"
@@ -111,6 +114,7 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
         "together": {**marked, "readers": int(there.sum()), **measure(tiles, those).to_json()}
         if there.sum() > 1
         else None,
+        "alike": alike,
         "answered_nothing": [sheet.reader for sheet, some in zip(sheets, there.tolist(), strict=True) if not some],
         "agreement": {
             **marked,
@@ -124,12 +128,16 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
 
 
 def _same(one: _Sheet, other: _Sheet) -> bool:
-    """Whether two files are of one person's answers: nobody takes the same tenth of a second for every tile."""
-    timed = len(np.unique(other.seconds[np.isfinite(other.seconds)])) > 1
-    return timed and all(
+    """Whether two readers gave the same answers in the same time, and any answers at all."""
+    return bool((one.called != NONE).any() or (one.labels != NONE).any()) and all(
         np.array_equal(getattr(one, name), getattr(other, name), equal_nan=name == "seconds")
         for name in ("called", "labels", "seconds")
     )
+
+
+def _timed(sheet: _Sheet) -> bool:
+    """Whether times tell who answered: nobody takes the same tenth of a second as another for every tile."""
+    return len(np.unique(sheet.seconds[np.isfinite(sheet.seconds)])) > 1
 
 
 def _bytes(path: str, option: str, what: str) -> bytes:

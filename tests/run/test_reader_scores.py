@@ -198,6 +198,10 @@ def test_who_answered_nothing_and_copies_are_no_readers(sheet: dict[str, Any], t
     )
     write_answers("copy.csv", [[*line[:4], "Bob", line[5]] for line in timed])
     check_refusal(score("Ann.csv", "copy.csv"), "copy.csv: holds the very answers of Ann.csv")
+    for name in ("Cid", "Dan"):
+        write_answers(f"{name}.csv", [[*line[:3], "", name, line[5]] for line in lines])
+    untimed = " ".join(score("Cid.csv", "Dan.csv", "Zed.csv", "Ann.csv").out.split())
+    assert untimed.count("gave the very same answers") == 1 and "note: Cid and Dan gave the very same" in untimed
     write_answers("Zoe1.csv", [[*line[:4], "Zo\u00eb", line[5]] for line in lines])
     write_answers("Zoe2.csv", [[*line[:4], "zoe\u0308", line[5]] for line in lines])
     check_refusal(score("Zoe1.csv", "Zoe2.csv"), "and so is Zoe1.csv")

@@ -13,6 +13,7 @@ import stat
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from PIL import Image
 from reader_making import key_of, study, write_real
 from running import run
 
-from synthfactory.run.reader_choice import match, quotas_of, wrong_labels
+from synthfactory.run.reader_choice import choose_real, match, quotas_of, wrong_labels
 from synthfactory.shards.reader import iter_tiles
 
 
@@ -152,6 +153,17 @@ def test_as_many_patients_as_can_be_are_shown_once_each() -> None:
     assert all(owner in owners[label] for owner, label in found.items())
     assert quotas_of(10, {"a": 2, "b": 9, "c": 9, "d": 0}) == {"a": 2, "b": 4, "c": 4}
     assert quotas_of(10, {"a": 2, "b": 3}) == {"a": 2, "b": 3}
+
+
+def test_whom_a_study_shows_does_not_depend_on_how_many_tiles_they_have() -> None:
+    """Four patients of 40 tiles and eight of one: two of twelve are shown, those of many tiles a third of the time."""
+    patients = [f"p{number // 40}" for number in range(160)] + [f"q{number}" for number in range(8)]
+    tiles: Any = SimpleNamespace(patient_ids=patients, slide_ids=[None] * 168, labels=["a"] * 168)
+    large = 0
+    for seed in range(200):
+        rows, _ = choose_real(seed.to_bytes(16, "big"), tiles, {"a": 2}, lambda row: str(row).encode())
+        large += sum(row < 160 for row in rows)
+    assert 95 < large < 172, "400 are shown; by tiles it would be nearly all"
 
 
 def test_one_class_and_unknown_patients_and_jpeg_are_said(here: Path, tmp_path: Path) -> None:
