@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from synthfactory.evaluate.fidelity import Tiles
 from synthfactory.report.evaluation import _codecs, _told_apart, _utility
+from synthfactory.run import worth
 from synthfactory.run.contamination import mark
 from synthfactory.run.evaluating import Sides
 from synthfactory.run.spaces import Kept
@@ -55,6 +58,17 @@ def test_where_no_class_counts_the_reason_is_printed_and_nothing_is_best(tmp_pat
 def test_classes_of_one_size_have_no_rarest_by_the_alphabet(tmp_path: Path) -> None:
     counts = {"a": 8, "b": 8, "c": 8}
     assert "  rarest: none, the classes with fewest real tiles are of one size\n" in told(tmp_path, counts, counts)
+
+
+def test_the_rarest_and_the_counts_are_of_the_cohort_before_large_classes_were_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All four are cut to 15 tiles."""
+    monkeypatch.setattr(worth, "worth_of", partial(worth.worth_of, most=60))
+    shown = told(tmp_path, {"a": 8, "b": 9, "c": 12, "d": 20}, dict.fromkeys("abcd", 8))
+    assert "  rarest: a, b\n" in shown
+    assert re.search(r"^d +60 +60 ", shown, re.MULTILINE)
+    assert "  real tiles that were learnt from, where not all: a 15, b 15, c 15, d 15\n" in shown
 
 
 def test_a_class_may_be_called_why() -> None:
