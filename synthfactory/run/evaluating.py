@@ -198,8 +198,11 @@ def _by_class(reference: Tiles, drawn: Tiles, other: Tiles) -> Json:
             if len(a) < LEAST or groups < FEW:
                 entry[name] = {"value": None, "why": f"not measurable with n = {len(a):,} tiles of {groups} patients"}
                 continue
-            value, interval = kernel_distance(side, a)
-            entry[name] = {"value": value, "interval_95": interval}
+            try:
+                value, interval = kernel_distance(side, a)
+                entry[name] = {"value": value, "interval_95": interval}
+            except UnmeasurableError as error:
+                entry[name] = {"value": None, "why": str(error)}
         found[str(label)] = entry
     return found
 

@@ -116,3 +116,13 @@ def test_a_coordinate_in_which_real_tiles_hardly_vary_does_not_outweigh_the_othe
     given = Sides(drawn, *sides, sources=tuple(frozenset({str(group)}) for group in drawn.groups))
     found = evaluating.fidelity_figures(given, Kept(tmp_path), lambda what, total: lambda count: None)["kernel_drawn"]
     assert 0 < found["value"] < 1000 and np.isfinite(found["interval_95"]).all()
+
+
+def test_a_class_whose_blends_all_share_somebody_has_a_reason(tmp_path: Path) -> None:
+    """Two blends of five of eight patients always do."""
+    random, drawn = np.random.default_rng(6), side(8, 1)
+    behind = np.stack([random.permutation(8)[:5] for _ in range(len(drawn))])
+    found = fidelity_of(replace(drawn, behind=behind), tmp_path)
+    for figure in (found["kernel_drawn"], found["kernel_by_class"]["a"]["drawn"]):
+        assert figure["value"] is None and "share no patient" in figure["why"]
+    assert found["kernel_by_class"]["a"]["real"]["value"] is not None
