@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -114,6 +115,17 @@ def _number(context: click.Context, parameter: click.Parameter, value: float) ->
     return value
 
 
+def _format(side: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option of the number format that a side runs in."""
+    return click.option(
+        f"--dtype-{side}",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        default="float32",
+        show_default=True,
+        help=f"Number format that {side.upper()} runs in.",
+    )
+
+
 @model.command(short_help="Do two ways of running a model agree?")
 @click.argument("first", metavar="A", type=PLACE)
 @click.argument("second", metavar="B", type=PLACE)
@@ -134,20 +146,8 @@ def _number(context: click.Context, parameter: click.Parameter, value: float) ->
     show_default=True,
     help="Guidance of the pixels.",
 )
-@click.option(
-    "--dtype-a",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Number format that A runs in.",
-)
-@click.option(
-    "--dtype-b",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="The same of B.",
-)
+@_format("a")
+@_format("b")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0.0),

@@ -72,9 +72,8 @@ def _cells(side: Tiles, labels: np.ndarray, random: np.random.Generator) -> _Cel
     return _Cells(of_row, cells % GROUPS, cells // GROUPS, np.bincount(of_row).astype(np.float64))
 
 
-_Pairs = tuple[
-    np.ndarray, np.ndarray
-]  # of cells p and q, each (P, Q): sums of the kernel over pairs of their rows, and how many these are
+# Of cells p and q, each (P, Q): sums of the kernel over pairs of their rows, and how many these are.
+_Pairs = tuple[np.ndarray, np.ndarray]
 
 
 def _means(w: np.ndarray, v: np.ndarray, pairs: _Pairs, one: _Cells, other: _Cells, classes: int) -> np.ndarray:

@@ -213,12 +213,7 @@ def rarest(trial: Trial, count: int = 3, sizes: np.ndarray | None = None) -> tup
     if sizes is None:
         sizes = np.bincount(trial.real.classes, minlength=len(trial.names))
     few = min(count, len(trial.names) // 2)
-    ordered = np.sort(sizes)
-    return (
-        tuple(np.flatnonzero(sizes < ordered[few]).tolist())
-        if ordered[few - 1] == ordered[few]
-        else tuple(np.flatnonzero(sizes <= ordered[few - 1]).tolist())
-    )
+    return tuple(np.flatnonzero(sizes < np.sort(sizes)[few]).tolist())  # fewer than the first that is none of the few
 
 
 class Scores:

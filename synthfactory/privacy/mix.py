@@ -4,10 +4,9 @@ Slots of a class are dealt to its morphology clusters in proportion to the clust
 cluster of P patients, slot j lies in block j // P: every block is a keyed shuffle of the patients (spread over their sites, as in
 `plan/conditions.py`), of which its first slot takes the first k, the next the k after those, and so on, around the end; before the same k
 would come again, places move on by one. So slots of a cluster that follow each other share nobody where P >= 2 k (but at a block's end,
-and where places moved on), the first slots of a block use all its
-patients alike (none more than once above another, but where places moved on), each patient is in exactly k of every P slots, patients of a
-slot are distinct, and nothing depends on how many slots there are. A patient's slides, and a slide's tiles, are taken in turn as in
-`plan/conditions.py`; weights are a keyed Dirichlet draw below the cap.
+and where places moved on), the first slots of a block use all its patients alike (none more than once above another, but where places moved
+on), each patient is in exactly k of every P slots, patients of a slot are distinct, and nothing depends on how many slots there are. A
+patient's slides, and a slide's tiles, are taken in turn as in `plan/conditions.py`; weights are a keyed Dirichlet draw below the cap.
 """
 
 from __future__ import annotations

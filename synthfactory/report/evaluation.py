@@ -68,7 +68,7 @@ def _fidelity(found: Json) -> list[str]:
     mark = _mark(found)
     lines = [
         f"compared with {found['compared_with']}; {found['tiles_each']:,} tiles each, 95 % intervals",
-        *([f"  {found['scale']}"] if "scale" in found else []),
+        f"  {found['scale']}",
         f"{'figure' + mark:<{NAME}} {'drawn':<26} real",
     ]
     rows = [

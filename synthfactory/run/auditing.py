@@ -65,9 +65,8 @@ class Audit:
     size_px: int
     mechanism: Mechanism = field(default_factory=Mechanism)
     begin: Begin = lambda what, total: lambda count: None
-    resting: np.ndarray | None = (
-        None  # rows of members on whom tiles rest, who are attacked; None: all. Copies are looked for among all
-    )
+    # Rows of the members on whom tiles rest: these are attacked (None: all), and copies looked for among all.
+    resting: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_apart(self.members, self.holdout)

@@ -74,6 +74,8 @@ class Drawing:
         self._engine, self._spec, self._keys, self._nearest = engine, spec, keys, nearest
         self._calls_end: int | None = None
         self._may_be_empty: Callable[[], bool] = lambda: True
+        # Candidates of a unit, and of each of its classes, that are looked at before it may be given up.
+        self._least, self._enough = 0, dict[str, int]()
         self._embeds = spec.screen.embeds
 
     def unit(
@@ -95,8 +97,11 @@ class Drawing:
         spent = self._engine.spent.seconds
         before = dict(spent)
         self._calls_end, self._may_be_empty = calls_end, may_be_empty
+        slots = Counter(slot.class_name for slot in task.slots)
+        self._enough = {name: min(count, TRIED * self._spec.max_attempts_for(name)) for name, count in slots.items()}
         with open(unit.spool, "wb") as spool, ThreadPoolExecutor(ENCODERS) as threads:
             limits = [self._spec.max_attempts_for(slot.class_name) for slot in task.slots]
+            self._least = TRIED * max(limits, default=0)
             for attempt in range(max(limits, default=0)):
                 waiting = [
                     position
@@ -194,11 +199,7 @@ class Drawing:
         """Whether so many candidates were seen, of every class of the unit, that hardly any can be hoped for where none passed. A class
         of few slots has had one of each: batches go by sampler, so one class's may come before another's.
         """
-        slots = Counter(slot.class_name for slot in unit.task.slots)
-        limits = {name: TRIED * self._spec.max_attempts_for(name) for name in slots}
-        return len(unit.rows) >= max(limits.values(), default=0) and all(
-            unit.tried[name] >= min(count, limits[name]) for name, count in slots.items()
-        )
+        return len(unit.rows) >= self._least and all(unit.tried[name] >= count for name, count in self._enough.items())
 
 
 def _row(task: Task, position: int, attempt: int, key: tuple[int, int], verdict: Verdict) -> LineageRow:

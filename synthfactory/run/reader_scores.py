@@ -53,6 +53,11 @@ class _Sheet:
     labels: np.ndarray
     seconds: np.ndarray
 
+    @property
+    def answers(self) -> bool:
+        """Whether there is any."""
+        return bool((self.called != NONE).any() or (self.labels != NONE).any())
+
 
 def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str, Any]:
     """The figures of each reader and of all together, as `report.reader.render` takes them; written to `report` where that is given.
@@ -93,7 +98,7 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
     )
     whole = Answers(*(np.stack([getattr(each, name) for each in sheets]) for name in ("called", "labels", "seconds")))
     marked = {"contaminated": key["contaminated"] is not None}
-    there = np.array([bool((sheet.called != NONE).any() or (sheet.labels != NONE).any()) for sheet in sheets])
+    there = np.array([sheet.answers for sheet in sheets])
     those = Answers(*(each[there] for each in (whole.called, whole.labels, whole.seconds)))
     found = {
         "format": FORMAT,
@@ -129,7 +134,7 @@ def score(answers: Sequence[str], key_file: str, report: str | None) -> dict[str
 
 def _same(one: _Sheet, other: _Sheet) -> bool:
     """Whether two readers gave the same answers in the same time, and any answers at all."""
-    return bool((one.called != NONE).any() or (one.labels != NONE).any()) and all(
+    return one.answers and all(
         np.array_equal(getattr(one, name), getattr(other, name), equal_nan=name == "seconds")
         for name in ("called", "labels", "seconds")
     )

@@ -21,9 +21,8 @@ def shown_path(path: str) -> str:
 
 
 _PASSWORD = re.compile(r"(://[^/?#@:\s]*):[^/?#\s]*@")
-_USER = re.compile(
-    r"(https?://)[^/?#@:\s]+@", re.IGNORECASE
-)  # a token in a user's place; elsewhere it names a container
+# A token in a user's place; in other schemes it names a container.
+_USER = re.compile(r"(https?://)[^/?#@:\s]+@", re.IGNORECASE)
 _SIGNED = re.compile(
     r"([?&;#](?:[^=&;\s]*(?:token|secret|password|credential|key(?!word))[^=&;\s]*|[^=&;\s]*sig(?:nature)?)=)[^&;\s'\")]+",
     re.IGNORECASE,

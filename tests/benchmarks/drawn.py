@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from privacy import Cohort, embedded, members_of, mixed, unprotected
 
+from synthfactory.embeddings.vectors import unit
 from synthfactory.evaluate.audit import ATTACKS, Drawn, Real, attacks
 from synthfactory.model.encoder import encoder_of
 from synthfactory.model.folder import open_model
@@ -91,7 +92,8 @@ def main() -> None:
         made = unprotected(real, each, KEY) if k is None else mixed(real, k, each, KEY)
         tiles = drawn(made, options.out, f"drawn-{k or 'none'}-{each}-{options.patients}-{model}")
         print(f"{name}, each in {each}: conditions  {told(made, *sides)}", flush=True)
-        print(f"{name}, each in {each}: tiles       {told(tiles, *sides)}", flush=True)
+        near = np.mean([(unit(made[at]) * unit(tiles[at])).sum(axis=1).mean() for at in made])
+        print(f"{name}, each in {each}: tiles       {told(tiles, *sides)}  cosine to conditions {near:.3f}", flush=True)
 
 
 def _real(cohort: Cohort) -> Real:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import resource
 import shutil
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +50,6 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(shards: Path) -> None:
     one, other = weights(shards / "whole"), weights(shards / "parts")
     assert all(torch.allclose(one[name], other[name], atol=2e-5) for name in one)
     assert lines(shards / "parts")[-1]["loss"] == pytest.approx(lines(shards / "whole")[-1]["loss"], rel=1e-4)
-
-
-def test_a_run_and_its_cache_are_their_owners_alone(shards: Path) -> None:
-    run, cache = shards / "run", shards / "cache"
-    train(load_config(write_config(shards, optimiser={**STEPS, "steps": 1})), run, cache)
-    assert [stat.S_IMODE(path.stat().st_mode) for path in (run, cache)] == [0o700, 0o700]
-
-
-def test_a_run_that_another_process_works_on_is_left_alone(shards: Path) -> None:
-    checked, run = load_config(write_config(shards, optimiser={**STEPS, "steps": 1})), shards / "run"
-    train(checked, run, shards / "cache")
-    with open(run / ".lock", "ab") as other:  # a lock is of an open file: this one is as good as another process's
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="run: another process works on this run"):
-            train(checked, run, shards / "cache")
-        shutil.rmtree(run / "checkpoints")  # as of a run whose first is still to come
-        other_rate = load_config(write_config(shards, optimiser={**STEPS, "steps": 1, "rate": 0.5}))
-        with pytest.raises(InputError, match="run: another process works on this run"):
-            train(other_rate, run, shards / "cache")
-    assert load_config(str(run / "config.yaml")) == checked, "what the other one is begun with"
-    assert train(checked, run, shards / "cache") == 1
 
 
 def test_several_averages_are_kept_and_resumed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
